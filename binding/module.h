@@ -1,0 +1,47 @@
+/* module.h: what the extension's files share: the state of one loaded module, and how each file adds its types. */
+#ifndef SHOAL_BINDING_MODULE_H
+#define SHOAL_BINDING_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+
+#include "shoal.h"
+
+typedef struct {
+    /* what the codec calls; set by _engine.configure() from Python */
+    PyObject *pickle_dumps; /* (object, buffer_callback) -> bytes; falls back to cloudpickle */
+    PyObject *pickle_loads; /* (bytes-like, buffers) -> object */
+    PyObject *loan_type;    /* the exporter of a lent block's memory */
+    PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
+} module_state;
+
+extern struct PyModuleDef engine_module;
+
+static inline module_state *module_get_state(PyObject *module)
+{
+    return (module_state *)PyModule_GetState(module);
+}
+
+/* The state, from a heap type of this module. */
+static inline module_state *module_state_of_type(PyTypeObject *type)
+{
+    return (module_state *)PyType_GetModuleState(type);
+}
+
+/* Raise what an engine call returned: OSError with errno and "what: reason", MemoryError for -ENOMEM. Returns NULL. */
+PyObject *module_raise(int error, const char *what);
+
+/* Seconds (float, int or None for no limit) to nanoseconds; negative counts as 0. -1 with an exception set. */
+int module_timeout(PyObject *seconds, int64_t *out);
+
+/* Each file adds its types and functions: 0, or -1 with an exception set. */
+int codec_add(PyObject *module);
+int pool_add(PyObject *module);
+int worker_add(PyObject *module);
+int queue_add(PyObject *module);
+int process_add(PyObject *module);
+int store_add(PyObject *module);
+int compute_add(PyObject *module);
+
+#endif

@@ -1,0 +1,40 @@
+/* sync/spin.h: how long to look before sleeping.
+ *
+ * A sleep and a wake cost 65 us between cores; a look that succeeds within some microseconds costs 0.3. So a waiter looks
+ * for a bounded time first, but only while the side it waits for runs on another core (on the same core every look is
+ * time taken from it), and less and less where looking did not help lately.
+ * The budget lies in the process's own memory, one for each handle: the measure of success is the handle's.
+ */
+#ifndef SHOAL_SYNC_SPIN_H
+#define SHOAL_SYNC_SPIN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SPIN_UNKNOWN_CPU UINT32_MAX
+
+struct spin_budget {
+    _Atomic int64_t limit; /* ns; SPIN_FIRST at start; grows to SPIN_MOST on success, shrinks to SPIN_LEAST on failure */
+};
+
+#define SPIN_INITIALIZER {INT64_C(20000)}
+
+/* One bounded look. Usage:
+ *     struct spin spin = spin_begin(&budget, peer_cpu);
+ *     while (!(ready = condition()) && spin_again(&spin)) {}
+ *     spin_end(&spin, ready);
+ * spin_begin allows no look at all where peer_cpu is the caller's own cpu or only one cpu may be used;
+ * SPIN_UNKNOWN_CPU allows it. */
+struct spin {
+    struct spin_budget *budget;
+    int64_t started, deadline;
+    uint32_t turns;
+};
+struct spin spin_begin(struct spin_budget *budget, uint32_t peer_cpu);
+bool spin_again(struct spin *spin); /* pauses; reads the clock every few turns */
+void spin_end(struct spin *spin, bool succeeded);
+
+/* The cpu that the caller runs on, cheaply (restartable sequences where the C library has them). */
+uint32_t spin_current_cpu(void);
+
+#endif

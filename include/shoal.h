@@ -1,0 +1,436 @@
+/* shoal.h: the public C API of libshoal, all of it.
+ *
+ * Shoal runs work in parallel over the cores of one Linux machine: processes, pools of them, shared queues and locks,
+ * a memo store on disk, many-core kernels. The header is grouped by room, in the order in which a reader meets things.
+ *
+ * Conventions, which hold unless a call says otherwise:
+ *   - A call that can fail returns 0 or a negative code: a negated errno value, or one of the SHOAL_E… codes below.
+ *     Out-parameters come last and are written only on success.
+ *   - Times are nanoseconds in int64_t; a timeout of 0 does not wait, SHOAL_FOREVER has no limit.
+ *     Waiting calls return -EINTR when a signal handler ran, and can be called again.
+ *   - Handles (`shoal_noun *`) belong to the process that made them and may be used by all of its threads. What is
+ *     shared between processes is the region behind a handle: a child made by fork may go on using a handle it
+ *     inherited, unless the call says that it is the owner's alone.
+ *   - Nothing is global but what is documented as such, and nothing is printed.
+ */
+#ifndef SHOAL_H
+#define SHOAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SHOAL_VERSION "0.1.0"
+#define SHOAL_FOREVER INT64_MAX
+#define SHOAL_MICROSECOND INT64_C(1000)
+#define SHOAL_MILLISECOND INT64_C(1000000)
+#define SHOAL_SECOND INT64_C(1000000000)
+
+#define SHOAL_API __attribute__((visibility("default")))
+
+/* ------------------------------------------------------------------ base ---- */
+
+/** Codes that no errno value expresses. */
+enum shoal_error {
+    SHOAL_EWORKERDIED = -5001,  /* the worker that held the item died */
+    SHOAL_ETASKTIMEOUT = -5002, /* the item ran longer than it may, and its worker was killed */
+    SHOAL_ECANCELLED = -5003,   /* the item was taken back before it ran */
+    SHOAL_ECORRUPT = -5004,     /* shared memory or a file holds what no sound program writes */
+};
+
+/** The meaning of a code, as a sentence without a full stop. Never NULL; static storage; any thread. */
+SHOAL_API const char *shoal_error_text(int error);
+
+/** Nanoseconds of the monotonic clock: comparable between the processes of one machine, never set back. */
+SHOAL_API int64_t shoal_clock_now(void);
+
+/** How many cpus this process may run on (its affinity mask), at least 1. Not limited by a cgroup's quota. */
+SHOAL_API uint32_t shoal_cpu_count(void);
+
+/* ---------------------------------------------------------------- memory ---- */
+
+/** A sealed memfd, mapped shared: close-on-exec, its size fixed for good, sparse, without a name. */
+typedef struct shoal_region shoal_region;
+
+/**
+ * Make a region of `size` bytes (rounded up to whole pages), all zero. No memory is taken until it is touched.
+ *
+ * name   up to 200 bytes; shows in /proc/PID/maps, need not be unique
+ *
+ * Returns 0, -ENOMEM (no address space), -EFBIG (RLIMIT_FSIZE applies to a memfd and is lower than `size`),
+ * -EMFILE/-ENFILE, -EINVAL (size 0).
+ */
+SHOAL_API int shoal_region_create(const char *name, size_t size, shoal_region **out);
+
+/** Map the region behind `fd`, which the call duplicates. -EPERM: the file can still shrink under us (it lacks the
+ * seal), so touching it might kill this process; -EINVAL: not a region. */
+SHOAL_API int shoal_region_attach(int fd, shoal_region **out);
+
+SHOAL_API void *shoal_region_base(const shoal_region *region);
+SHOAL_API size_t shoal_region_size(const shoal_region *region);
+/** The descriptor, for handing to another process; it stays the region's. */
+SHOAL_API int shoal_region_fd(const shoal_region *region);
+/** Unmap and close. NULL is allowed. */
+SHOAL_API void shoal_region_close(shoal_region *region);
+
+/**
+ * A heap: blocks of any size in one region, allocated and freed by any process that maps it.
+ *
+ * A block is named by a 64-bit reference that means the same in every process; 0 is never one. Each block has an owner,
+ * a number that the users of the heap agree on, so that what a dead process held can be swept up. A process may die
+ * at any instruction of any call here: the heap stays sound.
+ */
+typedef struct shoal_heap shoal_heap;
+typedef uint64_t shoal_block;
+
+/** Make a heap that can grow to `limit` bytes; 0: as large as the machine's memory (address space permitting).
+ * Memory is taken only as blocks are written. Errors as shoal_region_create. */
+SHOAL_API int shoal_heap_create(size_t limit, shoal_heap **out);
+SHOAL_API int shoal_heap_attach(int fd, shoal_heap **out);
+SHOAL_API int shoal_heap_fd(const shoal_heap *heap);
+/** One more holder of this handle; each holder calls shoal_heap_release, the last of which unmaps. Any thread. */
+SHOAL_API void shoal_heap_retain(shoal_heap *heap);
+SHOAL_API void shoal_heap_release(shoal_heap *heap);
+
+/**
+ * Take a block of at least `size` bytes, aligned to 64, or to a page where `size` is SHOAL_VIEW_MINIMUM or more.
+ * Blocks freed lately are preferred, as their pages are warm.
+ * Returns 0, -ENOMEM (the heap's limit), -EINVAL (size 0).
+ */
+SHOAL_API int shoal_heap_allocate(shoal_heap *heap, size_t size, uint32_t owner, shoal_block *out);
+/** Give a block back. -EINVAL: not an allocated block (nothing is changed). */
+SHOAL_API int shoal_heap_free(shoal_heap *heap, shoal_block block);
+/** Where the block lies in this process, and its usable size; NULL when it is not an allocated block. `size` may be NULL. */
+SHOAL_API void *shoal_heap_pointer(shoal_heap *heap, shoal_block block, size_t *size);
+/** Copy `size` bytes into the block at `offset`, the fastest way: memcpy where its pages are warm, else through the
+ * descriptor, which is faster than faulting each page in and turns running out of memory into an error.
+ * Returns 0, -EINVAL (not a block, or out of its bounds), -ENOMEM, -ENOSPC, -EFBIG. */
+SHOAL_API int shoal_heap_write(shoal_heap *heap, shoal_block block, size_t offset, const void *data, size_t size);
+/** Who owns the block; -EINVAL where it is none. */
+SHOAL_API int shoal_heap_owner(shoal_heap *heap, shoal_block block, uint32_t *owner);
+/** Hand the block from one owner to another, in one atomic step. -EPERM: `from` does not own it; -EINVAL: no block. */
+SHOAL_API int shoal_heap_give(shoal_heap *heap, shoal_block block, uint32_t from, uint32_t to);
+/** Free every block of `owner`, which must not be running any more. Out: how many (may be NULL). */
+SHOAL_API int shoal_heap_sweep(shoal_heap *heap, uint32_t owner, size_t *freed);
+
+/** From this size on a block starts on a page and shares none, so that it can be shown as a view. */
+#define SHOAL_VIEW_MINIMUM ((size_t)65536)
+
+/**
+ * Lend a block of SHOAL_VIEW_MINIMUM bytes or more to code that treats it as its own private memory (an array).
+ *
+ * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private memory:
+ * the block's pages are copied on write from then on, and the block is not used again while the heap lives. The heap is
+ * retained until the loan is returned. A child of fork that inherits the loan must not return it; a call there does nothing.
+ *
+ * Returns 0, -EINVAL (no such block, or too small), -ENOMEM.
+ */
+typedef struct shoal_loan shoal_loan;
+SHOAL_API int shoal_heap_lend(shoal_heap *heap, shoal_block block, shoal_loan **out);
+SHOAL_API void *shoal_loan_pointer(const shoal_loan *loan);
+/** Frees the block (or retires it, after a fork), drops the hold on the heap. */
+SHOAL_API void shoal_loan_return(shoal_loan *loan);
+
+/** Give the memory of free blocks back to the machine. For a pool that closes, or idles. */
+SHOAL_API int shoal_heap_trim(shoal_heap *heap);
+
+struct shoal_heap_numbers {
+    uint64_t limit, used, free, touched; /* bytes: may grow to; in blocks; in free blocks; ever written and not given back */
+    uint64_t blocks;                     /* allocated now */
+};
+SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out);
+
+/* ------------------------------------------------------------------ sync ---- */
+
+/* --------------------------------------------------------------- process ---- */
+
+/** How a process ended. */
+typedef struct shoal_exit {
+    int32_t code;   /* exit status, 0 to 255; 0 when a signal ended it */
+    int32_t signal; /* the signal that ended it, or 0 */
+} shoal_exit;
+
+typedef struct shoal_process shoal_process;
+
+typedef struct shoal_process_options {
+    /** Runs in the new process; what it returns is the exit status. The process ends with _exit: no atexit handlers run. */
+    int (*main)(void *context);
+    void *context;
+    /** Nonzero: the kernel kills the new process as soon as this one is gone, however that happens, also when the thread that
+     * calls shoal_process_start ends before. */
+    int die_with_parent;
+    /** NULL for fork(2). A language runtime passes its own, which must return as fork does (0 in the child). */
+    pid_t (*fork)(void *context);
+} shoal_process_options;
+
+/**
+ * Start a process that runs `options->main`. The caller owns the handle and ends it with shoal_process_close.
+ * Returns 0, -EAGAIN (process limit), -ENOMEM, -EMFILE/-ENFILE (each process costs a descriptor, its pidfd).
+ */
+SHOAL_API int shoal_process_start(const shoal_process_options *options, shoal_process **out);
+
+/** A handle for a process that somebody else started. How it ended is known only if it is a child of the caller's. -ESRCH: no such process. */
+SHOAL_API int shoal_process_adopt(pid_t pid, shoal_process **out);
+
+SHOAL_API pid_t shoal_process_pid(const shoal_process *process);
+/** Its pidfd: readable (poll, epoll) once the process has ended. It stays the handle's. */
+SHOAL_API int shoal_process_fd(const shoal_process *process);
+
+/**
+ * Wait until the process has ended, and reap it if it is a child.
+ * Returns 0 (again and again, once it has ended), -ETIMEDOUT, -EINTR, -ECHILD (ended, but how is not known: not a child, or reaped by others).
+ */
+SHOAL_API int shoal_process_wait(shoal_process *process, int64_t timeout, shoal_exit *out);
+/** Send a signal; never to a stranger that got the same pid. -ESRCH: it has ended. */
+SHOAL_API int shoal_process_signal(shoal_process *process, int signal);
+/** Forget the process, which goes on. NULL is allowed. */
+SHOAL_API void shoal_process_close(shoal_process *process);
+
+/** Called in a process that was started otherwise: be killed as soon as `parent` is gone (at once if it is gone already).
+ * `parent` must be the parent, or a process that outlives it. */
+SHOAL_API int shoal_process_die_with(pid_t parent);
+
+/**
+ * A zygote: a clean process, started once, that forks clean processes on request, in half a millisecond, however large or
+ * threaded the asker is. The asker starts the zygote's program as it likes, with one end of a socket pair
+ * (AF_UNIX, SOCK_SEQPACKET); the program, single-threaded, calls shoal_zygote_serve.
+ */
+typedef struct shoal_zygote shoal_zygote;
+
+typedef struct shoal_zygote_service {
+    /** Runs in each new process, with the request's bytes and descriptors, which are its own to close. Returns the exit status. */
+    int (*main)(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count);
+    void *context;
+    pid_t (*fork)(void *context); /* as in shoal_process_options */
+} shoal_zygote_service;
+
+#define SHOAL_ZYGOTE_FDS 16u           /* descriptors a request may carry */
+#define SHOAL_ZYGOTE_REQUEST ((size_t)65536) /* bytes a request may carry; larger things go in a region */
+
+/** Serve requests until the asker closes its end or is gone; then every process the zygote forked is killed with it.
+ * Returns 0, or the socket's error. */
+SHOAL_API int shoal_zygote_serve(int socket, const shoal_zygote_service *service);
+/** The asker's side. `socket` is the handle's from now on; `pid` is the zygote's process, a child of the caller's or not. */
+SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
+/** Have a process forked. It ends with the zygote, and shoal_process_wait on it tells how it ended (the zygote reports it).
+ * -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's process. */
+SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
+                                         uint32_t fd_count, shoal_process **out);
+/** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
+SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
+
+/* ----------------------------------------------------------------- queue ---- */
+
+/* ------------------------------------------------------------------ pool ---- */
+
+/**
+ * A pool: a table of tasks in shared memory, and workers that help themselves from it.
+ *
+ * A task holds one or more items, done one after the other by one worker. Each item has one result. Bytes go in, bytes come out;
+ * what they mean is the caller's affair. When a worker dies, the results it had given are kept, and the caller decides for the item that
+ * it held and the rest. The process that made the pool is its owner: only it hands out, collects and supervises, with
+ * any number of threads.
+ *
+ * C programs that map a function over an array need shoal_pool_start, shoal_pool_map and shoal_pool_close only.
+ */
+typedef struct shoal_pool shoal_pool;
+
+/** Bytes, and the heap blocks that go with them (what is too large to be copied twice). */
+typedef struct shoal_item {
+    const void *data;
+    size_t size;
+    const shoal_block *blocks;
+    uint32_t block_count;
+} shoal_item;
+
+#define SHOAL_POOL_WORKERS 4096u /* the most workers a pool may have */
+
+typedef struct shoal_pool_options {
+    uint32_t workers;    /* 1 to SHOAL_POOL_WORKERS */
+    uint32_t slots;      /* tasks that may be out at a time; 0: 1024, or four a worker if that is more. Rounded up to a power of 2 */
+    size_t heap_limit;   /* bytes, for what does not fit into the slots; 0: as shoal_heap_create */
+} shoal_pool_options;
+
+/** Make the table and the heap, without workers: these are started by the caller (shoal_pool_enlist) or by shoal_pool_start.
+ * Errors as shoal_heap_create, and -EINVAL. */
+SHOAL_API int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out);
+/** Unmap and close everything. The workers must have ended. NULL is allowed; does nothing in a process that is not the owner. */
+SHOAL_API void shoal_pool_close(shoal_pool *pool);
+SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
+
+/* -- handing out -- */
+
+/** Items on their way into a task, in memory of this process's own. Not for two threads at once. */
+typedef struct shoal_batch shoal_batch;
+SHOAL_API int shoal_batch_create(shoal_batch **out);
+SHOAL_API void shoal_batch_close(shoal_batch *batch);
+/** Begin an item of up to `capacity` bytes; write it at *data. A second call before shoal_batch_end_item makes the room larger, keeping
+ * what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use blocks. */
+SHOAL_API int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data);
+/** The item is `size` bytes long and refers to these blocks, which it owns from now on (their owner must be 0). -ENOMEM. */
+SHOAL_API int shoal_batch_end_item(shoal_batch *batch, size_t size, const shoal_block *blocks, uint32_t block_count);
+SHOAL_API uint32_t shoal_batch_count(const shoal_batch *batch);
+SHOAL_API size_t shoal_batch_size(const shoal_batch *batch);
+/** Forget the items; their blocks are freed in `heap`, unless it is NULL (they were submitted, or are kept by others). */
+SHOAL_API void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap);
+
+/** Bytes that many tasks of a pool need (a function, say), stored once. Tasks name it by *id, which is never 0. -ENOMEM, -EAGAIN (4096 at most). */
+SHOAL_API int shoal_pool_share(shoal_pool *pool, const shoal_item *item, uint32_t *id);
+/** No task that names it may be out any more. */
+SHOAL_API void shoal_pool_unshare(shoal_pool *pool, uint32_t id);
+
+typedef struct shoal_task_options {
+    uint64_t tag;    /* comes back with the completion */
+    uint32_t shared; /* id of shoal_pool_share, or 0 */
+    uint32_t flags;  /* SHOAL_TASK_… and, in the upper 16 bits, the caller's own for the worker's side */
+} shoal_task_options;
+
+#define SHOAL_TASK_KEEPS_BLOCKS 1u /* the items' blocks stay the task's, so that it can be given out again; workers must copy */
+
+/**
+ * Put a task with the batch's items into the table, where the next free worker takes it; the items' blocks go with it. Wakes a
+ * worker only on shoal_pool_wake, so that many submits cost one wake.
+ * Returns 0, -EAGAIN (no free slot: collect first), -ENOMEM (heap), -EINVAL (no items), -ESHUTDOWN.
+ */
+SHOAL_API int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_task_options *options);
+/** Wake sleeping workers for what was submitted; a load where none sleeps or one is awake already. */
+SHOAL_API void shoal_pool_wake(shoal_pool *pool);
+
+/* -- collecting -- */
+
+typedef struct shoal_completion {
+    uint64_t tag;
+    uint32_t shared;
+    uint32_t first, finished, items; /* results are here for items [first, finished) of the task's [0, items) */
+    int32_t outcome;                 /* 0; SHOAL_EWORKERDIED: item `finished` was with a worker that died, later ones were not begun */
+    int32_t worker_pid;
+    shoal_exit exit;                 /* how that worker ended, where it died */
+    int64_t elapsed;                 /* nanoseconds that the worker spent on it since it took it */
+    uint32_t slot;                   /* the pool's own, as is the rest */
+    uint32_t reserved;
+    const uint8_t *next_result, *results_end;
+} shoal_completion;
+
+/** The next task that is done, in any order. Its results stay readable until release or resume. -EAGAIN: none now. */
+SHOAL_API int shoal_pool_collect(shoal_pool *pool, shoal_completion *out);
+/** The next result. Its blocks belong to owner 0 by now, and are the caller's to free or lend. -ENODATA: no more; SHOAL_ECORRUPT. */
+SHOAL_API int shoal_completion_next(shoal_completion *completion, shoal_item *out);
+/** The slot is free again. */
+SHOAL_API void shoal_pool_release(shoal_pool *pool, shoal_completion *completion);
+/** Give the task out again from item `from` on (finished: the same item again; finished + 1: without it). */
+SHOAL_API int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t from);
+
+/**
+ * Wait until shoal_pool_collect has something for somebody, or shoal_pool_nudge. Looks for some microseconds before it sleeps.
+ *
+ * low_water   0: wake for each task done (tasks of less than some 30 us are told of in groups).
+ *             n: only when fewer than n tasks are left to be taken, or all are done: for a caller that needs all results and no single one.
+ * Returns 0 (look again), -ETIMEDOUT, -EINTR.
+ */
+SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, int64_t timeout);
+/** Make every shoal_pool_wait of this process return: a thread collected what another waits for. */
+SHOAL_API void shoal_pool_nudge(shoal_pool *pool);
+/** Tasks that are submitted and not yet taken by a worker; and those not yet collected. */
+SHOAL_API uint32_t shoal_pool_ready(const shoal_pool *pool);
+SHOAL_API uint32_t shoal_pool_outstanding(const shoal_pool *pool);
+
+/* -- workers and their supervision -- */
+
+/** A worker's place is given to a process that is about to be started. Out: the number it must pass to shoal_worker_open or _attach. */
+SHOAL_API int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner);
+/** It was started: watch it. The descriptor (a pidfd) is duplicated. */
+SHOAL_API int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int pidfd);
+
+enum shoal_pool_event_kind {
+    SHOAL_POOL_WORKER_ENDED = 1, /* `place` is free: bury it, then enlist another */
+    SHOAL_POOL_ATTENTION = 2,    /* what shoal_pool_request_attention asked for */
+};
+typedef struct shoal_pool_event {
+    uint32_t kind, place;
+    int32_t pid;
+} shoal_pool_event;
+
+/** Wait for something that the owner must see to. One thread. 0, -ETIMEDOUT, -EINTR. Out: up to `capacity` events. */
+SHOAL_API int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *events, uint32_t capacity, uint32_t *count);
+/** Have shoal_pool_supervise return once a task is done (low_water as in shoal_pool_wait), for work that nobody waits for; or now. */
+SHOAL_API void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now);
+/** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not known).
+ * Out: how many tasks it held (0 when it ended in order). */
+SHOAL_API int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);
+/** Workers end once no task is left to take (1), or take none any more (2). Wakes them. */
+SHOAL_API void shoal_pool_shut(shoal_pool *pool, int how);
+
+typedef struct shoal_worker_numbers {
+    int32_t pid;
+    uint32_t owner;
+    uint64_t tasks, items;
+    int64_t busy; /* nanoseconds */
+} shoal_worker_numbers;
+SHOAL_API int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_worker_numbers *out);
+
+/** The descriptors that a worker needs which does not inherit the pool: table, heap, attention. They stay the pool's. */
+SHOAL_API void shoal_pool_fds(const shoal_pool *pool, int fds[3]);
+
+/* -- the worker's side -- */
+
+typedef struct shoal_worker shoal_worker;
+typedef struct shoal_task shoal_task;
+
+/** In a child of fork that inherited `pool`. */
+SHOAL_API int shoal_worker_open(shoal_pool *pool, uint32_t place, uint32_t owner, shoal_worker **out);
+/** In any other process; the descriptors of shoal_pool_fds are duplicated. */
+SHOAL_API int shoal_worker_attach(const int fds[3], uint32_t place, uint32_t owner, shoal_worker **out);
+SHOAL_API void shoal_worker_close(shoal_worker *worker);
+SHOAL_API shoal_heap *shoal_worker_heap(const shoal_worker *worker);
+SHOAL_API uint32_t shoal_worker_owner(const shoal_worker *worker);
+
+/** Take the next task. -ETIMEDOUT, -EINTR, -ESHUTDOWN (none will come). */
+SHOAL_API int shoal_worker_claim(shoal_worker *worker, int64_t timeout, shoal_task **out);
+SHOAL_API uint32_t shoal_task_flags(const shoal_task *task);
+SHOAL_API uint32_t shoal_task_shared(const shoal_task *task);
+/** The shared bytes under an id; valid while the task runs. -ENOENT. */
+SHOAL_API int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item *out);
+/** The next item, which the worker holds until it answers. -ENODATA: no more. SHOAL_ECORRUPT.
+ * Unless the task keeps its blocks, the item's blocks belong to the worker from now on (its owner number), to lend or free. */
+SHOAL_API int shoal_task_next(shoal_task *task, shoal_item *out);
+/** The result of the item held; its blocks, which must be the worker's, go to the pool. A worker that dies after this has done the item. -ENOMEM. */
+SHOAL_API int shoal_task_answer(shoal_task *task, const shoal_item *result);
+/** Hand the task back, done. */
+SHOAL_API void shoal_task_finish(shoal_task *task);
+
+/* -- a function over an array, for C programs -- */
+
+/** Compute `output` from `input`. Returns 0 or a negative code, which becomes the item's. Runs in a worker. */
+typedef int (*shoal_map_function)(const void *input, size_t input_size, void *output, size_t output_size, void *context);
+
+/** A pool with `workers` forked workers (0: one a cpu) and a thread that supervises them. The functions given to shoal_pool_map must be
+ * loaded by now. Ended by shoal_pool_stop. */
+SHOAL_API int shoal_pool_start(uint32_t workers, shoal_pool **out);
+/** Workers finish (kill = 0) or are killed (1), and the pool is closed. */
+SHOAL_API void shoal_pool_stop(shoal_pool *pool, int kill);
+
+typedef struct shoal_map_options {
+    const void *context;  /* copied to every worker once */
+    size_t context_size;
+    uint32_t chunk;       /* items a worker takes at once; 0: chosen from measured time */
+    uint32_t retries;     /* how often an item whose worker died is given out again */
+    int *codes;           /* NULL, or `count` codes: 0, the function's, or SHOAL_EWORKERDIED */
+} shoal_map_options;
+
+/** Apply `function` to each of `count` inputs, `input_size` bytes apart, each giving `output_size` bytes. Blocks until all are done.
+ * Returns 0, or the code of the first item, in order, that failed; -EINTR leaves no item running that was not finished. `options` may be NULL. */
+SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *inputs, size_t input_size,
+                             void *outputs, size_t output_size, size_t count, const shoal_map_options *options);
+
+/* ----------------------------------------------------------------- store ---- */
+
+/* --------------------------------------------------------------- compute ---- */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
