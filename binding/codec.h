@@ -19,6 +19,7 @@ struct codec_writer {
     uint32_t block_count, block_capacity;
     shoal_heap *heap; /* where large buffers go; NULL: everything goes into the bytes */
     uint32_t owner;
+    bool foreign_main; /* the reader's __main__ is another program: what ours defines goes by value. False at first */
     uint8_t first[512];
     shoal_block first_blocks[4];
 };

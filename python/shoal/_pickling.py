@@ -1,0 +1,83 @@
+"""How Shoal pickles what its own encoding does not cover.
+
+One place decides: reducers registered with multiprocessing's `ForkingPickler` count, functions and classes that cannot be
+found by name in another process travel by value (cloudpickle), and large buffers travel beside the pickle (protocol 5).
+The extension calls `dumps`, `dumps_for_foreign_main` and `loads`; nothing else should need them.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from shoal import _engine
+
+BufferCallback = Callable[[pickle.PickleBuffer], bool]
+
+_table: dict[type, Any] = {}
+_table_sizes = (-1, -1)
+
+
+def _reducers() -> dict[type, Any]:
+    """copyreg's and ForkingPickler's reducers in one plain dict: looking each type up in a ChainMap costs more than pickling."""
+    global _table, _table_sizes
+    reduction = sys.modules.get("multiprocessing.reduction")
+    extra: dict[type, Any] = getattr(reduction.ForkingPickler, "_extra_reducers", {}) if reduction is not None else {}
+    sizes = (len(copyreg.dispatch_table), len(extra))
+    if sizes != _table_sizes:
+        _table = {**copyreg.dispatch_table, **extra}
+        _table_sizes = sizes
+    return _table
+
+
+def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
+    pickler.dispatch_table = _reducers()
+    pickler.dump(obj)
+    return file.getbuffer()
+
+
+def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+    import cloudpickle
+
+    if buffer_callback is not None:
+        # The buffers that a first attempt put aside: the callback's own list (see take_buffer in codec.c).
+        buffer_callback.__self__.clear()  # type: ignore[attr-defined]
+    file = io.BytesIO()
+    pickler = cloudpickle.Pickler(file, 5, buffer_callback=buffer_callback)
+    pickler.dispatch_table = {**pickler.dispatch_table, **_reducers()}
+    pickler.dump(obj)
+    return file.getbuffer()
+
+
+def dumps(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+    """Pickle for a process that has the same `__main__`; by value what cannot be found by name (lambdas, closures)."""
+    try:
+        return _dumps_by_reference(obj, buffer_callback)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        try:
+            return _dumps_by_value(obj, buffer_callback)
+        except Exception:
+            raise error from None
+
+
+def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+    """Pickle for a process whose `__main__` is another: what this one's defines goes by value too."""
+    pickled = dumps(obj, buffer_callback)
+    # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
+    if b"__main__" in pickled.obj.getvalue():  # type: ignore[attr-defined]
+        return _dumps_by_value(obj, buffer_callback)
+    return pickled
+
+
+def loads(data: bytes, buffers: Iterable[Any] | None) -> Any:
+    """Unpickle; `buffers` are what travelled beside the pickle, in order."""
+    return pickle.loads(data, buffers=buffers)
+
+
+_engine.configure(dumps, dumps_for_foreign_main, loads)
