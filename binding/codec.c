@@ -124,7 +124,8 @@ static int add_block(struct codec_writer *writer, const void *data, size_t size)
 
 /* --------------------------------------------------------------- encoding ---- */
 
-/* pickle's buffer_callback: large buffers go beside the message (false: out of band), small ones stay in it (true). `self` collects. */
+/* pickle's buffer_callback: large buffers go beside the message (false: out of band), small ones stay in it (true).
+ * `self` collects. */
 static PyObject *take_buffer(PyObject *self, PyObject *buffer)
 {
     const Py_buffer *view = PyPickleBuffer_GetBuffer(buffer);
@@ -314,7 +315,8 @@ int codec_encode(module_state *state, struct codec_writer *writer, PyObject *obj
 
 /* --------------------------------------------------------------- decoding ---- */
 
-/* Memory that lies in a lent block, shown through the buffer protocol. The block is given back with the last view of it. */
+/* Memory that lies in a lent block, shown through the buffer protocol. The block is given back with the last view of
+ * it. */
 typedef struct {
     PyObject_HEAD
     shoal_loan *loan;
@@ -471,7 +473,8 @@ static PyObject *decode_pickled(module_state *state, shoal_heap *heap, const sho
         malformed();
         goto done;
     }
-    /* A copy of the pickle, not a view of shared memory: unpickling runs the user's code, and a view could outlive the message. */
+    /* A copy of the pickle, not a view of shared memory: unpickling runs the user's code, and a view could outlive the
+     * message. */
     bytes = PyBytes_FromStringAndSize((const char *)reader->at, (Py_ssize_t)length);
     if (bytes == NULL)
         goto done;

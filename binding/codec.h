@@ -1,8 +1,8 @@
 /* codec.h: Python objects as bytes, and back.
  *
- * Exact None, bool, int, float, str, bytes and flat tuples of these have a compact tagged form written here; everything else is
- * pickled with protocol 5. Buffers of SHOAL_VIEW_MINIMUM bytes or more travel beside the bytes, each in a block of the heap, and
- * arrive as views of that block; smaller ones are part of the bytes.
+ * Exact None, bool, int, float, str, bytes and flat tuples of these have a compact tagged form written here; everything
+ * else is pickled with protocol 5. Buffers of SHOAL_VIEW_MINIMUM bytes or more travel beside the bytes, each in a block
+ * of the heap, and arrive as views of that block; smaller ones are part of the bytes.
  *
  * A reader trusts no byte: lengths and tags are checked against the message's end.
  */
@@ -35,11 +35,13 @@ int codec_encode(module_state *state, struct codec_writer *writer, PyObject *obj
 
 /* How the blocks of a message become Python memory. */
 enum codec_blocks {
-    CODEC_VIEW, /* lent: the object lives in the block, which is freed with it. The message's blocks are consumed, also on error */
+    CODEC_VIEW, /* lent: the object lives in the block, which is freed with it. The message's blocks are consumed, also
+                   on error */
     CODEC_COPY, /* copied into memory of the process's own; the blocks are left alone */
 };
 
-/* Read one object from [data, data + size), all of which it must fill. NULL with an exception set; nothing in the message can crash the reader. */
+/* Read one object from [data, data + size), all of which it must fill. NULL with an exception set; nothing in the
+ * message can crash the reader. */
 PyObject *codec_decode(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how);
 
 #endif

@@ -10,10 +10,10 @@
 
 typedef struct {
     /* what the codec calls; set by _engine.configure() from Python */
-    PyObject *pickle_dumps; /* (object, buffer_callback) -> bytes; falls back to cloudpickle */
+    PyObject *pickle_dumps;                  /* (object, buffer_callback) -> bytes; falls back to cloudpickle */
     PyObject *pickle_dumps_for_foreign_main; /* the same, for a reader whose __main__ is another */
-    PyObject *pickle_loads; /* (bytes-like, buffers) -> object */
-    PyObject *loan_type;    /* the exporter of a lent block's memory */
+    PyObject *pickle_loads;                  /* (bytes-like, buffers) -> object */
+    PyObject *loan_type;                     /* the exporter of a lent block's memory */
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
 } module_state;
 

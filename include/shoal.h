@@ -104,7 +104,8 @@ SHOAL_API void shoal_heap_release(shoal_heap *heap);
 SHOAL_API int shoal_heap_allocate(shoal_heap *heap, size_t size, uint32_t owner, shoal_block *out);
 /** Give a block back. -EINVAL: not an allocated block (nothing is changed). */
 SHOAL_API int shoal_heap_free(shoal_heap *heap, shoal_block block);
-/** Where the block lies in this process, and its usable size; NULL when it is not an allocated block. `size` may be NULL. */
+/** Where the block lies in this process, and its usable size; NULL when it is not an allocated block. `size` may be
+ * NULL. */
 SHOAL_API void *shoal_heap_pointer(shoal_heap *heap, shoal_block block, size_t *size);
 /** Copy `size` bytes into the block at `offset`, the fastest way: memcpy where its pages are warm, else through the
  * descriptor, which is faster than faulting each page in and turns running out of memory into an error.
@@ -123,9 +124,10 @@ SHOAL_API int shoal_heap_sweep(shoal_heap *heap, uint32_t owner, size_t *freed);
 /**
  * Lend a block of SHOAL_VIEW_MINIMUM bytes or more to code that treats it as its own private memory (an array).
  *
- * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private memory:
- * the block's pages are copied on write from then on, and the block is not used again while the heap lives. The heap is
- * retained until the loan is returned. A child of fork that inherits the loan must not return it; a call there does nothing.
+ * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private
+ * memory: the block's pages are copied on write from then on, and the block is not used again while the heap lives. The
+ * heap is retained until the loan is returned. A child of fork that inherits the loan must not return it; a call there
+ * does nothing.
  *
  * Returns 0, -EINVAL (no such block, or too small), -ENOMEM.
  */
@@ -139,8 +141,9 @@ SHOAL_API void shoal_loan_return(shoal_loan *loan);
 SHOAL_API int shoal_heap_trim(shoal_heap *heap);
 
 struct shoal_heap_numbers {
-    uint64_t limit, used, free, touched; /* bytes: may grow to; in blocks; in free blocks; ever written and not given back */
-    uint64_t blocks;                     /* allocated now */
+    uint64_t limit, used, free,
+        touched;     /* bytes: may grow to; in blocks; in free blocks; ever written and not given back */
+    uint64_t blocks; /* allocated now */
 };
 SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out);
 
@@ -157,11 +160,12 @@ typedef struct shoal_exit {
 typedef struct shoal_process shoal_process;
 
 typedef struct shoal_process_options {
-    /** Runs in the new process; what it returns is the exit status. The process ends with _exit: no atexit handlers run. */
+    /** Runs in the new process; what it returns is the exit status. The process ends with _exit: no atexit handlers
+     * run. */
     int (*main)(void *context);
     void *context;
-    /** Nonzero: the kernel kills the new process as soon as this one is gone, however that happens, also when the thread that
-     * calls shoal_process_start ends before. */
+    /** Nonzero: the kernel kills the new process as soon as this one is gone, however that happens, also when the
+     * thread that calls shoal_process_start ends before. */
     int die_with_parent;
     /** NULL for fork(2). A language runtime passes its own, which must return as fork does (0 in the child). */
     pid_t (*fork)(void *context);
@@ -173,7 +177,8 @@ typedef struct shoal_process_options {
  */
 SHOAL_API int shoal_process_start(const shoal_process_options *options, shoal_process **out);
 
-/** A handle for a process that somebody else started. How it ended is known only if it is a child of the caller's. -ESRCH: no such process. */
+/** A handle for a process that somebody else started. How it ended is known only if it is a child of the caller's.
+ * -ESRCH: no such process. */
 SHOAL_API int shoal_process_adopt(pid_t pid, shoal_process **out);
 
 SHOAL_API pid_t shoal_process_pid(const shoal_process *process);
@@ -182,7 +187,8 @@ SHOAL_API int shoal_process_fd(const shoal_process *process);
 
 /**
  * Wait until the process has ended, and reap it if it is a child.
- * Returns 0 (again and again, once it has ended), -ETIMEDOUT, -EINTR, -ECHILD (ended, but how is not known: not a child, or reaped by others).
+ * Returns 0 (again and again, once it has ended), -ETIMEDOUT, -EINTR, -ECHILD (ended, but how is not known: not a
+ * child, or reaped by others).
  */
 SHOAL_API int shoal_process_wait(shoal_process *process, int64_t timeout, shoal_exit *out);
 /** Send a signal; never to a stranger that got the same pid. -ESRCH: it has ended. */
@@ -190,34 +196,37 @@ SHOAL_API int shoal_process_signal(shoal_process *process, int signal);
 /** Forget the process, which goes on. NULL is allowed. */
 SHOAL_API void shoal_process_close(shoal_process *process);
 
-/** Called in a process that was started otherwise: be killed as soon as `parent` is gone (at once if it is gone already).
- * `parent` must be the parent, or a process that outlives it. */
+/** Called in a process that was started otherwise: be killed as soon as `parent` is gone (at once if it is gone
+ * already). `parent` must be the parent, or a process that outlives it. */
 SHOAL_API int shoal_process_die_with(pid_t parent);
 
 /**
- * A zygote: a clean process, started once, that forks clean processes on request, in half a millisecond, however large or
- * threaded the asker is. The asker starts the zygote's program as it likes, with one end of a socket pair
- * (AF_UNIX, SOCK_SEQPACKET); the program, single-threaded, calls shoal_zygote_serve.
+ * A zygote: a clean process, started once, that forks clean processes on request, in half a millisecond, however large
+ * or threaded the asker is. The asker starts the zygote's program as it likes, with one end of a socket pair (AF_UNIX,
+ * SOCK_SEQPACKET); the program, single-threaded, calls shoal_zygote_serve.
  */
 typedef struct shoal_zygote shoal_zygote;
 
 typedef struct shoal_zygote_service {
-    /** Runs in each new process, with the request's bytes and descriptors, which are its own to close. Returns the exit status. */
+    /** Runs in each new process, with the request's bytes and descriptors, which are its own to close. Returns the exit
+     * status. */
     int (*main)(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count);
     void *context;
     pid_t (*fork)(void *context); /* as in shoal_process_options */
 } shoal_zygote_service;
 
-#define SHOAL_ZYGOTE_FDS 16u           /* descriptors a request may carry */
+#define SHOAL_ZYGOTE_FDS 16u                 /* descriptors a request may carry */
 #define SHOAL_ZYGOTE_REQUEST ((size_t)65536) /* bytes a request may carry; larger things go in a region */
 
 /** Serve requests until the asker closes its end or is gone; then every process the zygote forked is killed with it.
  * Returns 0, or the socket's error. */
 SHOAL_API int shoal_zygote_serve(int socket, const shoal_zygote_service *service);
-/** The asker's side. `socket` is the handle's from now on; `pid` is the zygote's process, a child of the caller's or not. */
+/** The asker's side. `socket` is the handle's from now on; `pid` is the zygote's process, a child of the caller's or
+ * not. */
 SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
-/** Have a process forked. It ends with the zygote, and shoal_process_wait on it tells how it ended (the zygote reports it).
- * -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's process. */
+/** Have a process forked. It ends with the zygote, and shoal_process_wait on it tells how it ended (the zygote reports
+ * it). -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's
+ * process. */
 SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                          uint32_t fd_count, shoal_process **out);
 /** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
@@ -230,10 +239,10 @@ SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
 /**
  * A pool: a table of tasks in shared memory, and workers that help themselves from it.
  *
- * A task holds one or more items, done one after the other by one worker. Each item has one result. Bytes go in, bytes come out;
- * what they mean is the caller's affair. When a worker dies, the results it had given are kept, and the caller decides for the item that
- * it held and the rest. The process that made the pool is its owner: only it hands out, collects and supervises, with
- * any number of threads.
+ * A task holds one or more items, done one after the other by one worker. Each item has one result. Bytes go in, bytes
+ * come out; what they mean is the caller's affair. When a worker dies, the results it had given are kept, and the
+ * caller decides for the item that it held and the rest. The process that made the pool is its owner: only it hands
+ * out, collects and supervises, with any number of threads.
  *
  * C programs that map a function over an array need shoal_pool_start, shoal_pool_map and shoal_pool_close only.
  */
@@ -250,15 +259,17 @@ typedef struct shoal_item {
 #define SHOAL_POOL_WORKERS 4096u /* the most workers a pool may have */
 
 typedef struct shoal_pool_options {
-    uint32_t workers;    /* 1 to SHOAL_POOL_WORKERS */
-    uint32_t slots;      /* tasks that may be out at a time; 0: 1024, or four a worker if that is more. Rounded up to a power of 2 */
-    size_t heap_limit;   /* bytes, for what does not fit into the slots; 0: as shoal_heap_create */
+    uint32_t workers; /* 1 to SHOAL_POOL_WORKERS */
+    uint32_t slots; /* tasks that may be out at a time; 0: 1024, or four a worker if that is more. Rounded up to a power
+                       of 2 */
+    size_t heap_limit; /* bytes, for what does not fit into the slots; 0: as shoal_heap_create */
 } shoal_pool_options;
 
-/** Make the table and the heap, without workers: these are started by the caller (shoal_pool_enlist) or by shoal_pool_start.
- * Errors as shoal_heap_create, and -EINVAL. */
+/** Make the table and the heap, without workers: these are started by the caller (shoal_pool_enlist) or by
+ * shoal_pool_start. Errors as shoal_heap_create, and -EINVAL. */
 SHOAL_API int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out);
-/** Unmap and close everything. The workers must have ended. NULL is allowed; does nothing in a process that is not the owner. */
+/** Unmap and close everything. The workers must have ended. NULL is allowed; does nothing in a process that is not the
+ * owner. */
 SHOAL_API void shoal_pool_close(shoal_pool *pool);
 SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 
@@ -268,17 +279,20 @@ SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 typedef struct shoal_batch shoal_batch;
 SHOAL_API int shoal_batch_create(shoal_batch **out);
 SHOAL_API void shoal_batch_close(shoal_batch *batch);
-/** Begin an item of up to `capacity` bytes; write it at *data. A second call before shoal_batch_end_item makes the room larger, keeping
- * what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use blocks. */
+/** Begin an item of up to `capacity` bytes; write it at *data. A second call before shoal_batch_end_item makes the room
+ * larger, keeping what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use blocks. */
 SHOAL_API int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data);
-/** The item is `size` bytes long and refers to these blocks, which it owns from now on (their owner must be 0). -ENOMEM. */
+/** The item is `size` bytes long and refers to these blocks, which it owns from now on (their owner must be 0).
+ * -ENOMEM. */
 SHOAL_API int shoal_batch_end_item(shoal_batch *batch, size_t size, const shoal_block *blocks, uint32_t block_count);
 SHOAL_API uint32_t shoal_batch_count(const shoal_batch *batch);
 SHOAL_API size_t shoal_batch_size(const shoal_batch *batch);
-/** Forget the items; their blocks are freed in `heap`, unless it is NULL (they were submitted, or are kept by others). */
+/** Forget the items; their blocks are freed in `heap`, unless it is NULL (they were submitted, or are kept by others).
+ */
 SHOAL_API void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap);
 
-/** Bytes that many tasks of a pool need (a function, say), stored once. Tasks name it by *id, which is never 0. -ENOMEM, -EAGAIN (4096 at most). */
+/** Bytes that many tasks of a pool need (a function, say), stored once. Tasks name it by *id, which is never 0.
+ * -ENOMEM, -EAGAIN (4096 at most). */
 SHOAL_API int shoal_pool_share(shoal_pool *pool, const shoal_item *item, uint32_t *id);
 /** No task that names it may be out any more. */
 SHOAL_API void shoal_pool_unshare(shoal_pool *pool, uint32_t id);
@@ -289,12 +303,13 @@ typedef struct shoal_task_options {
     uint32_t flags;  /* SHOAL_TASK_… and, in the upper 16 bits, the caller's own for the worker's side */
 } shoal_task_options;
 
-#define SHOAL_TASK_KEEPS_BLOCKS 1u /* the items' blocks stay the task's, so that it can be given out again; workers must copy */
+#define SHOAL_TASK_KEEPS_BLOCKS                                                                                        \
+    1u /* the items' blocks stay the task's, so that it can be given out again; workers must copy */
 
 /**
- * Put a task with the batch's items into the table, where the next free worker takes it; the items' blocks go with it. Wakes a
- * worker only on shoal_pool_wake, so that many submits cost one wake.
- * Returns 0, -EAGAIN (no free slot: collect first), -ENOMEM (heap), -EINVAL (no items), -ESHUTDOWN.
+ * Put a task with the batch's items into the table, where the next free worker takes it; the items' blocks go with it.
+ * Wakes a worker only on shoal_pool_wake, so that many submits cost one wake. Returns 0, -EAGAIN (no free slot: collect
+ * first), -ENOMEM (heap), -EINVAL (no items), -ESHUTDOWN.
  */
 SHOAL_API int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_task_options *options);
 /** Wake sleeping workers for what was submitted; a load where none sleeps or one is awake already. */
@@ -306,18 +321,19 @@ typedef struct shoal_completion {
     uint64_t tag;
     uint32_t shared;
     uint32_t first, finished, items; /* results are here for items [first, finished) of the task's [0, items) */
-    int32_t outcome;                 /* 0; SHOAL_EWORKERDIED: item `finished` was with a worker that died, later ones were not begun */
+    int32_t outcome; /* 0; SHOAL_EWORKERDIED: item `finished` was with a worker that died, later ones were not begun */
     int32_t worker_pid;
-    shoal_exit exit;                 /* how that worker ended, where it died */
-    int64_t elapsed;                 /* nanoseconds that the worker spent on it since it took it */
-    uint32_t slot;                   /* the pool's own, as is the rest */
+    shoal_exit exit; /* how that worker ended, where it died */
+    int64_t elapsed; /* nanoseconds that the worker spent on it since it took it */
+    uint32_t slot;   /* the pool's own, as is the rest */
     uint32_t reserved;
     const uint8_t *next_result, *results_end;
 } shoal_completion;
 
 /** The next task that is done, in any order. Its results stay readable until release or resume. -EAGAIN: none now. */
 SHOAL_API int shoal_pool_collect(shoal_pool *pool, shoal_completion *out);
-/** The next result. Its blocks belong to owner 0 by now, and are the caller's to free or lend. -ENODATA: no more; SHOAL_ECORRUPT. */
+/** The next result. Its blocks belong to owner 0 by now, and are the caller's to free or lend. -ENODATA: no more;
+ * SHOAL_ECORRUPT. */
 SHOAL_API int shoal_completion_next(shoal_completion *completion, shoal_item *out);
 /** The slot is free again. */
 SHOAL_API void shoal_pool_release(shoal_pool *pool, shoal_completion *completion);
@@ -325,11 +341,12 @@ SHOAL_API void shoal_pool_release(shoal_pool *pool, shoal_completion *completion
 SHOAL_API int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t from);
 
 /**
- * Wait until shoal_pool_collect has something for somebody, or shoal_pool_nudge. Looks for some microseconds before it sleeps.
+ * Wait until shoal_pool_collect has something for somebody, or shoal_pool_nudge. Looks for some microseconds before it
+ * sleeps.
  *
  * low_water   0: wake for each task done (tasks of less than some 30 us are told of in groups).
- *             n: only when fewer than n tasks are left to be taken, or all are done: for a caller that needs all results and no single one.
- * Returns 0 (look again), -ETIMEDOUT, -EINTR.
+ *             n: only when fewer than n tasks are left to be taken, or all are done: for a caller that needs all
+ * results and no single one. Returns 0 (look again), -ETIMEDOUT, -EINTR.
  */
 SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, int64_t timeout);
 /** Make every shoal_pool_wait of this process return: a thread collected what another waits for. */
@@ -340,7 +357,8 @@ SHOAL_API uint32_t shoal_pool_outstanding(const shoal_pool *pool);
 
 /* -- workers and their supervision -- */
 
-/** A worker's place is given to a process that is about to be started. Out: the number it must pass to shoal_worker_open or _attach. */
+/** A worker's place is given to a process that is about to be started. Out: the number it must pass to
+ * shoal_worker_open or _attach. */
 SHOAL_API int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner);
 /** It was started: watch it. The descriptor (a pidfd) is duplicated. */
 SHOAL_API int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int pidfd);
@@ -355,11 +373,13 @@ typedef struct shoal_pool_event {
 } shoal_pool_event;
 
 /** Wait for something that the owner must see to. One thread. 0, -ETIMEDOUT, -EINTR. Out: up to `capacity` events. */
-SHOAL_API int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *events, uint32_t capacity, uint32_t *count);
-/** Have shoal_pool_supervise return once a task is done (low_water as in shoal_pool_wait), for work that nobody waits for; or now. */
+SHOAL_API int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *events, uint32_t capacity,
+                                   uint32_t *count);
+/** Have shoal_pool_supervise return once a task is done (low_water as in shoal_pool_wait), for work that nobody waits
+ * for; or now. */
 SHOAL_API void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now);
-/** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not known).
- * Out: how many tasks it held (0 when it ended in order). */
+/** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not
+ * known). Out: how many tasks it held (0 when it ended in order). */
 SHOAL_API int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);
 /** Workers end once no task is left to take (1), or take none any more (2). Wakes them. */
 SHOAL_API void shoal_pool_shut(shoal_pool *pool, int how);
@@ -372,7 +392,8 @@ typedef struct shoal_worker_numbers {
 } shoal_worker_numbers;
 SHOAL_API int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_worker_numbers *out);
 
-/** The descriptors that a worker needs which does not inherit the pool: table, heap, attention. They stay the pool's. */
+/** The descriptors that a worker needs which does not inherit the pool: table, heap, attention. They stay the pool's.
+ */
 SHOAL_API void shoal_pool_fds(const shoal_pool *pool, int fds[3]);
 
 /* -- the worker's side -- */
@@ -395,9 +416,11 @@ SHOAL_API uint32_t shoal_task_shared(const shoal_task *task);
 /** The shared bytes under an id; valid while the task runs. -ENOENT. */
 SHOAL_API int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item *out);
 /** The next item, which the worker holds until it answers. -ENODATA: no more. SHOAL_ECORRUPT.
- * Unless the task keeps its blocks, the item's blocks belong to the worker from now on (its owner number), to lend or free. */
+ * Unless the task keeps its blocks, the item's blocks belong to the worker from now on (its owner number), to lend or
+ * free. */
 SHOAL_API int shoal_task_next(shoal_task *task, shoal_item *out);
-/** The result of the item held; its blocks, which must be the worker's, go to the pool. A worker that dies after this has done the item. -ENOMEM. */
+/** The result of the item held; its blocks, which must be the worker's, go to the pool. A worker that dies after this
+ * has done the item. -ENOMEM. */
 SHOAL_API int shoal_task_answer(shoal_task *task, const shoal_item *result);
 /** Hand the task back, done. */
 SHOAL_API void shoal_task_finish(shoal_task *task);
@@ -405,24 +428,26 @@ SHOAL_API void shoal_task_finish(shoal_task *task);
 /* -- a function over an array, for C programs -- */
 
 /** Compute `output` from `input`. Returns 0 or a negative code, which becomes the item's. Runs in a worker. */
-typedef int (*shoal_map_function)(const void *input, size_t input_size, void *output, size_t output_size, void *context);
+typedef int (*shoal_map_function)(const void *input, size_t input_size, void *output, size_t output_size,
+                                  void *context);
 
-/** A pool with `workers` forked workers (0: one a cpu) and a thread that supervises them. The functions given to shoal_pool_map must be
- * loaded by now. Ended by shoal_pool_stop. */
+/** A pool with `workers` forked workers (0: one a cpu) and a thread that supervises them. The functions given to
+ * shoal_pool_map must be loaded by now. Ended by shoal_pool_stop. */
 SHOAL_API int shoal_pool_start(uint32_t workers, shoal_pool **out);
 /** Workers finish (kill = 0) or are killed (1), and the pool is closed. */
 SHOAL_API void shoal_pool_stop(shoal_pool *pool, int kill);
 
 typedef struct shoal_map_options {
-    const void *context;  /* copied to every worker once */
+    const void *context; /* copied to every worker once */
     size_t context_size;
-    uint32_t chunk;       /* items a worker takes at once; 0: chosen from measured time */
-    uint32_t retries;     /* how often an item whose worker died is given out again */
-    int *codes;           /* NULL, or `count` codes: 0, the function's, or SHOAL_EWORKERDIED */
+    uint32_t chunk;   /* items a worker takes at once; 0: chosen from measured time */
+    uint32_t retries; /* how often an item whose worker died is given out again */
+    int *codes;       /* NULL, or `count` codes: 0, the function's, or SHOAL_EWORKERDIED */
 } shoal_map_options;
 
-/** Apply `function` to each of `count` inputs, `input_size` bytes apart, each giving `output_size` bytes. Blocks until all are done.
- * Returns 0, or the code of the first item, in order, that failed; -EINTR leaves no item running that was not finished. `options` may be NULL. */
+/** Apply `function` to each of `count` inputs, `input_size` bytes apart, each giving `output_size` bytes. Blocks until
+ * all are done. Returns 0, or the code of the first item, in order, that failed; -EINTR leaves no item running that was
+ * not finished. `options` may be NULL. */
 SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *inputs, size_t input_size,
                              void *outputs, size_t output_size, size_t count, const shoal_map_options *options);
 

@@ -7,10 +7,11 @@
  *
  * Who makes the condition true publishes first, then calls eventcount_notify_…: a load when nobody sleeps.
  *
- * The word: bit 0 says that somebody may sleep, the rest counts notifications. The notifier clears bit 0, so that a burst of
- * changes costs one system call, not one each; hence a woken waiter that leaves others asleep must pass the call on (eventcount_notify_one
- * again) when there is work for them too. A waiter that is killed loses at most the wake that was meant for it: users that may lose
- * waiters to SIGKILL sleep in slices (EVENTCOUNT_SLICE) or have a supervisor that notifies after each death.
+ * The word: bit 0 says that somebody may sleep, the rest counts notifications. The notifier clears bit 0, so that a
+ * burst of changes costs one system call, not one each; hence a woken waiter that leaves others asleep must pass the
+ * call on (eventcount_notify_one again) when there is work for them too. A waiter that is killed loses at most the wake
+ * that was meant for it: users that may lose waiters to SIGKILL sleep in slices (EVENTCOUNT_SLICE) or have a supervisor
+ * that notifies after each death.
  */
 #ifndef SHOAL_SYNC_EVENTCOUNT_H
 #define SHOAL_SYNC_EVENTCOUNT_H
@@ -29,7 +30,8 @@ struct eventcount {
 uint32_t eventcount_prepare(struct eventcount *ec);
 
 /* Sleep until notified since `seen`. 0: look again; -ETIMEDOUT, -EINTR. deadline: monotonic ns or SHOAL_FOREVER.
- * On return other sleepers are assumed (bit 0 is set again if it was cleared), so that no notification is spared wrongly. */
+ * On return other sleepers are assumed (bit 0 is set again if it was cleared), so that no notification is spared
+ * wrongly. */
 int eventcount_wait(struct eventcount *ec, uint32_t seen, int64_t deadline);
 
 /* Whether somebody may sleep. Full barrier before the look: what the caller published comes before it. */

@@ -1,9 +1,9 @@
 /* sync/spin.h: how long to look before sleeping.
  *
- * A sleep and a wake cost 65 us between cores; a look that succeeds within some microseconds costs 0.3. So a waiter looks
- * for a bounded time first, but only while the side it waits for runs on another core (on the same core every look is
- * time taken from it), and less and less where looking did not help lately.
- * The budget lies in the process's own memory, one for each handle: the measure of success is the handle's.
+ * A sleep and a wake cost 65 us between cores; a look that succeeds within some microseconds costs 0.3. So a waiter
+ * looks for a bounded time first, but only while the side it waits for runs on another core (on the same core every
+ * look is time taken from it), and less and less where looking did not help lately. The budget lies in the process's
+ * own memory, one for each handle: the measure of success is the handle's.
  */
 #ifndef SHOAL_SYNC_SPIN_H
 #define SHOAL_SYNC_SPIN_H
@@ -14,10 +14,14 @@
 #define SPIN_UNKNOWN_CPU UINT32_MAX
 
 struct spin_budget {
-    _Atomic int64_t limit; /* ns; SPIN_FIRST at start; grows to SPIN_MOST on success, shrinks to SPIN_LEAST on failure */
+    _Atomic int64_t
+        limit; /* ns; SPIN_FIRST at start; grows to SPIN_MOST on success, shrinks to SPIN_LEAST on failure */
 };
 
-#define SPIN_INITIALIZER {INT64_C(20000)}
+#define SPIN_INITIALIZER                                                                                               \
+    {                                                                                                                  \
+        INT64_C(20000)                                                                                                 \
+    }
 
 /* One bounded look. Usage:
  *     struct spin spin = spin_begin(&budget, peer_cpu);
