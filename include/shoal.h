@@ -326,7 +326,7 @@ typedef struct shoal_completion {
     shoal_exit exit; /* how that worker ended, where it died */
     int64_t elapsed; /* nanoseconds that the worker spent on it since it took it */
     uint32_t slot;   /* the pool's own, as is the rest */
-    uint32_t reserved;
+    uint32_t left;
     const uint8_t *next_result, *results_end;
 } shoal_completion;
 
@@ -341,19 +341,35 @@ SHOAL_API void shoal_pool_release(shoal_pool *pool, shoal_completion *completion
 SHOAL_API int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t from);
 
 /**
- * Wait until shoal_pool_collect has something for somebody, or shoal_pool_nudge. Looks for some microseconds before it
- * sleeps.
+ * Wait until shoal_pool_collect has something for somebody, or shoal_pool_nudge was called. Looks for some microseconds
+ * before it sleeps.
  *
- * low_water   0: wake for each task done (tasks of less than some 30 us are told of in groups).
- *             n: only when fewer than n tasks are left to be taken, or all are done: for a caller that needs all
- * results and no single one. Returns 0 (look again), -ETIMEDOUT, -EINTR.
+ * low_water  0: return for each task done (of tasks that take less than some 30 us, for groups of them).
+ *            n: only when fewer than n tasks are left to be taken: for a caller that needs all results and no single
+ * one. nudges     what shoal_pool_nudges gave before the caller looked whether it has to wait at all
+ *
+ * Returns 0 (look again), -ETIMEDOUT, -EINTR.
  */
-SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, int64_t timeout);
+SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64_t timeout);
 /** Make every shoal_pool_wait of this process return: a thread collected what another waits for. */
 SHOAL_API void shoal_pool_nudge(shoal_pool *pool);
+SHOAL_API uint64_t shoal_pool_nudges(const shoal_pool *pool);
 /** Tasks that are submitted and not yet taken by a worker; and those not yet collected. */
 SHOAL_API uint32_t shoal_pool_ready(const shoal_pool *pool);
 SHOAL_API uint32_t shoal_pool_outstanding(const shoal_pool *pool);
+
+/**
+ * How many items to put into the next task, from the time that items took so far: tasks of about a quarter of a
+ * millisecond, that shrink towards the end so that no worker is left with a long one. Single items until the first is
+ * measured. Zero it, set `workers`.
+ */
+typedef struct shoal_pace {
+    uint32_t workers;
+    uint64_t items;  /* measured */
+    int64_t elapsed; /* nanoseconds that they took */
+} shoal_pace;
+SHOAL_API uint32_t shoal_pace_next(const shoal_pace *pace, uint64_t left);
+SHOAL_API void shoal_pace_note(shoal_pace *pace, const shoal_completion *completion);
 
 /* -- workers and their supervision -- */
 
@@ -445,9 +461,13 @@ typedef struct shoal_map_options {
     int *codes;       /* NULL, or `count` codes: 0, the function's, or SHOAL_EWORKERDIED */
 } shoal_map_options;
 
-/** Apply `function` to each of `count` inputs, `input_size` bytes apart, each giving `output_size` bytes. Blocks until
- * all are done. Returns 0, or the code of the first item, in order, that failed; -EINTR leaves no item running that was
- * not finished. `options` may be NULL. */
+/**
+ * Apply `function` to each of `count` inputs, which lie `input_size` bytes apart, as do the outputs. Blocks until every
+ * item is done or failed; signals do not interrupt it. Threads that map on one pool take turns. `options` may be NULL.
+ *
+ * Returns 0, or the code of the first item, in order, that failed (SHOAL_EWORKERDIED for one whose worker died more
+ * than `retries` times); -ENOMEM; -EAGAIN and the like where no worker can be started any more.
+ */
 SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *inputs, size_t input_size,
                              void *outputs, size_t output_size, size_t count, const shoal_map_options *options);
 

@@ -1,0 +1,97 @@
+/* pool/batch.c: items on their way into a task, in the submitter's own memory, in the form in which they will lie in
+ * the table. Called by users of the pool and by pool.c; knows the form of an item (layout.h) and nothing of tables.
+ */
+#include "pool/batch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int shoal_batch_create(shoal_batch **out)
+{
+    shoal_batch *batch = calloc(1, sizeof *batch);
+    if (batch == NULL)
+        return -ENOMEM;
+    *out = batch;
+    return 0;
+}
+
+void shoal_batch_close(shoal_batch *batch)
+{
+    if (batch == NULL)
+        return;
+    free(batch->bytes);
+    free(batch);
+}
+
+static int make_room(shoal_batch *batch, size_t more)
+{
+    if (batch->capacity - batch->size >= more)
+        return 0;
+    size_t capacity = batch->capacity < 4096 ? 4096 : batch->capacity * 2;
+    if (capacity < batch->size + more)
+        capacity = batch->size + more;
+    uint8_t *bytes = realloc(batch->bytes, capacity);
+    if (bytes == NULL)
+        return -ENOMEM;
+    batch->bytes = bytes;
+    batch->capacity = capacity;
+    return 0;
+}
+
+int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data)
+{
+    if (capacity > INT32_MAX)
+        return -EMSGSIZE;
+    int error = make_room(batch, item_span(capacity, 0));
+    if (error != 0)
+        return error;
+    batch->open = capacity;
+    *data = batch->bytes + batch->size + sizeof(struct item_header);
+    return 0;
+}
+
+int shoal_batch_end_item(shoal_batch *batch, size_t size, const shoal_block *blocks, uint32_t block_count)
+{
+    if (size > batch->open)
+        return -EINVAL;
+    size_t span = item_span(size, block_count);
+    int error = make_room(batch, span);
+    if (error != 0)
+        return error;
+    uint8_t *at = batch->bytes + batch->size;
+    struct item_header header = {(uint32_t)size, block_count};
+    memcpy(at, &header, sizeof header);
+    at += sizeof header;
+    /* What pads an item goes to other processes: never what this memory held before. */
+    memset(at + size, 0, ITEM_PAD(size) - size);
+    if (block_count > 0)
+        memcpy(at + ITEM_PAD(size), blocks, block_count * sizeof *blocks);
+    batch->size += span;
+    batch->count++;
+    batch->open = 0;
+    return 0;
+}
+
+uint32_t shoal_batch_count(const shoal_batch *batch)
+{
+    return batch->count;
+}
+
+size_t shoal_batch_size(const shoal_batch *batch)
+{
+    return batch->size;
+}
+
+void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap)
+{
+    const uint8_t *at = batch->bytes, *end = at + batch->size;
+    shoal_item item;
+    while (heap != NULL && batch->size > 0 && item_read(&at, end, &item) == 0) {
+        for (uint32_t i = 0; i < item.block_count; i++)
+            (void)shoal_heap_free(heap, item.blocks[i]);
+    }
+    batch->size = 0;
+    batch->count = 0;
+    batch->open = 0;
+}

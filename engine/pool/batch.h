@@ -1,0 +1,14 @@
+/* pool/batch.h: the inside of shoal_batch, for pool.c, which copies it into a task in one piece. */
+#ifndef SHOAL_POOL_BATCH_H
+#define SHOAL_POOL_BATCH_H
+
+#include "pool/layout.h"
+
+struct shoal_batch {
+    uint8_t *bytes;
+    size_t size, capacity;
+    size_t open; /* room promised to the item that is being written */
+    uint32_t count;
+};
+
+#endif

@@ -1,0 +1,68 @@
+/* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out, collecting) and supervise.c (deaths).
+ *
+ * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions at the most,
+ * never across a wait, and never taken by a worker: a worker that dies cannot leave it locked.
+ */
+#ifndef SHOAL_POOL_POOL_H
+#define SHOAL_POOL_POOL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "pool/layout.h"
+#include "sync/spin.h"
+
+enum place_state { PLACE_EMPTY, PLACE_ENLISTED, PLACE_WATCHED, PLACE_ENDED };
+
+struct place {
+    enum place_state state;
+    int pidfd; /* a duplicate, in the epoll set; -1 */
+    pid_t pid;
+    uint64_t collected; /* tail of the worker's completion ring */
+};
+
+struct slot_note {
+    bool listed; /* in `done`, or handed to a collector */
+    pid_t pid;   /* of the worker that died with it, or 0 */
+    shoal_exit exit;
+};
+
+struct shoal_pool {
+    struct table table;
+    shoal_heap *heap;
+    pid_t owner_process;
+    pthread_mutex_t lock;
+
+    uint32_t *free_slots; /* a stack: the slot used last is warm */
+    uint32_t free_count;
+    struct slot_note *notes;
+    uint32_t *done; /* a ring of slots found done and not yet handed out */
+    uint64_t done_head, done_tail;
+    uint64_t ready_tail; /* what the header's says; only the owner writes it */
+    _Atomic uint32_t outstanding;
+
+    struct place *places;
+    uint32_t next_owner;
+    uint32_t next_share;
+    int epoll, attention; /* eventfd that workers write */
+
+    struct spin_budget spin;
+    _Atomic uint64_t nudges;
+    uint32_t waiting_for_any, waiting_for_low, low_water; /* who sleeps, and the largest mark of those that want one */
+
+    /* map.c's, NULL where the caller supervises */
+    struct crew *crew;
+};
+
+/* Move the slots that the workers pushed to their completion rings to `done`. Locked. */
+void pool_drain(shoal_pool *pool, uint32_t place);
+/* Note that a slot is done. Locked. */
+void pool_list(shoal_pool *pool, uint32_t slot);
+/* The results of items [first, finished) of a slot that is DONE, as bytes; false: malformed. */
+bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
+/* The blocks of a done slot's results go from its worker to owner 0. Locked. */
+void pool_take_over(shoal_pool *pool, uint32_t slot);
+/* Whether the caller's process made the pool. */
+bool pool_is_owner(const shoal_pool *pool);
+
+#endif

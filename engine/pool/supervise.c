@@ -1,0 +1,224 @@
+/* pool/supervise.c: who works in a pool, what happens when one of them ends, and what the owner's supervising thread
+ * waits for.
+ *
+ * A death is seen by epoll on the worker's pidfd. Burying reads from the table which slots the dead worker held, by
+ * their state words alone: those RUNNING become DONE with a note of the death; those DONE that it had not announced are
+ * listed. The results it had given are taken over before its blocks are swept. Nothing is in doubt at any instruction
+ * it may have died at.
+ */
+#include "pool/pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
+{
+    if (place >= pool->table.worker_count)
+        return -EINVAL;
+    int error = 0;
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    if (entry->state == PLACE_WATCHED || entry->state == PLACE_ENDED) {
+        error = -EBUSY;
+    } else {
+        struct worker_record *record = &pool->table.workers[place];
+        uint32_t number = pool->next_owner++;
+        if (pool->next_owner > 0xffffffu)
+            pool->next_owner = 1;
+        atomic_store_explicit(&record->pid, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->tasks, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->items, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->busy, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->owner, number, memory_order_relaxed);
+        entry->state = PLACE_ENLISTED;
+        entry->pid = 0;
+        *owner = number;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return error;
+}
+
+int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int pidfd)
+{
+    if (place >= pool->table.worker_count)
+        return -EINVAL;
+    int copy = fcntl(pidfd, F_DUPFD_CLOEXEC, 3);
+    if (copy < 0)
+        return -errno;
+    int error = 0;
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = place};
+    if (entry->state != PLACE_ENLISTED) {
+        error = -EINVAL;
+    } else if (epoll_ctl(pool->epoll, EPOLL_CTL_ADD, copy, &event) != 0) {
+        error = -errno;
+    } else {
+        entry->state = PLACE_WATCHED;
+        entry->pid = pid;
+        entry->pidfd = copy;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (error != 0)
+        close(copy);
+    return error;
+}
+
+static void empty_attention(shoal_pool *pool)
+{
+    uint64_t count;
+    while (read(pool->attention, &count, sizeof count) == (ssize_t)sizeof count) {
+    }
+}
+
+/* A worker ended: its pidfd stays readable for ever, so it leaves the set. False: known already. */
+static bool note_end(shoal_pool *pool, uint32_t place, shoal_pool_event *event)
+{
+    bool news = false;
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    if (entry->state == PLACE_WATCHED) {
+        epoll_ctl(pool->epoll, EPOLL_CTL_DEL, entry->pidfd, NULL);
+        entry->state = PLACE_ENDED;
+        *event = (shoal_pool_event){SHOAL_POOL_WORKER_ENDED, place, entry->pid};
+        news = true;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return news;
+}
+
+int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *events, uint32_t capacity,
+                         uint32_t *count)
+{
+    struct epoll_event ready[64];
+    int most = capacity < 64 ? (int)capacity : 64;
+    int milliseconds = -1;
+    if (timeout != SHOAL_FOREVER) {
+        int64_t rounded = (timeout + SHOAL_MILLISECOND - 1) / SHOAL_MILLISECOND;
+        milliseconds = rounded > INT32_MAX ? INT32_MAX : (int)rounded;
+    }
+    int found = epoll_wait(pool->epoll, ready, most, milliseconds);
+    if (found < 0)
+        return -errno;
+    if (found == 0)
+        return -ETIMEDOUT;
+    uint32_t told = 0;
+    for (int i = 0; i < found; i++) {
+        if (ready[i].data.u32 == UINT32_MAX) {
+            empty_attention(pool);
+            events[told++] = (shoal_pool_event){SHOAL_POOL_ATTENTION, 0, 0};
+        } else if (ready[i].data.u32 < pool->table.worker_count && note_end(pool, ready[i].data.u32, &events[told])) {
+            told++;
+        }
+    }
+    *count = told;
+    return 0;
+}
+
+void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now)
+{
+    struct table_header *header = pool->table.header;
+    if (!now) {
+        atomic_store_explicit(&header->attention_low_water, low_water, memory_order_relaxed);
+        /* seq_cst: the wish must be seen by workers before this process looks whether something is done already */
+        atomic_store_explicit(&header->attention, 1, memory_order_seq_cst);
+        bool done = false;
+        pthread_mutex_lock(&pool->lock);
+        done = pool->done_head != pool->done_tail;
+        for (uint32_t i = 0; i < pool->table.worker_count && !done; i++)
+            done = atomic_load_explicit(&pool->table.workers[i].completions, memory_order_seq_cst) !=
+                   pool->places[i].collected;
+        pthread_mutex_unlock(&pool->lock);
+        if (!done || (low_water > 0 && shoal_pool_ready(pool) >= low_water))
+            return;
+        if (atomic_exchange_explicit(&header->attention, 0, memory_order_relaxed) == 0)
+            return; /* a worker was quicker */
+    }
+    const uint64_t one = 1;
+    ssize_t written = write(pool->attention, &one, sizeof one);
+    (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
+}
+
+/* The dead worker's slots. Locked. */
+static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, pid_t pid, const shoal_exit *how)
+{
+    uint32_t held = 0;
+    for (uint32_t i = 0; i < pool->table.slot_count; i++) {
+        struct slot *slot = &pool->table.slots[i];
+        /* acquire: pairs with the release that made it DONE, and with nothing where it is RUNNING: the owner is dead */
+        uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (slot_owner_of(word) != owner)
+            continue;
+        if (slot_state_of(word) == SLOT_RUNNING) {
+            pool->notes[i].pid = pid;
+            if (how != NULL)
+                pool->notes[i].exit = *how;
+            atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word), owner, SLOT_DONE),
+                                  memory_order_relaxed);
+            held++;
+        } else if (slot_state_of(word) != SLOT_DONE) {
+            continue;
+        }
+        pool_take_over(pool, i);
+        pool_list(pool, i);
+    }
+    return held;
+}
+
+int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held)
+{
+    if (place >= pool->table.worker_count)
+        return -EINVAL;
+    struct table_header *header = pool->table.header;
+    struct worker_record *record = &pool->table.workers[place];
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    if (entry->state == PLACE_EMPTY) {
+        pthread_mutex_unlock(&pool->lock);
+        return -EINVAL;
+    }
+    if (entry->state == PLACE_WATCHED)
+        epoll_ctl(pool->epoll, EPOLL_CTL_DEL, entry->pidfd, NULL);
+    if (entry->pidfd >= 0)
+        close(entry->pidfd);
+    uint32_t owner = atomic_load_explicit(&record->owner, memory_order_relaxed);
+    pool_drain(pool, place);
+    *held = settle_slots(pool, owner, entry->pid != 0 ? entry->pid : 1, how);
+    entry->pidfd = -1;
+    entry->state = PLACE_EMPTY;
+    if (atomic_exchange_explicit(&record->awake, 0, memory_order_relaxed) != 0)
+        atomic_fetch_sub_explicit(&header->awake, 1, memory_order_relaxed);
+    uint32_t looker = owner;
+    atomic_compare_exchange_strong_explicit(&header->looking, &looker, 0, memory_order_relaxed, memory_order_relaxed);
+    pthread_mutex_unlock(&pool->lock);
+
+    (void)shoal_heap_sweep(pool->heap, owner, NULL);
+    /* A wake meant for the dead worker is lost with it; pass it on. */
+    shoal_pool_wake(pool);
+    shoal_pool_nudge(pool);
+    return 0;
+}
+
+void shoal_pool_shut(shoal_pool *pool, int how)
+{
+    atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_relaxed);
+    (void)eventcount_notify_all(&pool->table.header->work); /* a full barrier comes first */
+}
+
+int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_worker_numbers *out)
+{
+    if (place >= pool->table.worker_count)
+        return -EINVAL;
+    const struct worker_record *record = &pool->table.workers[place];
+    *out = (shoal_worker_numbers){
+        .pid = atomic_load_explicit(&record->pid, memory_order_relaxed),
+        .owner = atomic_load_explicit(&record->owner, memory_order_relaxed),
+        .tasks = atomic_load_explicit(&record->tasks, memory_order_relaxed),
+        .items = atomic_load_explicit(&record->items, memory_order_relaxed),
+        .busy = atomic_load_explicit(&record->busy, memory_order_relaxed),
+    };
+    return 0;
+}
