@@ -16,6 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define KEPT_CAPACITY ((size_t)1 << 20) /* a writer that is used again keeps no more than this after a large message */
+
 /* ------------------------------------------------------------- the writer ---- */
 
 void codec_writer_begin(struct codec_writer *writer, shoal_heap *heap, uint32_t owner)
@@ -35,6 +37,11 @@ void codec_writer_reset(struct codec_writer *writer)
 {
     writer->size = 0;
     writer->block_count = 0;
+    if (writer->capacity > KEPT_CAPACITY) {
+        PyMem_Free(writer->data);
+        writer->data = writer->first;
+        writer->capacity = sizeof writer->first;
+    }
 }
 
 static void free_blocks(struct codec_writer *writer)

@@ -312,6 +312,8 @@ typedef struct shoal_task_options {
  * first), -ENOMEM (heap), -EINVAL (no items), -ESHUTDOWN.
  */
 SHOAL_API int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_task_options *options);
+/** Whether shoal_pool_submit would return -EAGAIN now. */
+SHOAL_API int shoal_pool_full(shoal_pool *pool);
 /** Wake sleeping workers for what was submitted; a load where none sleeps or one is awake already. */
 SHOAL_API void shoal_pool_wake(shoal_pool *pool);
 

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define KEPT_CAPACITY ((size_t)4 << 20) /* an emptied batch keeps no more than this */
+
 int shoal_batch_create(shoal_batch **out)
 {
     shoal_batch *batch = calloc(1, sizeof *batch);
@@ -90,6 +92,11 @@ void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap)
     while (heap != NULL && batch->size > 0 && item_read(&at, end, &item) == 0) {
         for (uint32_t i = 0; i < item.block_count; i++)
             (void)shoal_heap_free(heap, item.blocks[i]);
+    }
+    if (batch->capacity > KEPT_CAPACITY) {
+        free(batch->bytes);
+        batch->bytes = NULL;
+        batch->capacity = 0;
     }
     batch->size = 0;
     batch->count = 0;

@@ -265,6 +265,14 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     return 0;
 }
 
+int shoal_pool_full(shoal_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    bool full = pool->free_count == 0 || !ring_has_room(pool);
+    pthread_mutex_unlock(&pool->lock);
+    return full;
+}
+
 void shoal_pool_wake(shoal_pool *pool)
 {
     if (shoal_pool_ready(pool) > 0)

@@ -1,0 +1,444 @@
+/* job.c: the type Job: one call of map, apply, imap …: its items, its results, and waiting for them.
+ *
+ * A thread that waits for a job collects and feeds for all jobs of the pool (feed.c); what it delivers to a job that another
+ * thread waits for, it tells that thread (shoal_pool_nudge). Python's AsyncResult and IMapIterator are sub-classes.
+ */
+#include "pool.h"
+
+#include <errno.h>
+#include <string.h>
+#include <structmember.h>
+
+/* A signal that arrives between the last look and the sleep is seen after this long at the latest. */
+#define SIGNAL_SLICE (100 * SHOAL_MILLISECOND)
+
+/* ------------------------------------------------------------------- results ---- */
+
+/* Room for `ahead` entries past `taken`. */
+static int enlarge_ring(JobObject *job, size_t ahead)
+{
+    size_t capacity = job->capacity == 0 ? 64 : job->capacity;
+    while (capacity <= ahead)
+        capacity *= 2;
+    if (capacity == job->capacity)
+        return 0;
+    struct entry *entries = PyMem_Calloc(capacity, sizeof *entries);
+    if (entries == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = 0; i < job->capacity; i++) {
+        size_t position = (size_t)job->taken + i;
+        entries[position % capacity] = job->entries[position % job->capacity];
+    }
+    PyMem_Free(job->entries);
+    job->entries = entries;
+    job->capacity = capacity;
+    return 0;
+}
+
+static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
+{
+    Py_ssize_t position = job->ordered ? index : job->arrived;
+    if (position < job->taken || enlarge_ring(job, (size_t)(position - job->taken)) != 0) {
+        Py_XDECREF(value);
+        return position < job->taken ? 0 : -1;
+    }
+    struct entry *entry = &job->entries[(size_t)position % job->capacity];
+    if (entry->value != NULL) {
+        Py_XDECREF(value);
+        return 0;
+    }
+    *entry = (struct entry){value, failed};
+    job->arrived++;
+    job->settled++;
+    return 0;
+}
+
+int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
+{
+    if (value == NULL)
+        return PyErr_Occurred() ? -1 : (PyErr_BadInternalCall(), -1);
+    if (failed && !PyExceptionInstance_Check(value)) {
+        /* Only an overwritten message can claim so. */
+        Py_DECREF(value);
+        value = PyObject_CallFunction(PyExc_RuntimeError, "s", "an error in shared memory is malformed");
+        if (value == NULL)
+            return -1;
+    }
+    if (job->complete) {
+        Py_DECREF(value);
+        return 0;
+    }
+    if (job->iterates)
+        return settle_iterating(job, index, value, failed);
+    if (index < 0 || index >= PyList_GET_SIZE(job->results) || job->have[index]) {
+        Py_DECREF(value);
+        return 0;
+    }
+    if (failed && !job->values && (job->error == NULL || index < job->error_index)) {
+        Py_XSETREF(job->error, Py_NewRef(value));
+        job->error_index = index;
+    }
+    job->have[index] = 1;
+    job->settled++;
+    return PyList_SetItem(job->results, index, value);
+}
+
+void job_make_ready(JobObject *job)
+{
+    job->ready = true;
+    if (job->waiters > 0 && job->pool->pool != NULL)
+        shoal_pool_nudge(job->pool->pool);
+}
+
+int job_check(JobObject *job)
+{
+    if (job->waiters > 0 && job->iterates)
+        shoal_pool_nudge(job->pool->pool);
+    if (job->complete || job->length < 0 || job->settled < job->length)
+        return 0;
+    job->complete = true;
+    if (job->callback == NULL) {
+        job_make_ready(job);
+        return 0;
+    }
+    if (PyList_Append(job->pool->finished, (PyObject *)job) != 0)
+        return -1;
+    /* Callbacks run in the supervising thread, so that they cannot meet a lock that the waiting thread holds. */
+    shoal_pool_request_attention(job->pool->pool, 0, 1);
+    return 0;
+}
+
+/* ------------------------------------------------------------------- waiting ---- */
+
+static bool next_is_there(const JobObject *job)
+{
+    return job->capacity > 0 && job->entries[(size_t)job->taken % job->capacity].value != NULL;
+}
+
+static bool is_satisfied(const JobObject *job, bool for_next)
+{
+    return for_next ? next_is_there(job) || job->complete : job->ready;
+}
+
+/* When a thread that waits for all results wants to be called: in time to hand out more, or when nothing is left to take. */
+static uint32_t low_water(const JobObject *job, bool for_next)
+{
+    if (for_next)
+        return 0;
+    if (PyList_GET_SIZE(job->pool->queue) == 0)
+        return 1;
+    return job->chunk == 0 ? 2 * job->pool->workers : 128;
+}
+
+/* 1: satisfied; 0: the time is over; -1: an exception. timeout in ns. */
+static int job_wait(JobObject *job, int64_t timeout, bool for_next)
+{
+    if (is_satisfied(job, for_next))
+        return 1;
+    PoolObject *pool = job->pool;
+    if (pool_enter(pool) != 0)
+        return -1;
+    const int64_t start = shoal_clock_now();
+    const int64_t deadline = timeout >= SHOAL_FOREVER - start ? SHOAL_FOREVER : start + timeout;
+    int result = -1;
+    pool->waiters++;
+    job->waiters++;
+    for (;;) {
+        uint64_t nudges = shoal_pool_nudges(pool->pool);
+        bool any = false;
+        if (collect_tasks(pool, &any) != 0 || feed_jobs(pool) != 0)
+            break;
+        if (is_satisfied(job, for_next)) {
+            result = 1;
+            break;
+        }
+        if (any)
+            continue;
+        int64_t left = deadline == SHOAL_FOREVER ? SHOAL_FOREVER : deadline - shoal_clock_now();
+        if (left <= 0) {
+            result = 0;
+            break;
+        }
+        uint32_t mark = low_water(job, for_next);
+        int waited;
+        Py_BEGIN_ALLOW_THREADS
+        waited = shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
+        Py_END_ALLOW_THREADS
+        if (waited != 0 && PyErr_CheckSignals() != 0)
+            break;
+    }
+    job->waiters--;
+    pool->waiters--;
+    request_help(pool);
+    pool_leave(pool);
+    return result;
+}
+
+/* -------------------------------------------------------------------- methods ---- */
+
+static PyObject *job_submit(PyObject *self, PyObject *unused)
+{
+    JobObject *job = (JobObject *)self;
+    PoolObject *pool = job->pool;
+    if (pool_enter(pool) != 0)
+        return NULL;
+    int result = -1;
+    if (job->queued || job->complete || pool->ended) {
+        PyErr_SetString(PyExc_ValueError, pool->ended ? "the pool was terminated" : "a job is submitted once");
+        goto leave;
+    }
+    if (job->callback != NULL)
+        pool->callbacks++;
+    job->queued = true;
+    result = PyList_Append(pool->queue, self);
+    if (result == 0)
+        result = feed_jobs(pool);
+    if (result == 0)
+        result = job_check(job); /* no items: done at once */
+    request_help(pool);
+leave:
+    pool_leave(pool);
+    if (result != 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *job_wait_method(PyObject *self, PyObject *args)
+{
+    PyObject *seconds = Py_None;
+    int64_t timeout;
+    if (!PyArg_ParseTuple(args, "|O:wait_ready", &seconds) || module_timeout(seconds, &timeout) != 0)
+        return NULL;
+    int result = job_wait((JobObject *)self, timeout, false);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+static void raise_instance(PyObject *error)
+{
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+}
+
+static PyObject *job_results(PyObject *self, PyObject *unused)
+{
+    JobObject *job = (JobObject *)self;
+    if (!job->complete || job->iterates) {
+        PyErr_SetString(PyExc_ValueError, "the job is not done");
+        return NULL;
+    }
+    if (job->error != NULL) {
+        raise_instance(job->error);
+        return NULL;
+    }
+    return Py_NewRef(job->results);
+}
+
+/* The next result of an iterating job: the value, or NULL with its error, or without one at the end. */
+static PyObject *take_next(JobObject *job)
+{
+    if (!next_is_there(job))
+        return NULL;
+    struct entry *entry = &job->entries[(size_t)job->taken % job->capacity];
+    PyObject *value = entry->value;
+    bool failed = entry->failed;
+    *entry = (struct entry){NULL, false};
+    job->taken++;
+    if (failed && !job->values) {
+        raise_instance(value);
+        Py_DECREF(value);
+        return NULL;
+    }
+    return value;
+}
+
+static PyObject *job_iternext(PyObject *self)
+{
+    JobObject *job = (JobObject *)self;
+    if (job_wait(job, SHOAL_FOREVER, true) < 0)
+        return NULL;
+    return take_next(job);
+}
+
+static PyObject *job_next_within(PyObject *self, PyObject *args)
+{
+    JobObject *job = (JobObject *)self;
+    PyObject *seconds = Py_None;
+    int64_t timeout;
+    if (!PyArg_ParseTuple(args, "|O:next_within", &seconds) || module_timeout(seconds, &timeout) != 0)
+        return NULL;
+    int result = job_wait(job, timeout, true);
+    if (result < 0)
+        return NULL;
+    if (result == 0) {
+        PyErr_SetNone(PyExc_TimeoutError);
+        return NULL;
+    }
+    PyObject *value = take_next(job);
+    if (value == NULL && !PyErr_Occurred())
+        PyErr_SetNone(PyExc_StopIteration);
+    return value;
+}
+
+static PyObject *job_finish_callback(PyObject *self, PyObject *unused)
+{
+    JobObject *job = (JobObject *)self;
+    if (job->complete && !job->ready) {
+        if (job->pool->callbacks > 0)
+            job->pool->callbacks--;
+        job_make_ready(job);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---------------------------------------------------------------- construction ---- */
+
+static int job_take_source(JobObject *job, PyObject *source)
+{
+    job->is_sequence = PyList_CheckExact(source) || PyTuple_CheckExact(source);
+    job->source = job->is_sequence ? Py_NewRef(source) : PyObject_GetIter(source);
+    if (job->source == NULL)
+        return -1;
+    job->length = job->is_sequence ? PySequence_Fast_GET_SIZE(source) : -1;
+    if (job->iterates)
+        return 0;
+    if (!job->is_sequence) {
+        PyErr_SetString(PyExc_TypeError, "a job that does not iterate takes a list or tuple");
+        return -1;
+    }
+    job->results = PyList_New(job->length);
+    job->have = PyMem_Calloc((size_t)job->length + 1, 1);
+    if (job->results == NULL || job->have == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < job->length; i++)
+        PyList_SET_ITEM(job->results, i, Py_NewRef(Py_None));
+    return 0;
+}
+
+static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"pool",    "source", "shared", "mode",     "chunk", "retries",
+                            "iterate", "window", "values", "callback", NULL};
+    PyObject *pool_object, *source, *callback = Py_None;
+    unsigned int shared, mode = CALL_ONE, chunk = 0, retries = 0;
+    int iterate = 0, values = 0;
+    Py_ssize_t window = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpO:Job", names, &pool_object, &source, &shared, &mode,
+                                     &chunk, &retries, &iterate, &window, &values, &callback))
+        return NULL;
+    if (!pool_is_pool(pool_object)) {
+        PyErr_SetString(PyExc_TypeError, "a job needs an engine pool");
+        return NULL;
+    }
+    JobObject *job = (JobObject *)type->tp_alloc(type, 0);
+    if (job == NULL)
+        return NULL;
+    job->pool = (PoolObject *)Py_NewRef(pool_object);
+    job->shared = shared;
+    job->flags = mode << TASK_CALL_SHIFT | (retries > 0 ? SHOAL_TASK_KEEPS_BLOCKS : 0);
+    job->chunk = chunk;
+    job->retries = retries;
+    job->iterates = iterate != 0;
+    job->ordered = iterate == 1;
+    job->window = window;
+    job->values = values != 0;
+    job->pace.workers = job->pool->workers;
+    job->callback = callback == Py_None ? NULL : Py_NewRef(callback);
+    if (job_take_source(job, source) != 0) {
+        Py_DECREF(job);
+        return NULL;
+    }
+    return (PyObject *)job;
+}
+
+static int job_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    JobObject *job = (JobObject *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(job->pool);
+    Py_VISIT(job->source);
+    Py_VISIT(job->results);
+    Py_VISIT(job->error);
+    Py_VISIT(job->callback);
+    for (size_t i = 0; i < job->capacity; i++)
+        Py_VISIT(job->entries[i].value);
+    return 0;
+}
+
+static int job_clear(PyObject *self)
+{
+    JobObject *job = (JobObject *)self;
+    Py_CLEAR(job->source);
+    Py_CLEAR(job->results);
+    Py_CLEAR(job->error);
+    Py_CLEAR(job->callback);
+    for (size_t i = 0; i < job->capacity; i++)
+        Py_CLEAR(job->entries[i].value);
+    return 0;
+}
+
+static void job_dealloc(PyObject *self)
+{
+    JobObject *job = (JobObject *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    (void)job_clear(self);
+    PyMem_Free(job->entries);
+    PyMem_Free(job->have);
+    Py_CLEAR(job->pool);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef job_methods[] = {
+    {"submit", job_submit, METH_NOARGS, "submit()\n--\n\nBegin to hand out the job's items. Once."},
+    {"wait_ready", job_wait_method, METH_VARARGS,
+     "wait_ready(timeout=None)\n--\n\nWait until the job is done and its callback ran; timeout in seconds. Whether it is."},
+    {"results", job_results, METH_NOARGS, "results()\n--\n\nAll results in order, or the first failed item's exception."},
+    {"next_within", job_next_within, METH_VARARGS,
+     "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
+    {"finish_callback", job_finish_callback, METH_NOARGS,
+     "finish_callback()\n--\n\nThe callback ran: the job counts as ready from now on."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef job_members[] = {
+    {"callback", T_OBJECT, offsetof(JobObject, callback), READONLY, "what runs when the job is done"},
+    {"error", T_OBJECT, offsetof(JobObject, error), READONLY, "the first failed item's exception, or None"},
+    {"is_ready", T_BOOL, offsetof(JobObject, ready), READONLY, "done, and its callback ran"},
+    {"length", T_PYSSIZET, offsetof(JobObject, length), READONLY, "how many items; -1 while that is not known"},
+    {"settled", T_PYSSIZET, offsetof(JobObject, settled), READONLY, "how many items have a result or an error"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot job_slots[] = {
+    {Py_tp_doc, "One call of a pool's mapping methods: its items, its results, and waiting for them."},
+    {Py_tp_new, job_new},
+    {Py_tp_dealloc, job_dealloc},
+    {Py_tp_traverse, job_traverse},
+    {Py_tp_clear, job_clear},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, job_iternext},
+    {Py_tp_methods, job_methods},
+    {Py_tp_members, job_members},
+    {0, NULL},
+};
+
+static PyType_Spec job_spec = {
+    .name = "shoal._engine.Job",
+    .basicsize = sizeof(JobObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = job_slots,
+};
+
+int job_add(PyObject *module)
+{
+    module_state *state = module_get_state(module);
+    state->job_type = PyType_FromModuleAndSpec(module, &job_spec, NULL);
+    if (state->job_type == NULL)
+        return -1;
+    return PyModule_AddObjectRef(module, "Job", state->job_type);
+}

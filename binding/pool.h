@@ -1,0 +1,119 @@
+/* pool.h: what pool.c (the type Pool), job.c (the type Job) and feed.c (between the two) share.
+ *
+ * All of it is guarded by the GIL. Encoding, decoding and iterating run the user's code, and so may let other threads in at any
+ * such call: state is made consistent before each of them, and looked at anew after it.
+ */
+#ifndef SHOAL_BINDING_POOL_H
+#define SHOAL_BINDING_POOL_H
+
+#include "codec.h"
+
+/* How a worker calls the function; in the upper half of a task's flags. */
+enum call_mode {
+    CALL_ONE = 0,  /* f(item) */
+    CALL_STAR = 1, /* f(*item) */
+    CALL_APPLY = 2 /* item is (args, kwargs): f(*args, **kwargs) */
+};
+#define TASK_CALL_SHIFT 16
+
+/* The first byte of a result. */
+enum { RESULT_VALUE = 'v', RESULT_ERROR = 'e' };
+
+typedef struct PoolObject PoolObject;
+typedef struct JobObject JobObject;
+
+/* A task that is out: its tag is its address. */
+struct task_note {
+    JobObject *job; /* strong */
+    Py_ssize_t start; /* the number of its first item in the job */
+    uint32_t items;
+    uint32_t settled; /* of its items, when it was given out again */
+    uint32_t deaths;  /* of the item that is next, so far */
+    size_t bytes;
+    struct task_note *previous, *next_note; /* in the pool's list */
+};
+
+struct PoolObject {
+    PyObject_HEAD
+    module_state *state;
+    shoal_pool *pool;
+    uint32_t workers;
+    shoal_batch *batch;
+    struct codec_writer writer;
+    bool foreign_main; /* the writer's, which it forgets when it is begun anew */
+    bool feeding;    /* a thread is in feed_jobs */
+    bool feed_again; /* another wanted to be */
+    bool eager;      /* hand out all that iterators hold: the pool was closed */
+    bool ended;      /* nothing is handed out any more */
+    PyObject *queue;     /* list of jobs with items left to hand out, in order */
+    PyObject *finished;  /* list of jobs that are done and whose callback is due */
+    uint32_t waiters;    /* threads in job_wait */
+    uint32_t callbacks;  /* jobs with a callback that are not done yet */
+    struct task_note *tasks; /* all that are out */
+    size_t bytes_out;
+    uint32_t users;      /* threads inside of a call that uses `pool`; the last one closes it where that is due */
+    bool close_due;
+    pid_t process; /* that made it, the only one that may use it */
+};
+
+struct JobObject {
+    PyObject_HEAD
+    PoolObject *pool; /* strong */
+    PyObject *source; /* a list or tuple, or an iterator; NULL once it is used up */
+    PyObject *results; /* list: of all results (collected) or of those not taken yet, in a window */
+    PyObject *error;   /* of the first item, in order, that failed */
+    Py_ssize_t error_index;
+    PyObject *callback; /* what Python runs once the job is done, before it counts as ready; NULL */
+    uint8_t *have;      /* not iterating: which results are there */
+    Py_ssize_t length;  /* items; -1 while an iterator has not ended */
+    Py_ssize_t next;    /* items handed out */
+    Py_ssize_t settled; /* items that have a result or an error */
+    Py_ssize_t taken;   /* results that the reader of an iterator took */
+    Py_ssize_t arrived; /* results that can be taken now (unordered) */
+    Py_ssize_t window;  /* results ahead of the reader, 0: no limit */
+    uint32_t chunk;     /* 0: by measured time */
+    uint32_t shared, flags, retries;
+    uint32_t tasks_out;
+    uint32_t waiters;
+    shoal_pace pace;
+    bool is_sequence, iterates, ordered, values; /* values: errors are results, not raised */
+    bool queued, ready, complete;
+    struct entry {
+        PyObject *value; /* NULL: not there yet */
+        bool failed;
+    } *entries; /* iterating: a ring of `capacity` entries from `taken` on */
+    size_t capacity;
+};
+
+/* pool.c */
+
+/* Around every use of pool->pool that may let other threads in. -1 with an exception: not the owner, or closed. */
+int pool_enter(PoolObject *pool);
+void pool_leave(PoolObject *pool);
+bool pool_is_pool(PyObject *object);
+
+/* feed.c */
+
+/* Hand out what there is room for. 0, or -1 with an exception (only for what is nobody's item: memory). */
+int feed_jobs(PoolObject *pool);
+/* Collect what is done and deliver it. -1 with an exception as above. *any: whether something was. */
+int collect_tasks(PoolObject *pool, bool *any);
+/* Fail every item that is out or not handed out yet, with an exception made by `error` (an instance; shared by all). */
+int abandon_jobs(PoolObject *pool, PyObject *error);
+/* Have the supervising thread called when there is something that no waiting thread sees to. */
+void request_help(PoolObject *pool);
+
+/* job.c */
+
+/* Item `index` has its result or error; steals `value`. */
+int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);
+/* After items were settled or the source ended: is the job done? Then whoever waits is told. */
+int job_check(JobObject *job);
+int job_add(PyObject *module);
+/* Callbacks ran, or there are none: the job counts as ready. */
+void job_make_ready(JobObject *job);
+
+/* An instance of the package's WorkerDied for an item. */
+PyObject *make_worker_died(module_state *state, Py_ssize_t item, const shoal_completion *completion);
+
+#endif

@@ -1,0 +1,352 @@
+/* worker.c: the type Worker: the loop of a worker process: takes tasks, decodes items, calls, encodes results.
+ *
+ * One call of run() serves until the pool shuts, so the way of a task is C from end to end but for the function itself. Whatever an item
+ * raises becomes that item's result; SystemExit, KeyboardInterrupt and the like end the worker, and the supervisor fails the item.
+ */
+#include "pool.h"
+
+#include <errno.h>
+
+#define FUNCTIONS_KEPT 64 /* decoded functions; past that all are dropped, and decoded again when they are needed */
+
+typedef struct {
+    PyObject_HEAD
+    module_state *state;
+    shoal_worker *worker;
+    PyObject *functions; /* id -> callable, or the exception that decoding raised */
+    uint32_t last_id;    /* of the function used last, which needs no look-up */
+    PyObject *last_function;
+    struct codec_writer writer;
+} WorkerObject;
+
+static int worker_parse(PyObject *args, PyObject **pool, int fds[3], unsigned int *place, unsigned int *owner)
+{
+    PyObject *source;
+    if (!PyArg_ParseTuple(args, "OII:Worker", &source, place, owner))
+        return -1;
+    *pool = pool_is_pool(source) ? source : NULL;
+    if (*pool == NULL && !PyArg_ParseTuple(source, "iii;a pool, or the three descriptors of its fds()", fds, fds + 1, fds + 2))
+        return -1;
+    return 0;
+}
+
+static PyObject *worker_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *pool;
+    int fds[3];
+    unsigned int place, owner;
+    if (worker_parse(args, &pool, fds, &place, &owner) != 0)
+        return NULL;
+    PyObject *module = PyType_GetModule(type);
+    if (module == NULL)
+        return NULL;
+    WorkerObject *self = (WorkerObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = module_get_state(module);
+    codec_writer_begin(&self->writer, NULL, 0);
+    self->functions = PyDict_New();
+    int error = -EINVAL;
+    if (pool == NULL)
+        error = shoal_worker_attach(fds, place, owner, &self->worker);
+    else if (((PoolObject *)pool)->pool != NULL)
+        error = shoal_worker_open(((PoolObject *)pool)->pool, place, owner, &self->worker);
+    if (error != 0)
+        module_raise(error, "cannot join the pool");
+    if (error != 0 || self->functions == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    codec_writer_begin(&self->writer, shoal_worker_heap(self->worker), shoal_worker_owner(self->worker));
+    return (PyObject *)self;
+}
+
+static int worker_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    WorkerObject *worker = (WorkerObject *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(worker->functions);
+    Py_VISIT(worker->last_function);
+    return 0;
+}
+
+static int worker_clear(PyObject *self)
+{
+    WorkerObject *worker = (WorkerObject *)self;
+    Py_CLEAR(worker->functions);
+    Py_CLEAR(worker->last_function);
+    return 0;
+}
+
+static void worker_dealloc(PyObject *self)
+{
+    WorkerObject *worker = (WorkerObject *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    (void)worker_clear(self);
+    codec_writer_end(&worker->writer, false);
+    shoal_worker_close(worker->worker);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ----------------------------------------------------------------- results ---- */
+
+/* Drop a result that was not sent. */
+static void drop_result(WorkerObject *worker)
+{
+    codec_writer_end(&worker->writer, false);
+    codec_writer_begin(&worker->writer, shoal_worker_heap(worker->worker), shoal_worker_owner(worker->worker));
+}
+
+static int encode_result(WorkerObject *worker, char kind, PyObject *object)
+{
+    codec_writer_reset(&worker->writer);
+    worker->writer.data[0] = (uint8_t)kind;
+    worker->writer.size = 1;
+    if (codec_encode(worker->state, &worker->writer, object) == 0)
+        return 0;
+    drop_result(worker);
+    return -1;
+}
+
+static PyObject *take_exception(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL && value != NULL)
+        PyException_SetTraceback(value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+/* Only what `except Exception` catches is a task's failure; the rest ends the worker. */
+static bool ends_worker(void)
+{
+    return !PyErr_ExceptionMatches(PyExc_Exception);
+}
+
+/* Encode the exception that is set as the item's error: with its traceback; else in words. */
+static int encode_error(WorkerObject *worker, PyObject *result)
+{
+    if (ends_worker())
+        return -1;
+    PyObject *error = take_exception();
+    if (error == NULL)
+        return -1;
+    PyObject *sent = result == NULL
+                         ? PyObject_CallFunctionObjArgs(worker->state->remote_error, error, NULL)
+                         : PyObject_CallFunctionObjArgs(worker->state->unsendable, error, result, NULL);
+    int code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
+    Py_XDECREF(sent);
+    if (code != 0 && result == NULL && !ends_worker()) {
+        /* The exception itself cannot be sent: say so, and what it was. */
+        PyObject *second = take_exception();
+        sent = second == NULL ? NULL : PyObject_CallFunctionObjArgs(worker->state->unsendable, second, error, NULL);
+        code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
+        Py_XDECREF(sent);
+        Py_XDECREF(second);
+    }
+    Py_DECREF(error);
+    return code;
+}
+
+static int answer(WorkerObject *worker, shoal_task *task)
+{
+    struct codec_writer *writer = &worker->writer;
+    const shoal_item item = {writer->data, writer->size, writer->blocks, writer->block_count};
+    int error = shoal_task_answer(task, &item);
+    if (error == 0) {
+        codec_writer_reset(writer);
+        return 0;
+    }
+    drop_result(worker);
+    module_raise(error, "no shared memory for a result");
+    return -1;
+}
+
+/* ---------------------------------------------------------------- functions ---- */
+
+/* The task's function: borrowed; NULL with an exception, which is the item's error. */
+static PyObject *find_function(WorkerObject *worker, uint32_t id)
+{
+    if (id == worker->last_id && worker->last_function != NULL)
+        return worker->last_function;
+    PyObject *key = PyLong_FromUnsignedLong(id);
+    if (key == NULL)
+        return NULL;
+    PyObject *function = Py_XNewRef(PyDict_GetItemWithError(worker->functions, key));
+    if (function == NULL && !PyErr_Occurred()) {
+        shoal_item item;
+        int error = shoal_worker_shared(worker->worker, id, &item);
+        if (error != 0)
+            module_raise(error, "the task's function is not there");
+        else
+            function = codec_decode(worker->state, shoal_worker_heap(worker->worker), &item, CODEC_COPY);
+        if (function != NULL && PyDict_GET_SIZE(worker->functions) >= FUNCTIONS_KEPT)
+            PyDict_Clear(worker->functions);
+        if (function != NULL && PyDict_SetItem(worker->functions, key, function) != 0)
+            Py_CLEAR(function);
+    }
+    Py_DECREF(key);
+    if (function == NULL)
+        return NULL;
+    worker->last_id = id;
+    Py_XSETREF(worker->last_function, function);
+    return function;
+}
+
+static PyObject *call(PyObject *function, enum call_mode mode, PyObject *argument)
+{
+    PyObject *arguments, *keywords, *result;
+    switch (mode) {
+    case CALL_STAR:
+        arguments = PySequence_Tuple(argument);
+        if (arguments == NULL)
+            return NULL;
+        result = PyObject_CallObject(function, arguments);
+        Py_DECREF(arguments);
+        return result;
+    case CALL_APPLY:
+        if (!PyTuple_Check(argument) || PyTuple_GET_SIZE(argument) != 2)
+            return PyErr_BadInternalCall(), NULL;
+        arguments = PySequence_Tuple(PyTuple_GET_ITEM(argument, 0));
+        keywords = PyTuple_GET_ITEM(argument, 1);
+        if (arguments == NULL)
+            return NULL;
+        result = PyObject_Call(function, arguments, PyDict_Check(keywords) ? keywords : NULL);
+        Py_DECREF(arguments);
+        return result;
+    case CALL_ONE:
+    default:
+        return PyObject_CallOneArg(function, argument);
+    }
+}
+
+/* ---------------------------------------------------------------------- the loop ---- */
+
+/* Do one item. 0: answered; -1: an exception that ends the worker. */
+static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *item)
+{
+    const uint32_t flags = shoal_task_flags(task);
+    const enum codec_blocks how = (flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ? CODEC_COPY : CODEC_VIEW;
+    PyObject *argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
+    PyObject *result = NULL;
+    if (argument != NULL) {
+        PyObject *function = find_function(worker, shoal_task_shared(task));
+        if (function != NULL) {
+            Py_INCREF(function);
+            result = call(function, (enum call_mode)(flags >> TASK_CALL_SHIFT), argument);
+            Py_DECREF(function);
+        }
+        Py_DECREF(argument);
+    }
+    int code = result != NULL ? encode_result(worker, RESULT_VALUE, result) : -1;
+    if (code != 0)
+        code = encode_error(worker, result);
+    Py_XDECREF(result);
+    if (code != 0)
+        return -1;
+    if (answer(worker, task) == 0)
+        return 0;
+    /* The result does not fit into shared memory; that it does not will. */
+    if (encode_error(worker, NULL) != 0)
+        return -1;
+    return answer(worker, task);
+}
+
+static int do_task(WorkerObject *worker, shoal_task *task)
+{
+    shoal_item item;
+    int error;
+    while ((error = shoal_task_next(task, &item)) == 0) {
+        if (do_item(worker, task, &item) != 0)
+            return -1; /* the task stays this worker's, and fails with it */
+    }
+    shoal_task_finish(task);
+    if (error != -ENODATA) {
+        module_raise(error, "a task in shared memory is malformed");
+        return -1;
+    }
+    return PyErr_CheckSignals();
+}
+
+/* The next task; 0, 1: the pool has shut; -1: an exception. */
+static int claim(WorkerObject *worker, shoal_task **task)
+{
+    int error = shoal_worker_claim(worker->worker, 0, task);
+    while (error == -ETIMEDOUT || error == -EINTR) {
+        if (error == -EINTR && PyErr_CheckSignals() != 0)
+            return -1;
+        Py_BEGIN_ALLOW_THREADS
+        error = shoal_worker_claim(worker->worker, SHOAL_FOREVER, task);
+        Py_END_ALLOW_THREADS
+    }
+    if (error == -ESHUTDOWN)
+        return 1;
+    if (error == SHOAL_ECORRUPT) /* the owner fails the task's items; this worker is sound */
+        return claim(worker, task);
+    if (error != 0) {
+        module_raise(error, "cannot take a task");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *worker_run(PyObject *self, PyObject *args)
+{
+    WorkerObject *worker = (WorkerObject *)self;
+    Py_ssize_t most = 0, done = 0;
+    if (!PyArg_ParseTuple(args, "|n:run", &most))
+        return NULL;
+    if (worker->state->remote_error == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "shoal._engine.configure_pool() was not called");
+        return NULL;
+    }
+    while (most <= 0 || done < most) {
+        shoal_task *task;
+        int result = claim(worker, &task);
+        if (result < 0)
+            return NULL;
+        if (result > 0)
+            break;
+        if (do_task(worker, task) != 0)
+            return NULL;
+        done++;
+    }
+    return PyLong_FromSsize_t(done);
+}
+
+static PyMethodDef worker_methods[] = {
+    {"run", worker_run, METH_VARARGS,
+     "run(tasks=0)\n--\n\nServe until the pool shuts or so many tasks were done (0: no limit); how many were."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot worker_slots[] = {
+    {Py_tp_doc, "Worker(pool_or_fds, place, owner)\n--\n\nA worker process's place in a pool."},
+    {Py_tp_new, worker_new},
+    {Py_tp_dealloc, worker_dealloc},
+    {Py_tp_traverse, worker_traverse},
+    {Py_tp_clear, worker_clear},
+    {Py_tp_methods, worker_methods},
+    {0, NULL},
+};
+
+static PyType_Spec worker_spec = {
+    .name = "shoal._engine.Worker",
+    .basicsize = sizeof(WorkerObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = worker_slots,
+};
+
+int worker_add(PyObject *module)
+{
+    module_state *state = module_get_state(module);
+    state->worker_type = PyType_FromModuleAndSpec(module, &worker_spec, NULL);
+    if (state->worker_type == NULL)
+        return -1;
+    return PyModule_AddObjectRef(module, "Worker", state->worker_type);
+}
