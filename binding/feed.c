@@ -1,8 +1,8 @@
 /* feed.c: between jobs and the table: encodes items into tasks while there is room, and delivers what comes back.
  *
- * Whoever waits for anything of a pool does this work for all of its jobs; there is no thread for it on the way of a task. One thread at a
- * time feeds (`feeding`); one that comes meanwhile asks it to look again and goes on. Collecting needs no such rule, as a
- * completion is handed to one thread. Called by pool.c and job.c, with the GIL.
+ * Whoever waits for anything of a pool does this work for all of its jobs; there is no thread for it on the way of a
+ * task. One thread at a time feeds (`feeding`); one that comes meanwhile asks it to look again and goes on. Collecting
+ * needs no such rule, as a completion is handed to one thread. Called by pool.c and job.c, with the GIL.
  */
 #include "pool.h"
 
@@ -138,7 +138,8 @@ static int submit_batch(PoolObject *pool, JobObject *job, Py_ssize_t start, size
     return 1;
 }
 
-/* Encode and submit one task of the job. 1: submitted, or items settled; 0: no room, or nothing left; -1: an exception. */
+/* Encode and submit one task of the job. 1: submitted, or items settled; 0: no room, or nothing left; -1: an exception.
+ */
 static int feed_task(PoolObject *pool, JobObject *job)
 {
     uint32_t count = next_count(pool, job);
@@ -289,7 +290,8 @@ static int deliver_results(PoolObject *pool, struct task_note *note, shoal_compl
     return 0;
 }
 
-/* What a dead worker left of a task: the item it held fails or is tried again, the rest goes out again. True: it is out again. */
+/* What a dead worker left of a task: the item it held fails or is tried again, the rest goes out again. True: it is out
+ * again. */
 static int settle_rest(PoolObject *pool, struct task_note *note, shoal_completion *completion, bool *again)
 {
     JobObject *job = note->job;
@@ -340,9 +342,11 @@ static int deliver(PoolObject *pool, shoal_completion *completion)
     shoal_pace_note(&job->pace, completion);
     /* Off the list first: decoding lets other threads in, and one of them may abandon what is listed. */
     unlist_task(pool, note);
+    pool->delivering++;
     int result = deliver_results(pool, note, completion);
     if (result == 0)
         result = settle_rest(pool, note, completion, &again);
+    pool->delivering--;
     if (again) {
         list_task(pool, note);
         return result;
@@ -412,4 +416,6 @@ void request_help(PoolObject *pool)
         shoal_pool_request_attention(pool->pool, 0, PyList_GET_SIZE(pool->finished) > 0);
     else if (PyList_GET_SIZE(pool->queue) > 0)
         shoal_pool_request_attention(pool->pool, pool->workers, 0);
+    else if (pool->eager && pool->tasks != NULL)
+        shoal_pool_request_attention(pool->pool, 1, 0); /* the supervisor ends the workers when all is done */
 }

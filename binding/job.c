@@ -1,13 +1,13 @@
 /* job.c: the type Job: one call of map, apply, imap …: its items, its results, and waiting for them.
  *
- * A thread that waits for a job collects and feeds for all jobs of the pool (feed.c); what it delivers to a job that another
- * thread waits for, it tells that thread (shoal_pool_nudge). Python's AsyncResult and IMapIterator are sub-classes.
+ * A thread that waits for a job collects and feeds for all jobs of the pool (feed.c); what it delivers to a job that
+ * another thread waits for, it tells that thread (shoal_pool_nudge). Python's AsyncResult and IMapIterator are
+ * sub-classes.
  */
 #include "pool.h"
 
-#include <errno.h>
-#include <string.h>
 #include <structmember.h>
+#include <unistd.h>
 
 /* A signal that arrives between the last look and the sleep is seen after this long at the latest. */
 #define SIGNAL_SLICE (100 * SHOAL_MILLISECOND)
@@ -85,6 +85,13 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
     return PyList_SetItem(job->results, index, value);
 }
 
+static void drop_shared(JobObject *job)
+{
+    if (job->owns_shared && job->pool->pool != NULL && job->pool->process == getpid())
+        shoal_pool_unshare(job->pool->pool, job->shared);
+    job->owns_shared = false;
+}
+
 void job_make_ready(JobObject *job)
 {
     job->ready = true;
@@ -99,6 +106,7 @@ int job_check(JobObject *job)
     if (job->complete || job->length < 0 || job->settled < job->length)
         return 0;
     job->complete = true;
+    drop_shared(job);
     if (job->callback == NULL) {
         job_make_ready(job);
         return 0;
@@ -117,40 +125,42 @@ static bool next_is_there(const JobObject *job)
     return job->capacity > 0 && job->entries[(size_t)job->taken % job->capacity].value != NULL;
 }
 
-static bool is_satisfied(const JobObject *job, bool for_next)
+static bool is_satisfied(const PoolObject *pool, const JobObject *job, bool for_next)
 {
+    if (job == NULL)
+        return pool_is_idle(pool);
     return for_next ? next_is_there(job) || job->complete : job->ready;
 }
 
-/* When a thread that waits for all results wants to be called: in time to hand out more, or when nothing is left to take. */
-static uint32_t low_water(const JobObject *job, bool for_next)
+/* When a thread that waits for all results wants to be called: in time to hand out more, or when nothing is left to
+ * take. */
+static uint32_t low_water(const PoolObject *pool, const JobObject *job, bool for_next)
 {
     if (for_next)
         return 0;
-    if (PyList_GET_SIZE(job->pool->queue) == 0)
+    if (PyList_GET_SIZE(pool->queue) == 0)
         return 1;
-    return job->chunk == 0 ? 2 * job->pool->workers : 128;
+    return job == NULL || job->chunk == 0 ? 2 * pool->workers : 128;
 }
 
-/* 1: satisfied; 0: the time is over; -1: an exception. timeout in ns. */
-static int job_wait(JobObject *job, int64_t timeout, bool for_next)
+int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
 {
-    if (is_satisfied(job, for_next))
+    if (is_satisfied(pool, job, for_next))
         return 1;
-    PoolObject *pool = job->pool;
     if (pool_enter(pool) != 0)
         return -1;
     const int64_t start = shoal_clock_now();
     const int64_t deadline = timeout >= SHOAL_FOREVER - start ? SHOAL_FOREVER : start + timeout;
     int result = -1;
     pool->waiters++;
-    job->waiters++;
+    if (job != NULL)
+        job->waiters++;
     for (;;) {
         uint64_t nudges = shoal_pool_nudges(pool->pool);
         bool any = false;
         if (collect_tasks(pool, &any) != 0 || feed_jobs(pool) != 0)
             break;
-        if (is_satisfied(job, for_next)) {
+        if (is_satisfied(pool, job, for_next)) {
             result = 1;
             break;
         }
@@ -161,7 +171,7 @@ static int job_wait(JobObject *job, int64_t timeout, bool for_next)
             result = 0;
             break;
         }
-        uint32_t mark = low_water(job, for_next);
+        uint32_t mark = low_water(pool, job, for_next);
         int waited;
         Py_BEGIN_ALLOW_THREADS
         waited = shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
@@ -169,7 +179,8 @@ static int job_wait(JobObject *job, int64_t timeout, bool for_next)
         if (waited != 0 && PyErr_CheckSignals() != 0)
             break;
     }
-    job->waiters--;
+    if (job != NULL)
+        job->waiters--;
     pool->waiters--;
     request_help(pool);
     pool_leave(pool);
@@ -211,7 +222,8 @@ static PyObject *job_wait_method(PyObject *self, PyObject *args)
     int64_t timeout;
     if (!PyArg_ParseTuple(args, "|O:wait_ready", &seconds) || module_timeout(seconds, &timeout) != 0)
         return NULL;
-    int result = job_wait((JobObject *)self, timeout, false);
+    JobObject *job = (JobObject *)self;
+    int result = wait_for(job->pool, job, false, timeout);
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
@@ -255,7 +267,7 @@ static PyObject *take_next(JobObject *job)
 static PyObject *job_iternext(PyObject *self)
 {
     JobObject *job = (JobObject *)self;
-    if (job_wait(job, SHOAL_FOREVER, true) < 0)
+    if (wait_for(job->pool, job, true, SHOAL_FOREVER) < 0)
         return NULL;
     return take_next(job);
 }
@@ -267,7 +279,7 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
     int64_t timeout;
     if (!PyArg_ParseTuple(args, "|O:next_within", &seconds) || module_timeout(seconds, &timeout) != 0)
         return NULL;
-    int result = job_wait(job, timeout, true);
+    int result = wait_for(job->pool, job, true, timeout);
     if (result < 0)
         return NULL;
     if (result == 0) {
@@ -320,14 +332,14 @@ static int job_take_source(JobObject *job, PyObject *source)
 
 static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"pool",    "source", "shared", "mode",     "chunk", "retries",
-                            "iterate", "window", "values", "callback", NULL};
+    static char *names[] = {"pool",    "source", "shared", "mode",     "chunk",       "retries",
+                            "iterate", "window", "values", "callback", "owns_shared", NULL};
     PyObject *pool_object, *source, *callback = Py_None;
     unsigned int shared, mode = CALL_ONE, chunk = 0, retries = 0;
-    int iterate = 0, values = 0;
+    int iterate = 0, values = 0, owns_shared = 0;
     Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpO:Job", names, &pool_object, &source, &shared, &mode,
-                                     &chunk, &retries, &iterate, &window, &values, &callback))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOp:Job", names, &pool_object, &source, &shared, &mode,
+                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared))
         return NULL;
     if (!pool_is_pool(pool_object)) {
         PyErr_SetString(PyExc_TypeError, "a job needs an engine pool");
@@ -345,6 +357,7 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     job->ordered = iterate == 1;
     job->window = window;
     job->values = values != 0;
+    job->owns_shared = owns_shared != 0;
     job->pace.workers = job->pool->workers;
     job->callback = callback == Py_None ? NULL : Py_NewRef(callback);
     if (job_take_source(job, source) != 0) {
@@ -388,6 +401,8 @@ static void job_dealloc(PyObject *self)
     (void)job_clear(self);
     PyMem_Free(job->entries);
     PyMem_Free(job->have);
+    if (job->pool != NULL)
+        drop_shared(job);
     Py_CLEAR(job->pool);
     type->tp_free(self);
     Py_DECREF(type);
@@ -396,8 +411,10 @@ static void job_dealloc(PyObject *self)
 static PyMethodDef job_methods[] = {
     {"submit", job_submit, METH_NOARGS, "submit()\n--\n\nBegin to hand out the job's items. Once."},
     {"wait_ready", job_wait_method, METH_VARARGS,
-     "wait_ready(timeout=None)\n--\n\nWait until the job is done and its callback ran; timeout in seconds. Whether it is."},
-    {"results", job_results, METH_NOARGS, "results()\n--\n\nAll results in order, or the first failed item's exception."},
+     "wait_ready(timeout=None)\n--\n\nWait until the job is done and its callback ran; timeout in seconds. Whether it "
+     "is."},
+    {"results", job_results, METH_NOARGS,
+     "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
      "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
     {"finish_callback", job_finish_callback, METH_NOARGS,

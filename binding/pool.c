@@ -339,6 +339,21 @@ static PyObject *pool_close(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+bool pool_is_idle(const PoolObject *pool)
+{
+    return pool->tasks == NULL && PyList_GET_SIZE(pool->queue) == 0 && !pool->feeding && pool->delivering == 0;
+}
+
+static PyObject *pool_wait_idle(PyObject *self, PyObject *args)
+{
+    PyObject *seconds = Py_None;
+    int64_t timeout;
+    if (!PyArg_ParseTuple(args, "|O:wait_idle", &seconds) || module_timeout(seconds, &timeout) != 0)
+        return NULL;
+    int result = wait_for((PoolObject *)self, NULL, false, timeout);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
 static PyObject *pool_numbers(PyObject *self, PyObject *args)
 {
     PoolObject *pool = (PoolObject *)self;
@@ -363,8 +378,7 @@ static PyObject *pool_get_outstanding(PyObject *self, void *closure)
 
 static PyObject *pool_get_idle(PyObject *self, void *closure)
 {
-    PoolObject *pool = (PoolObject *)self;
-    return PyBool_FromLong(pool->tasks == NULL && PyList_GET_SIZE(pool->queue) == 0 && !pool->feeding);
+    return PyBool_FromLong(pool_is_idle((PoolObject *)self));
 }
 
 static PyObject *pool_get_foreign_main(PyObject *self, void *closure)
@@ -384,12 +398,14 @@ static int pool_set_foreign_main(PyObject *self, PyObject *value, void *closure)
 
 static PyMethodDef pool_methods[] = {
     {"fds", pool_fds, METH_NOARGS, "fds()\n--\n\nThe descriptors a worker needs that does not inherit the pool."},
-    {"enlist", pool_enlist, METH_VARARGS, "enlist(place)\n--\n\nThe number for the worker that is about to start there."},
+    {"enlist", pool_enlist, METH_VARARGS,
+     "enlist(place)\n--\n\nThe number for the worker that is about to start there."},
     {"watch", pool_watch, METH_VARARGS, "watch(place, pid, pidfd)\n--\n\nThe worker was started."},
     {"bury", pool_bury, METH_VARARGS,
      "bury(place, exitcode=None)\n--\n\nThe worker there has ended; how many tasks it held."},
     {"supervise", pool_supervise, METH_VARARGS,
-     "supervise(timeout=None)\n--\n\nWait for events: a list of (kind, place, pid); kind 1: a worker ended, 2: pump()."},
+     "supervise(timeout=None)\n--\n\nWait for events: a list of (kind, place, pid); kind 1: a worker ended, 2: "
+     "pump()."},
     {"call_supervisor", pool_call_supervisor, METH_NOARGS, "call_supervisor()\n--\n\nMake supervise() return."},
     {"pump", pool_pump, METH_NOARGS,
      "pump()\n--\n\nCollect and hand out for jobs that nobody waits for; the jobs whose callbacks are due."},
@@ -400,6 +416,9 @@ static PyMethodDef pool_methods[] = {
     {"hurry", pool_hurry, METH_NOARGS, "hurry()\n--\n\nFrom now on hand out all that iterators hold, read or not."},
     {"abandon", pool_abandon, METH_O, "abandon(error)\n--\n\nFail every item that has no result, with this exception."},
     {"close", pool_close, METH_NOARGS, "close()\n--\n\nDrop the table; arrays that were handed out stay valid."},
+    {"wait_idle", pool_wait_idle, METH_VARARGS,
+     "wait_idle(timeout=None)\n--\n\nCollect and hand out until nothing is left; timeout in seconds. Whether it is "
+     "so."},
     {"numbers", pool_numbers, METH_VARARGS, "numbers(place)\n--\n\nWhat the worker there did so far."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,7 +1,7 @@
 /* pool.h: what pool.c (the type Pool), job.c (the type Job) and feed.c (between the two) share.
  *
- * All of it is guarded by the GIL. Encoding, decoding and iterating run the user's code, and so may let other threads in at any
- * such call: state is made consistent before each of them, and looked at anew after it.
+ * All of it is guarded by the GIL. Encoding, decoding and iterating run the user's code, and so may let other threads
+ * in at any such call: state is made consistent before each of them, and looked at anew after it.
  */
 #ifndef SHOAL_BINDING_POOL_H
 #define SHOAL_BINDING_POOL_H
@@ -10,9 +10,11 @@
 
 /* How a worker calls the function; in the upper half of a task's flags. */
 enum call_mode {
-    CALL_ONE = 0,  /* f(item) */
-    CALL_STAR = 1, /* f(*item) */
-    CALL_APPLY = 2 /* item is (args, kwargs): f(*args, **kwargs) */
+    CALL_ONE = 0,   /* f(item) */
+    CALL_STAR = 1,  /* f(*item) */
+    CALL_APPLY = 2, /* item is (args, kwargs): f(*args, **kwargs) */
+    CALL_WHOLE = 3, /* item is (f, args, kwargs): no function is shared */
+    CALL_NAMED = 4  /* item is (id, *args), or (-id, args, kwargs): each names its shared function */
 };
 #define TASK_CALL_SHIFT 16
 
@@ -24,7 +26,7 @@ typedef struct JobObject JobObject;
 
 /* A task that is out: its tag is its address. */
 struct task_note {
-    JobObject *job; /* strong */
+    JobObject *job;   /* strong */
     Py_ssize_t start; /* the number of its first item in the job */
     uint32_t items;
     uint32_t settled; /* of its items, when it was given out again */
@@ -40,26 +42,27 @@ struct PoolObject {
     uint32_t workers;
     shoal_batch *batch;
     struct codec_writer writer;
-    bool foreign_main; /* the writer's, which it forgets when it is begun anew */
-    bool feeding;    /* a thread is in feed_jobs */
-    bool feed_again; /* another wanted to be */
-    bool eager;      /* hand out all that iterators hold: the pool was closed */
-    bool ended;      /* nothing is handed out any more */
-    PyObject *queue;     /* list of jobs with items left to hand out, in order */
-    PyObject *finished;  /* list of jobs that are done and whose callback is due */
-    uint32_t waiters;    /* threads in job_wait */
-    uint32_t callbacks;  /* jobs with a callback that are not done yet */
+    bool foreign_main;       /* the writer's, which it forgets when it is begun anew */
+    bool feeding;            /* a thread is in feed_jobs */
+    bool feed_again;         /* another wanted to be */
+    bool eager;              /* hand out all that iterators hold: the pool was closed */
+    bool ended;              /* nothing is handed out any more */
+    PyObject *queue;         /* list of jobs with items left to hand out, in order */
+    PyObject *finished;      /* list of jobs that are done and whose callback is due */
+    uint32_t waiters;        /* threads in wait_for */
+    uint32_t delivering;     /* threads that hand results of a task to its job */
+    uint32_t callbacks;      /* jobs with a callback that are not done yet */
     struct task_note *tasks; /* all that are out */
     size_t bytes_out;
-    uint32_t users;      /* threads inside of a call that uses `pool`; the last one closes it where that is due */
+    uint32_t users; /* threads inside of a call that uses `pool`; the last one closes it where that is due */
     bool close_due;
     pid_t process; /* that made it, the only one that may use it */
 };
 
 struct JobObject {
     PyObject_HEAD
-    PoolObject *pool; /* strong */
-    PyObject *source; /* a list or tuple, or an iterator; NULL once it is used up */
+    PoolObject *pool;  /* strong */
+    PyObject *source;  /* a list or tuple, or an iterator; NULL once it is used up */
     PyObject *results; /* list: of all results (collected) or of those not taken yet, in a window */
     PyObject *error;   /* of the first item, in order, that failed */
     Py_ssize_t error_index;
@@ -76,12 +79,14 @@ struct JobObject {
     uint32_t tasks_out;
     uint32_t waiters;
     shoal_pace pace;
-    bool is_sequence, iterates, ordered, values; /* values: errors are results, not raised */
+    bool is_sequence, iterates, ordered;
+    bool values;      /* errors are results, not raised */
+    bool owns_shared; /* `shared` is this job's alone: nobody needs it once the job is done */
     bool queued, ready, complete;
     struct entry {
         PyObject *value; /* NULL: not there yet */
         bool failed;
-    } *entries; /* iterating: a ring of `capacity` entries from `taken` on */
+    } * entries; /* iterating: a ring of `capacity` entries from `taken` on */
     size_t capacity;
 };
 
@@ -104,6 +109,11 @@ int abandon_jobs(PoolObject *pool, PyObject *error);
 void request_help(PoolObject *pool);
 
 /* job.c */
+
+/* Collect and feed until the job is done (or has a next result, or, without a job, the pool is idle). The GIL is
+ * released while waiting. 1: so it is; 0: the time (ns) is over; -1: an exception. */
+int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout);
+bool pool_is_idle(const PoolObject *pool);
 
 /* Item `index` has its result or error; steals `value`. */
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);

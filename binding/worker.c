@@ -1,7 +1,8 @@
 /* worker.c: the type Worker: the loop of a worker process: takes tasks, decodes items, calls, encodes results.
  *
- * One call of run() serves until the pool shuts, so the way of a task is C from end to end but for the function itself. Whatever an item
- * raises becomes that item's result; SystemExit, KeyboardInterrupt and the like end the worker, and the supervisor fails the item.
+ * One call of run() serves until the pool shuts, so the way of a task is C from end to end but for the function itself.
+ * Whatever an item raises becomes that item's result; SystemExit, KeyboardInterrupt and the like end the worker, and
+ * the supervisor fails the item.
  */
 #include "pool.h"
 
@@ -25,7 +26,8 @@ static int worker_parse(PyObject *args, PyObject **pool, int fds[3], unsigned in
     if (!PyArg_ParseTuple(args, "OII:Worker", &source, place, owner))
         return -1;
     *pool = pool_is_pool(source) ? source : NULL;
-    if (*pool == NULL && !PyArg_ParseTuple(source, "iii;a pool, or the three descriptors of its fds()", fds, fds + 1, fds + 2))
+    if (*pool == NULL &&
+        !PyArg_ParseTuple(source, "iii;a pool, or the three descriptors of its fds()", fds, fds + 1, fds + 2))
         return -1;
     return 0;
 }
@@ -136,9 +138,8 @@ static int encode_error(WorkerObject *worker, PyObject *result)
     PyObject *error = take_exception();
     if (error == NULL)
         return -1;
-    PyObject *sent = result == NULL
-                         ? PyObject_CallFunctionObjArgs(worker->state->remote_error, error, NULL)
-                         : PyObject_CallFunctionObjArgs(worker->state->unsendable, error, result, NULL);
+    PyObject *sent = result == NULL ? PyObject_CallFunctionObjArgs(worker->state->remote_error, error, NULL)
+                                    : PyObject_CallFunctionObjArgs(worker->state->unsendable, error, result, NULL);
     int code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
     Py_XDECREF(sent);
     if (code != 0 && result == NULL && !ends_worker()) {
@@ -198,6 +199,30 @@ static PyObject *find_function(WorkerObject *worker, uint32_t id)
     return function;
 }
 
+/* (id, *args) or (-id, args, kwargs). */
+static PyObject *call_named(WorkerObject *worker, PyObject *argument)
+{
+    if (!PyTuple_Check(argument) || PyTuple_GET_SIZE(argument) < 1 || !PyLong_Check(PyTuple_GET_ITEM(argument, 0)))
+        return PyErr_BadInternalCall(), NULL;
+    long id = PyLong_AsLong(PyTuple_GET_ITEM(argument, 0));
+    PyObject *function = find_function(worker, (uint32_t)(id < 0 ? -id : id));
+    if (function == NULL)
+        return NULL;
+    Py_INCREF(function);
+    PyObject *result = NULL;
+    if (id > 0) {
+        PyObject *const *arguments = &PyTuple_GET_ITEM(argument, 0) + 1;
+        result = PyObject_Vectorcall(function, arguments, (size_t)PyTuple_GET_SIZE(argument) - 1, NULL);
+    } else if (PyTuple_GET_SIZE(argument) == 3 && PyTuple_Check(PyTuple_GET_ITEM(argument, 1)) &&
+               PyDict_Check(PyTuple_GET_ITEM(argument, 2))) {
+        result = PyObject_Call(function, PyTuple_GET_ITEM(argument, 1), PyTuple_GET_ITEM(argument, 2));
+    } else {
+        PyErr_BadInternalCall();
+    }
+    Py_DECREF(function);
+    return result;
+}
+
 static PyObject *call(PyObject *function, enum call_mode mode, PyObject *argument)
 {
     PyObject *arguments, *keywords, *result;
@@ -219,6 +244,17 @@ static PyObject *call(PyObject *function, enum call_mode mode, PyObject *argumen
         result = PyObject_Call(function, arguments, PyDict_Check(keywords) ? keywords : NULL);
         Py_DECREF(arguments);
         return result;
+    case CALL_WHOLE:
+        if (!PyTuple_Check(argument) || PyTuple_GET_SIZE(argument) != 3)
+            return PyErr_BadInternalCall(), NULL;
+        arguments = PySequence_Tuple(PyTuple_GET_ITEM(argument, 1));
+        keywords = PyTuple_GET_ITEM(argument, 2);
+        if (arguments == NULL)
+            return NULL;
+        result = PyObject_Call(PyTuple_GET_ITEM(argument, 0), arguments, PyDict_Check(keywords) ? keywords : NULL);
+        Py_DECREF(arguments);
+        return result;
+    case CALL_NAMED: /* call_named's */
     case CALL_ONE:
     default:
         return PyObject_CallOneArg(function, argument);
@@ -235,10 +271,15 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
     PyObject *argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
     PyObject *result = NULL;
     if (argument != NULL) {
-        PyObject *function = find_function(worker, shoal_task_shared(task));
-        if (function != NULL) {
-            Py_INCREF(function);
-            result = call(function, (enum call_mode)(flags >> TASK_CALL_SHIFT), argument);
+        const enum call_mode mode = (enum call_mode)(flags >> TASK_CALL_SHIFT);
+        PyObject *function = NULL;
+        if (mode == CALL_NAMED) {
+            result = call_named(worker, argument);
+        } else if (mode == CALL_WHOLE) {
+            result = call(NULL, mode, argument);
+        } else if ((function = find_function(worker, shoal_task_shared(task))) != NULL) {
+            Py_INCREF(function); /* the call may drop the cache */
+            result = call(function, mode, argument);
             Py_DECREF(function);
         }
         Py_DECREF(argument);

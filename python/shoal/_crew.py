@@ -1,0 +1,325 @@
+"""The workers of one pool and the thread that looks after them.
+
+`multiprocessing.Pool` and `joblib.Parallel` both stand on a `Crew`: it starts the processes (how is the caller's affair),
+replaces those that die, runs callbacks, and ends everything. Handing out work and collecting it is the engine's, in the
+thread that waits for it. A crew does not know its pool, so a pool that is dropped can be collected.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shoal import _engine
+from shoal.errors import TaskCancelled, WorkerDied
+
+CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
+
+RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+
+_WORKER_ENDED, _ATTENTION = 1, 2
+_TERM_GRACE = 0.25  # seconds between SIGTERM and SIGKILL: a stopped process heeds only the latter
+_RETRY_START = 0.1  # seconds until a worker that could not be started is tried again
+_FUNCTIONS_SHARED = 1024
+
+
+class WorkerProcess(Protocol):
+    """What a crew needs of a process: `multiprocessing.Process` and the zygote's processes have it."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+StartWorker = Callable[[_engine.Pool, int, int], WorkerProcess]
+"""(engine, place, owner) -> the started process, which runs `serve` with the same place and owner."""
+
+
+def serve(
+    pool: _engine.Pool | tuple[int, int, int],
+    place: int,
+    owner: int,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    tasks: int | None = None,
+) -> None:
+    """Run in a worker process: work until the pool shuts, or so many tasks were done."""
+    import signal
+
+    import shoal._pickling  # noqa: F401  (configures the codec)
+
+    if threading.current_thread() is threading.main_thread():
+        # Ctrl-C goes to the whole foreground group; the parent decides what becomes of its workers. A handler, not
+        # SIG_IGN: what a task starts by exec must not inherit it.
+        signal.signal(signal.SIGINT, _ignore_interrupt)
+    worker = _engine.Worker(pool, place, owner)
+    if initializer is not None:
+        initializer(*initargs)
+    worker.run(tasks or 0)
+
+
+def _ignore_interrupt(signum: int, frame: object) -> None:
+    pass
+
+
+def make_engine_pool(workers: int) -> _engine.Pool:
+    import shoal._pickling  # noqa: F401  (configures the codec)
+
+    return _engine.Pool(workers)
+
+
+def _found_by_name(function: Any) -> bool:
+    """Whether a pickle of the function is its name and nothing more, so that one copy serves for good."""
+    import sys
+
+    name = getattr(function, "__qualname__", None)
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return (
+        name is not None
+        and module is not None
+        and "." not in name
+        and getattr(function, "__closure__", None) is None
+        and module.__dict__.get(name) is function
+    )
+
+
+class Crew:
+    """Workers in `size` places, each started by `start`, and their supervisor thread."""
+
+    def __init__(self, size: int, start: StartWorker, *, foreign_main: bool = False, restarts: bool = True) -> None:
+        self.engine = make_engine_pool(size)
+        self.engine.foreign_main = foreign_main
+        self.size = size
+        self.state = RUN
+        self.processes: list[WorkerProcess | None] = [None] * size
+        self.broken: BaseException | None = None
+        self._foreign_main = foreign_main
+        self._start = start
+        self._restarts = restarts
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._functions: dict[Any, int] = {}
+        self._fruitless = 0  # workers in a row that ended without having taken a task
+        self._shut = False
+        self._thread: threading.Thread | None = None
+        try:
+            for place in range(size):
+                self._fill(place)
+        except BaseException:
+            self._kill_all()
+            self.engine.close()
+            raise
+        self._thread = threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True)
+        self._thread.start()
+
+    # -- functions --
+
+    def share(self, function: Callable[..., Any]) -> tuple[int, bool]:
+        """Give a function to the workers: its id, and whether it is the asking job's alone, to be dropped with it."""
+        try:
+            known = self._functions.get(function)
+            if known is not None:
+                return known, False
+            cacheable = len(self._functions) < _FUNCTIONS_SHARED and _found_by_name(function)
+        except TypeError:  # not hashable
+            cacheable = False
+        number = self.engine.share(function, self._foreign_main)
+        if cacheable:
+            self._functions[function] = number
+        return number, not cacheable
+
+    def call_mode(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, int, int]:
+        """How one call is best sent: (item, mode, shared id). A function that is not found by name travels with its call."""
+        try:
+            known = self._functions.get(function)
+        except TypeError:
+            known = None
+        if known is None:
+            if len(self._functions) >= _FUNCTIONS_SHARED or not _found_by_name(function):
+                return (function, tuple(args), dict(kwargs)), CALL_WHOLE, 0
+            known, _ = self.share(function)
+        if kwargs:
+            return (tuple(args), dict(kwargs)), CALL_APPLY, known
+        return tuple(args), CALL_STAR, known
+
+    # -- the workers --
+
+    def _fill(self, place: int) -> None:
+        owner = self.engine.enlist(place)
+        process = self._start(self.engine, place, owner)
+        self.processes[place] = process
+        assert process.pid is not None
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            self.engine.watch(place, process.pid, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _replace(self, place: int) -> None:
+        process = self.processes[place]
+        if process is None:
+            return
+        process.join(5)  # it has ended: this reaps it
+        took_tasks = self.engine.numbers(place)["tasks"] > 0
+        held = self.engine.bury(place, process.exitcode)
+        self.processes[place] = None
+        self._fruitless = 0 if held or took_tasks else self._fruitless + 1
+        if self.state == TERMINATE or self._shut:
+            return
+        if self._fruitless > 8 + 2 * self.size:
+            self._break(
+                RuntimeError(
+                    f"{self._fruitless} workers in a row ended before they took a task (exit code {process.exitcode}); "
+                    "see what they wrote to stderr: does the initializer fail?"
+                )
+            )
+        elif self._restarts:
+            self._fill(place)
+
+    def _break(self, error: BaseException) -> None:
+        self.broken = error
+        self.engine.abandon(error)
+
+    def _refill(self) -> bool:
+        """Start what could not be started; whether all places are filled."""
+        if self.state == TERMINATE or self._shut or self.broken is not None or not self._restarts:
+            return True
+        for place, process in enumerate(self.processes):
+            if process is None:
+                try:
+                    self._fill(place)
+                except OSError as error:
+                    if all(other is None for other in self.processes):
+                        self._break(error)
+                        return True
+                    return False
+        return True
+
+    # -- the supervisor --
+
+    def _supervise(self) -> None:
+        engine = self.engine
+        complete = True
+        while True:
+            try:
+                events = engine.supervise(None if complete else _RETRY_START)
+            except ValueError:  # closed
+                return
+            with self._lock:
+                if self.state == TERMINATE:
+                    return
+                for kind, place, _pid in events:
+                    if kind == _WORKER_ENDED:
+                        try:
+                            self._replace(place)
+                        except OSError:
+                            complete = False
+                complete = self._refill()
+            self._run_callbacks(engine.pump())
+            with self._lock:
+                if self.state == CLOSE and not self._shut and engine.idle:
+                    self._shut = True
+                    engine.shut(1)
+                if self._shut and all(process is None for process in self.processes):
+                    return
+
+    @staticmethod
+    def _run_callbacks(jobs: list[Any]) -> None:
+        for job in jobs:
+            try:
+                job.callback(job)
+            except BaseException:  # like an exception in any thread: reported, and the others go on
+                threading.excepthook(threading.ExceptHookArgs([*_exc_info(), threading.current_thread()]))
+            finally:
+                job.finish_callback()
+
+    # -- the end --
+
+    def close(self) -> None:
+        """No new work. Workers end once all of it is done."""
+        with self._lock:
+            if self.state != RUN:
+                return
+            self.state = CLOSE
+        self.engine.hurry()
+        self.engine.call_supervisor()
+
+    def join(self) -> None:
+        """Wait until the workers have ended; close() or terminate() came before."""
+        thread = self._thread
+        if self.state == CLOSE:
+            self.engine.wait_idle()
+            self.engine.call_supervisor()
+        if thread is not None and thread is not threading.current_thread():
+            while thread.is_alive():
+                thread.join(0.1 if self.state == CLOSE else None)
+                if self.state == CLOSE and thread.is_alive():
+                    self.engine.call_supervisor()
+        with self._lock:
+            self._kill_all()
+            self.engine.close()
+
+    def terminate(self) -> None:
+        """Fail what is not done, end the workers at once."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            before, self.state = self.state, TERMINATE
+            if before == TERMINATE:
+                return
+            try:
+                self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
+                self.engine.shut(2)
+                self.engine.call_supervisor()
+            except ValueError:  # closed by join()
+                return
+            self._kill_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self.engine.close()
+
+    def _kill_all(self) -> None:
+        alive = [process for process in self.processes if process is not None]
+        for process in alive:
+            if process.exitcode is None:
+                process.terminate()
+        deadline = time.monotonic() + _TERM_GRACE
+        for process in alive:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+        for process in alive:
+            process.join()
+        self.processes = [None] * self.size
+
+
+def _exc_info() -> tuple[Any, Any, Any]:
+    import sys
+
+    return sys.exc_info()
+
+
+def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:
+    return WorkerDied(item, pid, -signal if signal else code)
+
+
+def _remote_error(error: BaseException) -> Any:
+    from multiprocessing.pool import ExceptionWithTraceback
+
+    return ExceptionWithTraceback(error, error.__traceback__)
+
+
+def _unsendable(error: BaseException, value: object) -> BaseException:
+    from multiprocessing.pool import MaybeEncodingError
+
+    return MaybeEncodingError(error, value)
+
+
+_engine.configure_pool(_worker_died, _remote_error, _unsendable)
