@@ -16,8 +16,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KEPT_CAPACITY ((size_t)1 << 20) /* a writer that is used again keeps no more than this after a large message   \
-                                         */
+#define KEPT_CAPACITY                                                                                                  \
+    ((size_t)1 << 20) /* a writer that is used again keeps no more than this after a large message                     \
+                       */
 
 /* ------------------------------------------------------------- the writer ---- */
 

@@ -52,6 +52,7 @@ static int module_exec(PyObject *module)
         codec_add,
         pool_add,
         worker_add,
+        queue_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
         if (add[i](module) != 0)
@@ -69,6 +70,8 @@ static int module_exec(PyObject *module)
         DO((state)->worker_died);                                                                                      \
         DO((state)->remote_error);                                                                                     \
         DO((state)->unsendable);                                                                                       \
+        DO((state)->queue_full);                                                                                       \
+        DO((state)->queue_empty);                                                                                      \
         DO((state)->loan_type);                                                                                        \
         DO((state)->pool_type);                                                                                        \
         DO((state)->job_type);                                                                                         \

@@ -234,6 +234,89 @@ SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
 
 /* ----------------------------------------------------------------- queue ---- */
 
+/** Bytes, and the heap blocks that go with them (what is too large to be copied twice). */
+typedef struct shoal_item {
+    const void *data;
+    size_t size;
+    const shoal_block *blocks;
+    uint32_t block_count;
+} shoal_item;
+
+/**
+ * A queue between processes and threads: any number of producers and consumers, items of any size, first in, first out.
+ *
+ * A put writes into shared memory itself: when it has returned, the item is there, whatever becomes of the producer. A
+ * process that dies in the middle of a put or a get does not hurt the others: its unfinished item is skipped, what it
+ * was taking is given to another. Items of one producer's thread arrive in its order. Memory is taken as items need it.
+ */
+typedef struct shoal_queue shoal_queue;
+
+typedef struct shoal_queue_options {
+    uint64_t capacity; /* items it may hold; 0: as many as memory has room for, 16.7 million at the most */
+    size_t heap_limit; /* bytes for what is too large for a slot; 0: as shoal_heap_create */
+} shoal_queue_options;
+
+/** Make a queue; `options` may be NULL. Children of fork use the same handle. Errors as shoal_heap_create. */
+SHOAL_API int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out);
+/** In a process that does not inherit the queue: the descriptors of shoal_queue_fds, which are duplicated.
+ * SHOAL_ECORRUPT: not a queue. */
+SHOAL_API int shoal_queue_attach(const int fds[2], shoal_queue **out);
+SHOAL_API void shoal_queue_fds(const shoal_queue *queue, int fds[2]);
+/** Drop this process's handle; what is in the queue stays for the others. NULL is allowed. */
+SHOAL_API void shoal_queue_close(shoal_queue *queue);
+
+/**
+ * Put a copy of `size` bytes, waiting `timeout` nanoseconds for room where the capacity is reached.
+ * Returns 0, -ETIMEDOUT, -EINTR (nothing was put), -ENOMEM, -EMSGSIZE (over 2 GiB).
+ */
+SHOAL_API int shoal_queue_put(shoal_queue *queue, const void *data, size_t size, int64_t timeout);
+
+/**
+ * Take one item from the queue, waiting for it if there is none.
+ *
+ * The item's bytes are copied to `buffer`; nothing is copied when they do not fit.
+ *
+ * buffer   where the item goes; `capacity` bytes
+ * timeout  nanoseconds to wait; 0 does not wait, SHOAL_FOREVER has no limit
+ * size     out: the item's size in bytes, also when it did not fit
+ *
+ * Returns 0, or
+ *   -ETIMEDOUT  nothing came in time
+ *   -EMSGSIZE   the item is larger than `capacity`; it stays first in the queue
+ *   -EINTR      a signal arrived first
+ *   -EBADMSG    the item was overwritten in shared memory; it is dropped, the queue is sound
+ */
+SHOAL_API int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t timeout, size_t *size);
+
+/** How many items are in it now (with those that are being put or taken). */
+SHOAL_API uint64_t shoal_queue_count(const shoal_queue *queue);
+SHOAL_API uint64_t shoal_queue_capacity(const shoal_queue *queue);
+
+/* -- items with blocks: for what is too large to be copied twice -- */
+
+/** The heap of the queue's blocks, and this process's owner number in it (0 is the queue itself). -EUSERS: over 4096
+ * processes. */
+SHOAL_API shoal_heap *shoal_queue_heap(const shoal_queue *queue);
+SHOAL_API int shoal_queue_owner(shoal_queue *queue, uint32_t *owner);
+
+/** As shoal_queue_put; the item's blocks, which this process must own, go with it (on an error they stay its own). */
+SHOAL_API int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t timeout);
+
+#define SHOAL_RECEIVED_INLINE 104u
+
+/** An item that was taken: `item` points into this structure or into a block, until shoal_queue_release. Its blocks are
+ * this process's. */
+typedef struct shoal_received {
+    shoal_item item;
+    shoal_block block;
+    uint8_t bytes[SHOAL_RECEIVED_INLINE] __attribute__((aligned(8)));
+} shoal_received;
+
+/** As shoal_queue_get, without a copy of what is large. */
+SHOAL_API int shoal_queue_get_item(shoal_queue *queue, int64_t timeout, shoal_received *out);
+/** `received` was read; its item's blocks stay the caller's. */
+SHOAL_API void shoal_queue_release(shoal_queue *queue, shoal_received *received);
+
 /* ------------------------------------------------------------------ pool ---- */
 
 /**
@@ -247,14 +330,6 @@ SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
  * C programs that map a function over an array need shoal_pool_start, shoal_pool_map and shoal_pool_close only.
  */
 typedef struct shoal_pool shoal_pool;
-
-/** Bytes, and the heap blocks that go with them (what is too large to be copied twice). */
-typedef struct shoal_item {
-    const void *data;
-    size_t size;
-    const shoal_block *blocks;
-    uint32_t block_count;
-} shoal_item;
 
 #define SHOAL_POOL_WORKERS 4096u /* the most workers a pool may have */
 

@@ -42,6 +42,10 @@ def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> mem
     return file.getbuffer()
 
 
+def _refuse(obj: Any) -> Any:
+    raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
+
+
 def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
     import cloudpickle
 
@@ -50,7 +54,8 @@ def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> memoryv
         buffer_callback.__self__.clear()  # type: ignore[attr-defined]
     file = io.BytesIO()
     pickler = cloudpickle.Pickler(file, 5, buffer_callback=buffer_callback)
-    pickler.dispatch_table = {**pickler.dispatch_table, **_reducers()}
+    # cloudpickle would send a copy of an open file's text: not what a file handed to another process means.
+    pickler.dispatch_table = {**pickler.dispatch_table, io.TextIOWrapper: _refuse, **_reducers()}
     pickler.dump(obj)
     return file.getbuffer()
 

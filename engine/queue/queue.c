@@ -1,0 +1,572 @@
+/* queue/queue.c: put and get. What lies in shared memory, and why it survives deaths, is said in layout.h.
+ *
+ * put: large contents go to a block of this process first; then the slot at the tail is claimed, filled, its blocks are
+ * given to the queue (owner 0), and it is FULL: from then on the item is there, whatever becomes of the producer. get:
+ * the first FULL slot from the head on is claimed, its contents are copied out, it is DONE, and its blocks are taken
+ * over. Who waits looks for some microseconds first; it sleeps in short slices only while a slot in its way is in the
+ * hands of another process, which may be dead.
+ */
+#include "queue/queue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define OWNER_SLICE (10 * SHOAL_MILLISECOND) /* how soon a dead owner of a slot in the way is looked for */
+
+/* ------------------------------------------------------------- construction ---- */
+
+static uint64_t lay_out(struct queue_header *header)
+{
+    uint64_t at = sizeof *header;
+    header->participants_at = at;
+    at += PARTICIPANTS * sizeof(struct participant);
+    header->directory_at = at;
+    at += SEGMENTS * sizeof(uint64_t);
+    header->next_free_at = at;
+    at += SEGMENTS * sizeof(uint32_t);
+    at = (at + 4095) & ~UINT64_C(4095);
+    header->segments_at = at;
+    return at + (uint64_t)SEGMENTS * sizeof(struct queue_segment);
+}
+
+static void point_into(shoal_queue *queue, const struct queue_header *checked)
+{
+    uint8_t *base = shoal_region_base(queue->region);
+    queue->header = (struct queue_header *)(void *)base;
+    queue->participants = (struct participant *)(void *)(base + checked->participants_at);
+    queue->directory = (_Atomic uint64_t *)(void *)(base + checked->directory_at);
+    queue->next_free = (_Atomic uint32_t *)(void *)(base + checked->next_free_at);
+    queue->segments = (struct queue_segment *)(void *)(base + checked->segments_at);
+    queue->capacity = checked->capacity;
+    queue->item_spin = (struct spin_budget)SPIN_INITIALIZER;
+    queue->space_spin = (struct spin_budget)SPIN_INITIALIZER;
+}
+
+int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out)
+{
+    static const shoal_queue_options defaults;
+    if (options == NULL)
+        options = &defaults;
+    shoal_queue *queue = calloc(1, sizeof *queue);
+    if (queue == NULL)
+        return -ENOMEM;
+    struct queue_header header = {
+        .magic = QUEUE_MAGIC,
+        .version = QUEUE_VERSION,
+        .slot_size = sizeof(struct queue_slot),
+        .capacity = options->capacity,
+    };
+    header.size = lay_out(&header);
+    int error = shoal_heap_create(options->heap_limit, &queue->heap);
+    if (error != 0)
+        goto free_queue;
+    error = shoal_region_create("shoal-queue", header.size, &queue->region);
+    if (error != 0)
+        goto release_heap;
+    memcpy(shoal_region_base(queue->region), &header, offsetof(struct queue_header, unused0));
+    point_into(queue, &header);
+    /* Not 0: a slot whose memory went back to the machine reads as position 0, and must not be mistaken for one in use.
+     */
+    atomic_store_explicit(&queue->header->head, SEGMENT_SLOTS, memory_order_relaxed);
+    atomic_store_explicit(&queue->header->tail, SEGMENT_SLOTS, memory_order_relaxed);
+    atomic_store_explicit(&queue->header->producer_cpu, SPIN_UNKNOWN_CPU, memory_order_relaxed);
+    atomic_store_explicit(&queue->header->consumer_cpu, SPIN_UNKNOWN_CPU, memory_order_relaxed);
+    *out = queue;
+    return 0;
+
+release_heap:
+    shoal_heap_release(queue->heap);
+free_queue:
+    free(queue);
+    return error;
+}
+
+int shoal_queue_attach(const int fds[2], shoal_queue **out)
+{
+    shoal_queue *queue = calloc(1, sizeof *queue);
+    if (queue == NULL)
+        return -ENOMEM;
+    int error = shoal_region_attach(fds[0], &queue->region);
+    if (error != 0)
+        goto free_queue;
+    struct queue_header header, expected;
+    error = SHOAL_ECORRUPT;
+    if (shoal_region_size(queue->region) < sizeof header)
+        goto close_region;
+    memcpy(&header, shoal_region_base(queue->region), offsetof(struct queue_header, unused0));
+    expected = header;
+    if (header.magic != QUEUE_MAGIC || header.version != QUEUE_VERSION ||
+        header.slot_size != sizeof(struct queue_slot) || lay_out(&expected) != header.size ||
+        header.size > shoal_region_size(queue->region) ||
+        memcmp(&expected, &header, offsetof(struct queue_header, unused0)) != 0)
+        goto close_region;
+    error = shoal_heap_attach(fds[1], &queue->heap);
+    if (error != 0)
+        goto close_region;
+    point_into(queue, &header);
+    *out = queue;
+    return 0;
+
+close_region:
+    shoal_region_close(queue->region);
+free_queue:
+    free(queue);
+    return error;
+}
+
+void shoal_queue_fds(const shoal_queue *queue, int fds[2])
+{
+    fds[0] = shoal_region_fd(queue->region);
+    fds[1] = shoal_heap_fd(queue->heap);
+}
+
+void shoal_queue_close(shoal_queue *queue)
+{
+    if (queue == NULL)
+        return;
+    shoal_region_close(queue->region);
+    shoal_heap_release(queue->heap);
+    free(queue);
+}
+
+shoal_heap *shoal_queue_heap(const shoal_queue *queue)
+{
+    return queue->heap;
+}
+
+int shoal_queue_owner(shoal_queue *queue, uint32_t *owner)
+{
+    uint32_t index;
+    int error = participant_self(queue, &index);
+    if (error == 0)
+        *owner = index + 1;
+    return error;
+}
+
+uint64_t shoal_queue_count(const shoal_queue *queue)
+{
+    uint64_t head = atomic_load_explicit(&queue->header->head, memory_order_relaxed);
+    uint64_t tail = atomic_load_explicit(&queue->header->tail, memory_order_relaxed);
+    return tail > head ? tail - head : 0;
+}
+
+uint64_t shoal_queue_capacity(const shoal_queue *queue)
+{
+    return queue->capacity;
+}
+
+/* ------------------------------------------------------------------ the ends ---- */
+
+/* Help the head past slots that are DONE. */
+static void advance_head(shoal_queue *queue)
+{
+    struct queue_header *header = queue->header;
+    bool moved = false;
+    for (;;) {
+        /* acquire: the tail read next is at least as new */
+        uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
+        if (head >= atomic_load_explicit(&header->tail, memory_order_acquire))
+            break;
+        struct queue_slot *slot = slot_find(queue, head);
+        if (slot == NULL) {
+            if (atomic_load_explicit(&header->head, memory_order_acquire) == head)
+                break; /* claimed by nobody yet: the tail's hint is ahead of nothing */
+            continue;
+        }
+        /* acquire: the reader of a DONE slot is through with it before the slot is used again */
+        uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (qslot_position(word) == head && qslot_state(word) != QSLOT_DONE)
+            break;
+        /* release: whoever sees the new head sees that the slot is DONE */
+        if (atomic_compare_exchange_strong_explicit(&header->head, &head, head + 1, memory_order_acq_rel,
+                                                    memory_order_relaxed)) {
+            moved = true;
+            if ((head + 1) % SEGMENT_SLOTS == 0)
+                segment_retire(queue, head);
+        }
+    }
+    if (moved && queue->capacity != 0)
+        (void)eventcount_notify_one(&header->space);
+}
+
+/* A slot in another's hands: settle it if its owner is dead. True: it was. */
+static bool settle_dead(shoal_queue *queue, struct queue_slot *slot, uint64_t word)
+{
+    uint32_t owner = qslot_owner(word);
+    if (participant_alive(queue, owner))
+        return false;
+    uint64_t position = qslot_position(word);
+    /* A reader's item is given to the next one; a writer's is not there. */
+    uint64_t next =
+        qslot_state(word) == QSLOT_READING ? qslot_word(position, 0, QSLOT_FULL) : qslot_word(position, 0, QSLOT_DONE);
+    /* acq_rel: what the dead process wrote is passed on to the next owner of the slot */
+    if (atomic_compare_exchange_strong_explicit(&slot->state, &word, next, memory_order_acq_rel, memory_order_relaxed))
+        advance_head(queue);
+    return true;
+}
+
+enum scan { SCAN_EMPTY, SCAN_CLAIMED, SCAN_BUSY };
+
+/* Claim the first FULL slot. SCAN_BUSY: there is none, but some are being written or read. With `bury`, slots of dead
+ * owners are settled. */
+static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *position)
+{
+    struct queue_header *header = queue->header;
+    bool busy = false, settled;
+    do {
+        settled = false;
+        uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
+        uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
+        for (uint64_t at = head; at < tail; at++) {
+            struct queue_slot *slot = slot_find(queue, at);
+            if (slot == NULL)
+                continue;
+            uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+            if (qslot_position(word) != at)
+                continue; /* passed and used again since */
+            enum queue_slot_state state = qslot_state(word);
+            if (state == QSLOT_FULL) {
+                /* acquire: pairs with the release in put; the contents come with it */
+                if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(at, self, QSLOT_READING),
+                                                            memory_order_acquire, memory_order_relaxed)) {
+                    *out = slot;
+                    *position = at;
+                    return SCAN_CLAIMED;
+                }
+            } else if (state == QSLOT_WRITING || state == QSLOT_READING) {
+                busy = true;
+                if (bury && settle_dead(queue, slot, word))
+                    settled = true;
+            }
+        }
+    } while (settled);
+    return busy ? SCAN_BUSY : SCAN_EMPTY;
+}
+
+static void note_cpu(_Atomic uint32_t *place)
+{
+    uint32_t cpu = spin_current_cpu();
+    if (atomic_load_explicit(place, memory_order_relaxed) != cpu)
+        atomic_store_explicit(place, cpu, memory_order_relaxed);
+}
+
+static int64_t deadline_after(int64_t timeout)
+{
+    if (timeout == SHOAL_FOREVER || timeout <= 0)
+        return timeout <= 0 ? 0 : SHOAL_FOREVER;
+    int64_t now = shoal_clock_now();
+    return timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
+}
+
+/* How long to sleep at once: never past the deadline. */
+static int64_t slice_until(int64_t deadline, int64_t slice)
+{
+    int64_t now = shoal_clock_now();
+    return deadline - now < slice ? deadline : now + slice;
+}
+
+/* ----------------------------------------------------------------------- put ---- */
+
+/* Whether one more item may be put. */
+static bool has_space(const shoal_queue *queue)
+{
+    return queue->capacity == 0 || shoal_queue_count(queue) < queue->capacity;
+}
+
+/* Sleep until there may be space. 0: look again. */
+static int wait_for_space(shoal_queue *queue, int64_t deadline)
+{
+    struct queue_header *header = queue->header;
+    bool ready = false;
+    struct spin spin =
+        spin_begin(&queue->space_spin, atomic_load_explicit(&header->consumer_cpu, memory_order_relaxed));
+    while (!(ready = has_space(queue)) && spin_again(&spin)) {
+    }
+    spin_end(&spin, ready);
+    if (ready)
+        return 0;
+    uint32_t seen = eventcount_prepare(&header->space);
+    if (has_space(queue))
+        return 0;
+    /* The head may be held up by a reader that died. */
+    uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
+    struct queue_slot *slot = slot_find(queue, head);
+    uint64_t word = slot == NULL ? 0 : atomic_load_explicit(&slot->state, memory_order_relaxed);
+    bool busy = qslot_state(word) == QSLOT_READING || qslot_state(word) == QSLOT_WRITING;
+    if (busy && qslot_position(word) == head && settle_dead(queue, slot, word))
+        return 0;
+    int error = eventcount_wait(&header->space, seen, slice_until(deadline, busy ? OWNER_SLICE : EVENTCOUNT_SLICE));
+    if (error == -ETIMEDOUT)
+        error = deadline != SHOAL_FOREVER && shoal_clock_now() >= deadline ? -ETIMEDOUT : 0;
+    return error;
+}
+
+/* Claim the slot at the tail. */
+static int claim_free(shoal_queue *queue, uint32_t self, int64_t deadline, struct queue_slot **out, uint64_t *position)
+{
+    struct queue_header *header = queue->header;
+    bool slept = false;
+    for (;;) {
+        uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
+        if (queue->capacity != 0 && !has_space(queue)) {
+            if (deadline == 0)
+                return -ETIMEDOUT;
+            int error = wait_for_space(queue, deadline);
+            if (error != 0)
+                return error;
+            slept = true;
+            continue;
+        }
+        struct queue_slot *slot = slot_find(queue, tail);
+        if (slot == NULL) {
+            if (atomic_load_explicit(&header->tail, memory_order_acquire) != tail)
+                continue;
+            int error = segment_provide(queue, tail);
+            if (error != 0)
+                return error;
+            continue;
+        }
+        uint64_t expected = qslot_word(tail, 0, QSLOT_FREE);
+        /* acquire: pairs with the hand-over of the segment; nothing of the slot's last use is read after it */
+        bool claimed = atomic_compare_exchange_strong_explicit(
+            &slot->state, &expected, qslot_word(tail, self, QSLOT_WRITING), memory_order_acquire, memory_order_relaxed);
+        /* Whoever claimed it may be dead: everybody helps the tail on. release: who sees the tail sees the claim. */
+        if (claimed || qslot_position(expected) == tail) {
+            uint64_t behind = tail;
+            atomic_compare_exchange_strong_explicit(&header->tail, &behind, tail + 1, memory_order_acq_rel,
+                                                    memory_order_relaxed);
+        }
+        if (claimed) {
+            *out = slot;
+            *position = tail;
+            if (slept && has_space(queue))
+                (void)eventcount_notify_one(&header->space); /* pass the wake on */
+            return 0;
+        }
+    }
+}
+
+static size_t padded(size_t size)
+{
+    return (size + 7) & ~(size_t)7;
+}
+
+static void write_contents(uint8_t *at, const shoal_item *item)
+{
+    if (item->size > 0)
+        memcpy(at, item->data, item->size);
+    if (item->block_count > 0)
+        memcpy(at + padded(item->size), item->blocks, item->block_count * sizeof(shoal_block));
+}
+
+static int allocate(shoal_queue *queue, size_t size, uint32_t owner, shoal_block *block)
+{
+    int error = shoal_heap_allocate(queue->heap, size, owner, block);
+    if (error == -ENOMEM) {
+        participants_sweep(queue); /* the dead may hold what is needed */
+        error = shoal_heap_allocate(queue->heap, size, owner, block);
+    }
+    return error;
+}
+
+int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t timeout)
+{
+    if (item->size > INT32_MAX)
+        return -EMSGSIZE;
+    const int64_t deadline = deadline_after(timeout);
+    uint32_t self;
+    int error = participant_self(queue, &self);
+    if (error != 0)
+        return error;
+    const size_t size = padded(item->size) + (size_t)item->block_count * sizeof(shoal_block);
+    shoal_block block = 0;
+    if (size > SHOAL_RECEIVED_INLINE) {
+        error = allocate(queue, size, self + 1, &block);
+        if (error != 0)
+            return error;
+        if (item->block_count == 0) {
+            error = shoal_heap_write(queue->heap, block, 0, item->data, item->size);
+            if (error != 0)
+                goto free_block;
+        } else {
+            write_contents(shoal_heap_pointer(queue->heap, block, NULL), item);
+        }
+    }
+    struct queue_slot *slot;
+    uint64_t position;
+    error = claim_free(queue, self, deadline, &slot, &position);
+    if (error != 0)
+        goto free_block;
+    slot->size = (uint32_t)item->size;
+    slot->blocks = item->block_count;
+    slot->block = block;
+    if (block == 0)
+        write_contents(slot->bytes, item);
+    else
+        (void)shoal_heap_give(queue->heap, block, self + 1, 0);
+    for (uint32_t i = 0; i < item->block_count; i++)
+        (void)shoal_heap_give(queue->heap, item->blocks[i], self + 1, 0);
+    uint64_t writing = qslot_word(position, self, QSLOT_WRITING);
+    /* release: pairs with the acquire in claim_full; publishes the contents. From here on the item is there. */
+    atomic_compare_exchange_strong_explicit(&slot->state, &writing, qslot_word(position, 0, QSLOT_FULL),
+                                            memory_order_release, memory_order_relaxed);
+    note_cpu(&queue->header->producer_cpu);
+    (void)eventcount_notify_one(&queue->header->items);
+    return 0;
+
+free_block:
+    if (block != 0)
+        (void)shoal_heap_free(queue->heap, block);
+    return error;
+}
+
+int shoal_queue_put(shoal_queue *queue, const void *data, size_t size, int64_t timeout)
+{
+    const shoal_item item = {.data = data, .size = size};
+    return shoal_queue_put_item(queue, &item, timeout);
+}
+
+/* ----------------------------------------------------------------------- get ---- */
+
+/* Claim a FULL slot, waiting for one. */
+static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, struct queue_slot **slot,
+                          uint64_t *position)
+{
+    struct queue_header *header = queue->header;
+    if (claim_full(queue, self, false, slot, position) == SCAN_CLAIMED)
+        return 0;
+    enum scan found = SCAN_EMPTY;
+    if (deadline == 0) {
+        /* A dead process's slot must not hide what it held from those who never wait; but to ask for it costs a look
+         * into /proc, too much for each of a thousand polls. */
+        int64_t now = shoal_clock_now(), last = atomic_load_explicit(&queue->asked_at, memory_order_relaxed);
+        if (shoal_queue_count(queue) == 0 || now - last < OWNER_SLICE)
+            return -ETIMEDOUT;
+        atomic_store_explicit(&queue->asked_at, now, memory_order_relaxed);
+        return claim_full(queue, self, true, slot, position) == SCAN_CLAIMED ? 0 : -ETIMEDOUT;
+    }
+    struct spin spin = spin_begin(&queue->item_spin, atomic_load_explicit(&header->producer_cpu, memory_order_relaxed));
+    while ((found = claim_full(queue, self, false, slot, position)) != SCAN_CLAIMED && spin_again(&spin)) {
+    }
+    spin_end(&spin, found == SCAN_CLAIMED);
+    while (found != SCAN_CLAIMED) {
+        uint32_t seen = eventcount_prepare(&header->items);
+        found = claim_full(queue, self, found == SCAN_BUSY, slot, position);
+        if (found == SCAN_CLAIMED)
+            break;
+        int error = eventcount_wait(&header->items, seen,
+                                    slice_until(deadline, found == SCAN_BUSY ? OWNER_SLICE : EVENTCOUNT_SLICE));
+        if (error == -EINTR)
+            return error;
+        if (error == -ETIMEDOUT && deadline != SHOAL_FOREVER && shoal_clock_now() >= deadline)
+            return -ETIMEDOUT;
+    }
+    if (shoal_queue_count(queue) > 1)
+        (void)eventcount_notify_one(&header->items); /* pass the wake on */
+    return 0;
+}
+
+/* The contents of a slot this process is reading; false: malformed. */
+static bool read_contents(shoal_queue *queue, const struct queue_slot *slot, shoal_item *out)
+{
+    const uint32_t size = slot->size, blocks = slot->blocks;
+    const shoal_block block = slot->block;
+    const size_t span = padded(size) + (size_t)blocks * sizeof(shoal_block);
+    const uint8_t *bytes = slot->bytes;
+    size_t capacity = SHOAL_RECEIVED_INLINE;
+    if (block != 0)
+        bytes = shoal_heap_pointer(queue->heap, block, &capacity);
+    if (bytes == NULL || span > capacity)
+        return false;
+    *out = (shoal_item){
+        .data = bytes,
+        .size = size,
+        .blocks = blocks == 0 ? NULL : (const shoal_block *)(const void *)(bytes + padded(size)),
+        .block_count = blocks,
+    };
+    return true;
+}
+
+static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t position, uint32_t self,
+                           enum queue_slot_state next)
+{
+    uint64_t reading = qslot_word(position, self, QSLOT_READING);
+    /* release: this process is through with the slot before anybody uses it again */
+    atomic_compare_exchange_strong_explicit(&slot->state, &reading, qslot_word(position, 0, next), memory_order_release,
+                                            memory_order_relaxed);
+    if (next == QSLOT_DONE)
+        advance_head(queue);
+    else
+        (void)eventcount_notify_one(&queue->header->items);
+}
+
+int shoal_queue_get_item(shoal_queue *queue, int64_t timeout, shoal_received *out)
+{
+    const int64_t deadline = deadline_after(timeout);
+    uint32_t self;
+    int error = participant_self(queue, &self);
+    if (error != 0)
+        return error;
+    struct queue_slot *slot;
+    uint64_t position;
+    error = wait_and_claim(queue, self, deadline, &slot, &position);
+    if (error != 0)
+        return error;
+    out->block = slot->block;
+    bool sound = read_contents(queue, slot, &out->item);
+    if (sound && out->block == 0) {
+        memcpy(out->bytes, slot->bytes, sizeof out->bytes);
+        out->item.data = out->bytes;
+        if (out->item.blocks != NULL)
+            out->item.blocks = (const shoal_block *)(const void *)(out->bytes + padded(out->item.size));
+    }
+    finish_reading(queue, slot, position, self, QSLOT_DONE);
+    note_cpu(&queue->header->consumer_cpu);
+    if (!sound)
+        return -EBADMSG;
+    if (out->block != 0)
+        (void)shoal_heap_give(queue->heap, out->block, 0, self + 1);
+    for (uint32_t i = 0; i < out->item.block_count; i++)
+        (void)shoal_heap_give(queue->heap, out->item.blocks[i], 0, self + 1);
+    return 0;
+}
+
+void shoal_queue_release(shoal_queue *queue, shoal_received *received)
+{
+    if (received->block != 0)
+        (void)shoal_heap_free(queue->heap, received->block);
+    received->block = 0;
+}
+
+int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t timeout, size_t *size)
+{
+    const int64_t deadline = deadline_after(timeout);
+    uint32_t self;
+    int error = participant_self(queue, &self);
+    if (error != 0)
+        return error;
+    struct queue_slot *slot;
+    uint64_t position;
+    error = wait_and_claim(queue, self, deadline, &slot, &position);
+    if (error != 0)
+        return error;
+    shoal_item item;
+    const shoal_block block = slot->block;
+    bool sound = read_contents(queue, slot, &item);
+    if (sound && item.size > capacity) {
+        *size = item.size;
+        finish_reading(queue, slot, position, self, QSLOT_FULL);
+        return -EMSGSIZE;
+    }
+    if (sound) {
+        memcpy(buffer, item.data, item.size);
+        *size = item.size;
+    }
+    finish_reading(queue, slot, position, self, QSLOT_DONE);
+    if (block != 0)
+        (void)shoal_heap_free(queue->heap, block);
+    note_cpu(&queue->header->consumer_cpu);
+    return sound ? 0 : -EBADMSG;
+}

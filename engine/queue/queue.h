@@ -1,0 +1,43 @@
+/* queue/queue.h: the handle on a queue, shared by the files of this room. */
+#ifndef SHOAL_QUEUE_QUEUE_H
+#define SHOAL_QUEUE_QUEUE_H
+
+#include <stdbool.h>
+
+#include "queue/layout.h"
+#include "sync/spin.h"
+
+struct shoal_queue {
+    shoal_region *region;
+    shoal_heap *heap;
+    struct queue_header *header;
+    struct participant *participants;
+    _Atomic uint64_t *directory;
+    _Atomic uint32_t *next_free;
+    struct queue_segment *segments;
+    uint64_t capacity;
+    _Atomic uint64_t self;    /* fork generation << 32 | participant index + 1; 0: not registered */
+    _Atomic int64_t asked_at; /* when a get that does not wait last asked whether an owner lives */
+    struct spin_budget item_spin, space_spin;
+};
+
+/* participant.c */
+
+/* This process's index among the queue's users, registering it first if need be. -EUSERS: 4096 live processes use it.
+ */
+int participant_self(shoal_queue *queue, uint32_t *index);
+/* Whether the process with this index still runs. Asks the kernel: for slow paths. */
+bool participant_alive(const shoal_queue *queue, uint32_t index);
+/* Sweep the heap of what dead users owned, and free their places. */
+void participants_sweep(shoal_queue *queue);
+
+/* segment.c */
+
+/* The slot of a position, NULL where its segment is not there (not yet, or no more). */
+struct queue_slot *slot_find(shoal_queue *queue, uint64_t position);
+/* Make sure that the position's segment is there. -ENOMEM: 16.7 million items, or no memory. */
+int segment_provide(shoal_queue *queue, uint64_t position);
+/* The head has passed the last slot of this segment. Called by the one process that moved it over the border. */
+void segment_retire(shoal_queue *queue, uint64_t last_position);
+
+#endif
