@@ -1,0 +1,405 @@
+/* process.c: the types Process and Zygote, and fork as CPython wants it.
+ *
+ * fork_process() is what multiprocessing's Popen stands on: the interpreter's own hooks run around the fork, and there
+ * is no warning about threads, which would tell the user about ours. A process is known by its pidfd, so that no pid is
+ * mistaken for another's.
+ */
+#include "module.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <unistd.h>
+
+#define SIGNAL_SLICE (250 * SHOAL_MILLISECOND)
+
+typedef struct {
+    PyObject_HEAD
+    shoal_process *process;
+} ProcessObject;
+
+static PyObject *wrap(module_state *state, shoal_process *process)
+{
+    PyTypeObject *type = (PyTypeObject *)state->process_type;
+    ProcessObject *self = (ProcessObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        shoal_process_close(process);
+        return NULL;
+    }
+    self->process = process;
+    return (PyObject *)self;
+}
+
+static void process_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    shoal_process_close(((ProcessObject *)self)->process);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static shoal_process *process_of(PyObject *self)
+{
+    shoal_process *process = ((ProcessObject *)self)->process;
+    if (process == NULL)
+        PyErr_SetString(PyExc_ValueError, "process object is closed");
+    return process;
+}
+
+/* multiprocessing's exit code: the status, or the negated signal. */
+static PyObject *exit_code(const shoal_exit *how)
+{
+    return PyLong_FromLong(how->signal != 0 ? -how->signal : how->code);
+}
+
+static PyObject *process_wait(PyObject *self, PyObject *args)
+{
+    PyObject *seconds = Py_None;
+    int64_t timeout;
+    shoal_process *process = process_of(self);
+    if (process == NULL || !PyArg_ParseTuple(args, "|O:wait", &seconds) || module_timeout(seconds, &timeout) != 0)
+        return NULL;
+    const int64_t start = shoal_clock_now();
+    shoal_exit how;
+    for (;;) {
+        int64_t left = timeout == SHOAL_FOREVER ? SIGNAL_SLICE : timeout - (shoal_clock_now() - start);
+        left = left < 0 ? 0 : left > SIGNAL_SLICE ? SIGNAL_SLICE : left;
+        int error;
+        Py_BEGIN_ALLOW_THREADS
+        error = shoal_process_wait(process, left, &how);
+        Py_END_ALLOW_THREADS
+        if (error == 0)
+            return exit_code(&how);
+        if (error != -ETIMEDOUT && error != -EINTR)
+            return module_raise(error, "cannot tell how the process ended");
+        if (PyErr_CheckSignals() != 0)
+            return NULL;
+        if (timeout != SHOAL_FOREVER && shoal_clock_now() - start >= timeout)
+            Py_RETURN_NONE;
+    }
+}
+
+static PyObject *process_poll(PyObject *self, PyObject *unused)
+{
+    shoal_process *process = process_of(self);
+    if (process == NULL)
+        return NULL;
+    shoal_exit how;
+    int error = shoal_process_wait(process, 0, &how);
+    if (error == 0)
+        return exit_code(&how);
+    if (error == -ETIMEDOUT || error == -EINTR)
+        Py_RETURN_NONE;
+    return module_raise(error, "cannot tell how the process ended");
+}
+
+static PyObject *process_signal(PyObject *self, PyObject *number)
+{
+    shoal_process *process = process_of(self);
+    if (process == NULL)
+        return NULL;
+    long signal_number = PyLong_AsLong(number);
+    if (signal_number == -1 && PyErr_Occurred())
+        return NULL;
+    int error = shoal_process_signal(process, (int)signal_number);
+    if (error != 0)
+        return module_raise(error, "cannot send a signal");
+    Py_RETURN_NONE;
+}
+
+static PyObject *process_close(PyObject *self, PyObject *unused)
+{
+    shoal_process_close(((ProcessObject *)self)->process);
+    ((ProcessObject *)self)->process = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *process_get_pid(PyObject *self, void *closure)
+{
+    shoal_process *process = process_of(self);
+    return process == NULL ? NULL : PyLong_FromLong(shoal_process_pid(process));
+}
+
+static PyObject *process_get_fd(PyObject *self, void *closure)
+{
+    shoal_process *process = process_of(self);
+    return process == NULL ? NULL : PyLong_FromLong(shoal_process_fd(process));
+}
+
+static PyMethodDef process_methods[] = {
+    {"wait", process_wait, METH_VARARGS,
+     "wait(timeout=None)\n--\n\nWait for its end: the exit code, negative for a signal; None after `timeout` "
+     "seconds.\n\n"
+     "ChildProcessError: it has ended, and how is not known."},
+    {"poll", process_poll, METH_NOARGS, "poll()\n--\n\nThe exit code, or None while it runs."},
+    {"signal", process_signal, METH_O, "signal(number)\n--\n\nSend a signal; ProcessLookupError: it has ended."},
+    {"close", process_close, METH_NOARGS, "close()\n--\n\nForget the process, which goes on."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef process_properties[] = {
+    {"pid", process_get_pid, NULL, "its number", NULL},
+    {"fd", process_get_fd, NULL, "its pidfd: readable once it has ended", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot process_slots[] = {
+    {Py_tp_doc, "A process that was started through the engine."},
+    {Py_tp_dealloc, process_dealloc},
+    {Py_tp_methods, process_methods},
+    {Py_tp_getset, process_properties},
+    {0, NULL},
+};
+
+static PyType_Spec process_spec = {
+    .name = "shoal._engine.Process",
+    .basicsize = sizeof(ProcessObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = process_slots,
+};
+
+/* ------------------------------------------------------------------------ fork ---- */
+
+/* fork() with the interpreter's hooks. The GIL is held, as os.fork() does. */
+static pid_t fork_interpreter(void *context)
+{
+    PyOS_BeforeFork();
+    pid_t pid = fork();
+    int error = errno;
+    if (pid == 0)
+        PyOS_AfterFork_Child();
+    else
+        PyOS_AfterFork_Parent();
+    errno = error;
+    return pid;
+}
+
+/* What a child of fork does: call, and turn what comes into an exit status. */
+static int call_in_child(void *context)
+{
+    PyObject *callable = context;
+    PyObject *result = PyObject_CallNoArgs(callable);
+    int status = 1;
+    if (result != NULL && PyLong_Check(result)) {
+        status = (int)PyLong_AsLong(result);
+        PyErr_Clear();
+    } else if (result == Py_None) {
+        status = 0;
+    } else if (result == NULL) {
+        PyErr_Print();
+    }
+    return status & 0xff;
+}
+
+static PyObject *fork_process(PyObject *module, PyObject *args)
+{
+    PyObject *callable;
+    int die_with_parent = 0;
+    if (!PyArg_ParseTuple(args, "O|p:fork_process", &callable, &die_with_parent))
+        return NULL;
+    const shoal_process_options options = {
+        .main = call_in_child,
+        .context = callable,
+        .die_with_parent = die_with_parent,
+        .fork = fork_interpreter,
+    };
+    shoal_process *process;
+    int error = shoal_process_start(&options, &process);
+    if (error != 0)
+        return module_raise(error, "cannot start a process");
+    return wrap(module_get_state(module), process);
+}
+
+static PyObject *adopt_process(PyObject *module, PyObject *args)
+{
+    int pid;
+    if (!PyArg_ParseTuple(args, "i:adopt_process", &pid))
+        return NULL;
+    shoal_process *process;
+    int error = shoal_process_adopt((pid_t)pid, &process);
+    if (error != 0)
+        return module_raise(error, "cannot watch a process");
+    return wrap(module_get_state(module), process);
+}
+
+static PyObject *die_with(PyObject *module, PyObject *args)
+{
+    int pid;
+    if (!PyArg_ParseTuple(args, "i:die_with", &pid))
+        return NULL;
+    int error = shoal_process_die_with((pid_t)pid);
+    if (error != 0)
+        return module_raise(error, "cannot bind this process to another");
+    Py_RETURN_NONE;
+}
+
+/* ---------------------------------------------------------------------- zygote ---- */
+
+typedef struct {
+    PyObject_HEAD
+    module_state *state;
+    shoal_zygote *zygote;
+    uint32_t users; /* threads in start(); the last one closes where that is due */
+    bool close_due;
+} ZygoteObject;
+
+static PyObject *zygote_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    int socket, pid;
+    if (!PyArg_ParseTuple(args, "ii:Zygote", &socket, &pid))
+        return NULL;
+    PyObject *module = PyType_GetModule(type);
+    ZygoteObject *self = module == NULL ? NULL : (ZygoteObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = module_get_state(module);
+    int error = shoal_zygote_attach(socket, (pid_t)pid, &self->zygote);
+    if (error != 0) {
+        Py_DECREF(self);
+        return module_raise(error, "cannot reach the zygote");
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *zygote_close(PyObject *object, PyObject *unused)
+{
+    ZygoteObject *self = (ZygoteObject *)object;
+    if (self->users > 0) {
+        self->close_due = true;
+    } else {
+        shoal_zygote_close(self->zygote);
+        self->zygote = NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static void zygote_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    shoal_zygote_close(((ZygoteObject *)self)->zygote);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *zygote_start(PyObject *object, PyObject *args)
+{
+    ZygoteObject *self = (ZygoteObject *)object;
+    Py_buffer request;
+    PyObject *descriptors, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*O:start", &request, &descriptors))
+        return NULL;
+    int fds[SHOAL_ZYGOTE_FDS];
+    PyObject *list = PySequence_Fast(descriptors, "descriptors must be a sequence of int");
+    if (list == NULL)
+        goto release;
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
+    if (count > (Py_ssize_t)SHOAL_ZYGOTE_FDS || self->zygote == NULL || self->close_due) {
+        PyErr_SetString(PyExc_ValueError,
+                        count > (Py_ssize_t)SHOAL_ZYGOTE_FDS ? "too many descriptors" : "the zygote is closed");
+        goto release;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        fds[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(list, i));
+        if (fds[i] < 0)
+            goto release;
+    }
+    shoal_process *process;
+    int error;
+    self->users++;
+    Py_BEGIN_ALLOW_THREADS
+    error = shoal_zygote_start_process(self->zygote, request.buf, (size_t)request.len, fds, (uint32_t)count, &process);
+    Py_END_ALLOW_THREADS
+    self->users--;
+    result = error != 0 ? module_raise(error, "cannot have a process forked") : wrap(self->state, process);
+    if (self->close_due && self->users == 0) {
+        shoal_zygote_close(self->zygote);
+        self->zygote = NULL;
+    }
+release:
+    Py_XDECREF(list);
+    PyBuffer_Release(&request);
+    return result;
+}
+
+/* In a child of the zygote: call(request, fds). */
+static int serve_child(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count)
+{
+    PyObject *numbers = PyTuple_New((Py_ssize_t)fd_count);
+    for (uint32_t i = 0; numbers != NULL && i < fd_count; i++)
+        PyTuple_SET_ITEM(numbers, (Py_ssize_t)i, PyLong_FromLong(fds[i]));
+    PyObject *bytes = PyBytes_FromStringAndSize(request, (Py_ssize_t)size);
+    PyObject *result = NULL;
+    if (numbers != NULL && bytes != NULL)
+        result = PyObject_CallFunctionObjArgs(context, bytes, numbers, NULL);
+    int status = 1;
+    if (result == NULL)
+        PyErr_Print();
+    else if (PyLong_Check(result))
+        status = (int)PyLong_AsLong(result);
+    else if (result == Py_None)
+        status = 0;
+    return status & 0xff;
+}
+
+static PyObject *serve_zygote(PyObject *module, PyObject *args)
+{
+    int socket;
+    PyObject *callable;
+    if (!PyArg_ParseTuple(args, "iO:serve_zygote", &socket, &callable))
+        return NULL;
+    const shoal_zygote_service service = {.main = serve_child, .context = callable, .fork = fork_interpreter};
+    /* The GIL stays: there is one thread, and the children need it. */
+    int error = shoal_zygote_serve(socket, &service);
+    if (error != 0)
+        return module_raise(error, "the zygote cannot go on");
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef zygote_methods[] = {
+    {"start", zygote_start, METH_VARARGS,
+     "start(request, fds)\n--\n\nHave a process forked with these bytes and descriptors. BrokenPipeError: the zygote "
+     "is gone."},
+    {"close", zygote_close, METH_NOARGS, "close()\n--\n\nEnd the zygote and what it forked."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot zygote_slots[] = {
+    {Py_tp_doc,
+     "Zygote(socket, pid)\n--\n\nThe asker's side of a clean process that forks clean processes. Owns the socket."},
+    {Py_tp_new, zygote_new},
+    {Py_tp_dealloc, zygote_dealloc},
+    {Py_tp_methods, zygote_methods},
+    {0, NULL},
+};
+
+static PyType_Spec zygote_spec = {
+    .name = "shoal._engine.Zygote",
+    .basicsize = sizeof(ZygoteObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = zygote_slots,
+};
+
+static PyMethodDef functions[] = {
+    {"fork_process", fork_process, METH_VARARGS,
+     "fork_process(callable, die_with_parent=False)\n--\n\nFork; the child calls, and exits with what that returns. "
+     "With "
+     "die_with_parent the kernel kills it as soon as this process is gone."},
+    {"adopt_process", adopt_process, METH_VARARGS,
+     "adopt_process(pid)\n--\n\nA Process for one that somebody else started."},
+    {"die_with", die_with, METH_VARARGS,
+     "die_with(pid)\n--\n\nHave this process killed as soon as that one, its parent or grandparent, is gone."},
+    {"serve_zygote", serve_zygote, METH_VARARGS,
+     "serve_zygote(socket, call)\n--\n\nBe a zygote until the asker is gone: call(request, fds) runs in each child."},
+    {NULL, NULL, 0, NULL},
+};
+
+int process_add(PyObject *module)
+{
+    module_state *state = module_get_state(module);
+    state->process_type = PyType_FromModuleAndSpec(module, &process_spec, NULL);
+    if (state->process_type == NULL || PyModule_AddObjectRef(module, "Process", state->process_type) != 0)
+        return -1;
+    state->zygote_type = PyType_FromModuleAndSpec(module, &zygote_spec, NULL);
+    if (state->zygote_type == NULL || PyModule_AddObjectRef(module, "Zygote", state->zygote_type) != 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}
