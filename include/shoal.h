@@ -550,6 +550,141 @@ SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, cons
 
 /* ----------------------------------------------------------------- store ---- */
 
+#define SHOAL_DIGEST_SIZE 16u /* bytes of a digest, and of a key */
+
+/** A streaming XXH3-128: fast, and sound against accidents, not against an adversary. One thread at a time. */
+typedef struct shoal_hash shoal_hash;
+SHOAL_API int shoal_hash_create(shoal_hash **out); /* -ENOMEM */
+SHOAL_API void shoal_hash_close(shoal_hash *hash); /* NULL is allowed */
+SHOAL_API void shoal_hash_reset(shoal_hash *hash);
+SHOAL_API void shoal_hash_update(shoal_hash *hash, const void *data, size_t size);
+/** The digest of all bytes since the reset, in XXH3's canonical form. More may be added afterwards. */
+SHOAL_API void shoal_hash_digest(const shoal_hash *hash, uint8_t digest[SHOAL_DIGEST_SIZE]);
+
+/** The digest of `size` bytes at once. Up to 1 MiB it is XXH3-128; of more it is the digest of the 1 MiB chunks'
+ * digests, so that from 16 MiB on several threads share the work. The same bytes always give the same digest. */
+SHOAL_API void shoal_digest(const void *data, size_t size, uint8_t digest[SHOAL_DIGEST_SIZE]);
+
+/**
+ * A store: values on disk under a folder's name and a 128-bit key, for programs that keep what was expensive to make.
+ *
+ * An entry is one file, seen whole or not at all, whenever its writer is killed. Everything that is read is checked
+ * first: an entry that is not exactly what was put is reported as damaged, never returned. Folders and files are the
+ * user's alone (0700, 0600, whatever the umask), and those that others own or could have written are refused with
+ * -EPERM. Symbolic links are not followed below the store's path. Any number of threads and processes may use a store
+ * at the same time, and a child of fork may go on using its parent's handles.
+ */
+typedef struct shoal_store shoal_store;
+
+#define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
+#define SHOAL_STORE_NAMED_FILES 2u /* write under a temporary name, as on file systems that lack unnamed files */
+
+typedef struct shoal_store_options {
+    uint32_t flags; /* SHOAL_STORE_… */
+} shoal_store_options;
+
+/**
+ * Open the store at `path`, making its folders (0700) where they are missing. `options` may be NULL.
+ * Returns 0, -EPERM (the folder belongs to another user, or group or others may write to it), -ENOTDIR (also where
+ * `path` is a symbolic link), -EACCES or -EROFS (missing, and cannot be made), -ENOMEM, -ENAMETOOLONG, -EINVAL.
+ * A store that can only be read opens without error.
+ */
+SHOAL_API int shoal_store_open(const char *path, const shoal_store_options *options, shoal_store **out);
+/** NULL is allowed. Its folders must be closed before; its entries may live on. */
+SHOAL_API void shoal_store_close(shoal_store *store);
+/** Remove all entries, and the folders that become empty. Files that are not entries are left. Others may go on using
+ * the store meanwhile; what they put may stay. Returns 0 or the first error that left an entry there. */
+SHOAL_API int shoal_store_clear(shoal_store *store);
+
+typedef struct shoal_key {
+    uint8_t bytes[SHOAL_DIGEST_SIZE];
+} shoal_key;
+
+typedef struct shoal_part {
+    const void *data;
+    size_t size;
+    uint32_t kind; /* the caller's own, kept with the part */
+} shoal_part;
+
+/** What an entry says of itself. */
+typedef struct shoal_entry_numbers {
+    int64_t created;                /* nanoseconds since 1970; 0 in a put: now */
+    int64_t cost;                   /* nanoseconds that it took to make the value, by the caller's account */
+    uint64_t size;                  /* bytes of the file; not looked at in a put */
+    uint32_t parts;                 /* how many; not looked at in a put */
+    uint8_t tag[SHOAL_DIGEST_SIZE]; /* the caller's own, kept with the entry */
+} shoal_entry_numbers;
+
+/** A folder of a store: the entries of one function, say. */
+typedef struct shoal_folder shoal_folder;
+
+/** The folder called `name` (any bytes but none; what a file name cannot hold is encoded). Nothing is made on disk
+ * before the first put. The store must stay open. -EINVAL (empty), -ENOMEM. */
+SHOAL_API int shoal_folder_open(shoal_store *store, const char *name, shoal_folder **out);
+SHOAL_API void shoal_folder_close(shoal_folder *folder); /* NULL is allowed */
+/** Where it lies; the handle's. */
+SHOAL_API const char *shoal_folder_path(const shoal_folder *folder);
+
+/** A value that was read, in memory of the caller's own: it may be written to, which changes nothing on disk. A large
+ * one is a private mapping of its file, read page by page as it is touched (one that somebody else cuts short in place
+ * meanwhile ends the toucher with SIGBUS; the store itself never does that). */
+typedef struct shoal_entry shoal_entry;
+
+/**
+ * Read an entry. Its checksum is verified, except for a large one that this process verified before and whose file has
+ * not changed since.
+ *
+ * Returns 0, or
+ *   -ENOENT         there is none
+ *   SHOAL_ECORRUPT  there is something else in its place: damaged, of another version, no file. A put replaces it
+ *   -EPERM          the file or its folder is not the user's own, or group or others may write to it
+ *   -ENOMEM, -EIO, -EMFILE, -EACCES …
+ */
+SHOAL_API int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
+SHOAL_API void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out);
+/** Part `index`, aligned to 64 bytes. -EINVAL: no such part; SHOAL_ECORRUPT. */
+SHOAL_API int shoal_entry_part(const shoal_entry *entry, uint32_t index, shoal_part *out);
+SHOAL_API void shoal_entry_close(shoal_entry *entry); /* NULL is allowed */
+
+/**
+ * Put a value of `count` parts, in place of what was there. `numbers` may be NULL.
+ * Returns 0, -ENOSPC, -EDQUOT, -EFBIG (RLIMIT_FSIZE, checked before so that no SIGXFSZ is sent), -EROFS, -EACCES,
+ * -EPERM (as for get), -EINVAL (more than 2^20 parts), -ENOMEM, -EIO. On an error nothing is left on disk.
+ */
+SHOAL_API int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
+                               const shoal_entry_numbers *numbers);
+/** Remove an entry, whatever is in its place. -ENOENT: there was none. */
+SHOAL_API int shoal_folder_remove(shoal_folder *folder, const shoal_key *key);
+/** Remove all entries of the folder. As shoal_store_clear. */
+SHOAL_API int shoal_folder_clear(shoal_folder *folder);
+
+/** Called for each entry; a result other than 0 ends the visit. `folder` is its name on disk. `error`: 0, or why its
+ * header could not be read (SHOAL_ECORRUPT, -EPERM …; `numbers` then holds the size at most). Checksums are not
+ * verified. */
+typedef int (*shoal_store_visitor)(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers,
+                                   int error, void *context);
+/** Visit all entries, in no order. Those that are put or removed meanwhile may be seen or not. Returns 0, what the
+ * visitor returned, or an error. */
+SHOAL_API int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context);
+
+/** Compute `output` from `input`: both plain data, of fixed size. Returns 0, or a code: then nothing is kept. */
+typedef int (*shoal_memo_function)(const void *input, size_t input_size, void *output, size_t output_size,
+                                   void *context);
+
+/**
+ * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave.
+ *
+ * name      stands for the function and its version: change it when the function's meaning changes
+ * context   handed to the function; not part of the key
+ * hit       out, may be NULL: 1 the output was taken from the store; 0 it was computed and kept; negative: it was
+ *           computed, but could not be kept, and why (-ENOSPC, -EROFS …)
+ *
+ * Padding in `input` is part of it: zero it. Returns 0, the function's own code, -EPERM (as shoal_folder_get: what
+ * others could have written is neither used nor passed over in silence), -EINVAL, -ENOMEM.
+ */
+SHOAL_API int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function function, void *context,
+                              const void *input, size_t input_size, void *output, size_t output_size, int *hit);
+
 /* --------------------------------------------------------------- compute ---- */
 
 #ifdef __cplusplus

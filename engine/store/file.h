@@ -1,0 +1,60 @@
+/* store/file.h: one entry's file, read into memory of its own, or written so that it appears whole. */
+#ifndef SHOAL_STORE_FILE_H
+#define SHOAL_STORE_FILE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "shoal.h"
+
+#define FILE_NAME 33u             /* a key in hex, and the end */
+#define FILE_READ_LIMIT 65536     /* entries up to this size are read, larger ones mapped: a mapping costs 5 us more */
+#define FILE_VERIFIED_SLOTS 1024u /* a power of 2 */
+
+/* Which files this process has verified. A slot holds a hash of what identifies a file's contents (device, inode, size,
+ * times), so a lookup is one load, and no lock is needed, which a fork could leave taken. */
+struct verified {
+    _Atomic uint64_t slots[FILE_VERIFIED_SLOTS];
+};
+
+struct shoal_entry {
+    void *data; /* the file's bytes, aligned to 64 */
+    size_t size;
+    bool mapped; /* else the memory follows this struct, or is `separate` */
+    void *separate;
+};
+
+/* Whether a file or folder is the user's own: 0, or -EPERM (another's, or others may write to it). */
+struct stat;
+int file_check_owner(const struct stat *status);
+
+void file_name(const shoal_key *key, char name[FILE_NAME]);
+/* Whether a name is one that file_name makes; if so, and `key` is not NULL, which key it stands for. */
+bool file_is_entry_name(const char *name, shoal_key *key);
+
+/* Errors as shoal_folder_get. */
+int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, shoal_entry **out);
+/* The header alone, unverified, for a listing. `size` is set whenever the file could be opened. */
+int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out);
+
+struct file_source {
+    const shoal_key *key;
+    const shoal_part *parts;
+    uint32_t count;
+    const shoal_entry_numbers *numbers;
+    uint32_t flags; /* SHOAL_STORE_… */
+};
+
+/* Put the entry at folder/name. `temporary`: opens the folder for named temporary files, made if it is missing, when
+ * the file system lacks unnamed ones; returns the descriptor or a negative code. -ENOENT: the folder is gone. */
+int file_write(int folder, const char *name, const struct file_source *source, int (*temporary)(void *context),
+               void *context);
+
+/* Remove what is at folder/name: file, link, or folder with all that is in it. */
+int file_remove(int folder, const char *name);
+
+/* Remove temporary files whose writers are gone. */
+void file_sweep_temporary(int folder);
+
+#endif

@@ -1,0 +1,251 @@
+/* store/folder.c: the folders of a store, and the calls on their entries.
+ *
+ * A folder's descriptor is opened and checked once and then kept, which makes a hit one openat on a short name. Others
+ * may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its descriptors (a daemon). So
+ * what the number stands for is compared with what the path stands for before every put and after every miss, and set
+ * right by dup3, which changes what the number stands for in one step: threads that use it meanwhile see the old folder
+ * or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ */
+#include "store/folder.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+int folder_open_own(int parent, const char *name, bool create, int *out)
+{
+    for (int attempt = 0;; attempt++) {
+        int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        int error = fd < 0 ? -errno : 0;
+        if (fd >= 0) {
+            struct stat status;
+            error = fstat(fd, &status) != 0 ? -errno : file_check_owner(&status);
+            /* Somebody's rmdir is half way: the name is still there, what it stands for is gone. */
+            if (error == 0 && status.st_nlink == 0)
+                error = -ENOENT;
+            if (error == 0) {
+                *out = fd;
+                return 0;
+            }
+            (void)close(fd);
+        }
+        if (error != -ENOENT || !create || attempt == 8)
+            return error == -ELOOP ? -ENOTDIR : error;
+        /* Waits for an rmdir that is half way. */
+        if (mkdirat(parent, name, S_IRWXU) == 0) {
+            /* The umask may have taken bits that we need. */
+            struct stat status;
+            if (fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(status.st_mode) &&
+                (status.st_mode & S_IRWXU) != S_IRWXU)
+                (void)fchmodat(parent, name, S_IRWXU, 0);
+        } else if (errno != EEXIST) {
+            return -errno;
+        }
+    }
+}
+
+/* A name that any file system can hold and that stands for one folder only: letters, digits, '_', '-' and '.' (not
+ * first) stay, other bytes become %XX. Too long a name keeps its beginning, then '~', which no other name has, and its
+ * digest. */
+static void encode_name(const char *name, char out[FOLDER_NAME_MOST + 1])
+{
+    static const char digits[] = "0123456789ABCDEF";
+    size_t used = 0, tail = 1 + 2 * SHOAL_DIGEST_SIZE;
+    size_t cut = 0; /* how much of `out` is kept if the name turns out too long */
+    for (const char *c = name; *c != '\0'; c++) {
+        bool plain = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '_' ||
+                     *c == '-' || (*c == '.' && used != 0);
+        size_t need = plain ? 1 : 3;
+        if (used + need > FOLDER_NAME_MOST) {
+            shoal_key key;
+            shoal_digest(name, strlen(name), key.bytes);
+            out[cut] = '~';
+            file_name(&key, out + cut + 1);
+            return;
+        }
+        if (plain) {
+            out[used] = *c;
+        } else {
+            out[used] = '%';
+            out[used + 1] = digits[(uint8_t)*c >> 4];
+            out[used + 2] = digits[(uint8_t)*c & 15];
+        }
+        used += need;
+        if (used + tail <= FOLDER_NAME_MOST)
+            cut = used;
+    }
+    out[used] = '\0';
+}
+
+int shoal_folder_open(shoal_store *store, const char *name, shoal_folder **out)
+{
+    if (name == NULL || name[0] == '\0')
+        return -EINVAL;
+    char encoded[FOLDER_NAME_MOST + 1];
+    encode_name(name, encoded);
+    shoal_folder *folder = calloc(1, sizeof *folder);
+    if (folder == NULL)
+        return -ENOMEM;
+    if (asprintf(&folder->path, "%s/%s", store->path, encoded) < 0) {
+        free(folder);
+        return -ENOMEM;
+    }
+    folder->name = folder->path + strlen(store->path) + 1;
+    folder->store = store;
+    atomic_init(&folder->fd, -1);
+    *out = folder;
+    return 0;
+}
+
+/* Whether `fd` is the folder that this handle last had under that number. */
+static bool is_still_ours(shoal_folder *folder, int fd, const struct stat *status)
+{
+    /* relaxed: a torn pair is taken for a stranger's, and only costs a descriptor */
+    return fd >= 0 && (uint64_t)status->st_dev == atomic_load_explicit(&folder->device, memory_order_relaxed) &&
+           (uint64_t)status->st_ino == atomic_load_explicit(&folder->inode, memory_order_relaxed);
+}
+
+void shoal_folder_close(shoal_folder *folder)
+{
+    if (folder == NULL)
+        return;
+    int fd = atomic_load_explicit(&folder->fd, memory_order_relaxed);
+    struct stat status;
+    if (fd >= 0 && fstat(fd, &status) == 0 && is_still_ours(folder, fd, &status))
+        (void)close(fd);
+    free(folder->path);
+    free(folder);
+}
+
+const char *shoal_folder_path(const shoal_folder *folder)
+{
+    return folder->path;
+}
+
+/* Make the folder's descriptor stand for what its path stands for. 0: it does, and `changed` says whether it did not
+ * before; or why there is no such folder. */
+static int refresh(shoal_folder *folder, bool create, bool *changed)
+{
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire); /* acquire: pairs with the exchange below */
+    struct stat there, here;
+    bool present = fstatat(AT_FDCWD, folder->path, &there, AT_SYMLINK_NOFOLLOW) == 0;
+    bool ours = fd >= 0 && fstat(fd, &here) == 0 && is_still_ours(folder, fd, &here);
+    *changed = false;
+    if (present && ours && here.st_nlink != 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
+        return file_check_owner(&here);
+
+    int root, opened;
+    int error = store_open_root(folder->store, create, &root);
+    if (error != 0)
+        return error;
+    error = folder_open_own(root, folder->name, create, &opened);
+    (void)close(root);
+    if (error != 0)
+        return error;
+    if (fstat(opened, &there) != 0) {
+        error = -errno;
+        (void)close(opened);
+        return error;
+    }
+    atomic_store_explicit(&folder->device, (uint64_t)there.st_dev, memory_order_relaxed);
+    atomic_store_explicit(&folder->inode, (uint64_t)there.st_ino, memory_order_relaxed);
+    *changed = true;
+    if (ours) {
+        error = dup3(opened, fd, O_CLOEXEC) < 0 ? -errno : 0;
+        (void)close(opened);
+        return error;
+    }
+    /* acq_rel: publishes device and inode with the number. Another thread may have been first: use its folder. */
+    if (!atomic_compare_exchange_strong_explicit(&folder->fd, &fd, opened, memory_order_acq_rel, memory_order_acquire))
+        (void)close(opened);
+    return 0;
+}
+
+int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+{
+    char name[FILE_NAME];
+    file_name(key, name);
+    int error = -ENOENT;
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    if (fd >= 0)
+        error = file_read(fd, name, key, &folder->store->verified, out);
+    if (error != -ENOENT && error != -EBADF && error != -ENOTDIR)
+        return error;
+
+    bool changed;
+    error = refresh(folder, false, &changed);
+    if (error != 0 || !changed)
+        return error != 0 ? error : -ENOENT;
+    fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    return file_read(fd, name, key, &folder->store->verified, out);
+}
+
+static int open_temporary(void *context)
+{
+    shoal_folder *folder = context;
+    int root, fd;
+    int error = store_open_root(folder->store, true, &root);
+    if (error != 0)
+        return error;
+    error = folder_open_own(root, FOLDER_TEMPORARY, true, &fd);
+    (void)close(root);
+    if (error != 0)
+        return error;
+    /* relaxed: swept twice does no harm */
+    if (!atomic_exchange_explicit(&folder->store->swept, true, memory_order_relaxed))
+        file_sweep_temporary(fd);
+    return fd;
+}
+
+int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
+                     const shoal_entry_numbers *numbers)
+{
+    shoal_entry_numbers filled = numbers != NULL ? *numbers : (shoal_entry_numbers){0};
+    if (filled.created == 0) {
+        struct timespec now;
+        (void)clock_gettime(CLOCK_REALTIME, &now);
+        filled.created = (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec;
+    }
+    struct file_source source = {key, parts, count, &filled, folder->store->flags};
+    char name[FILE_NAME];
+    file_name(key, name);
+    int error = -ENOENT;
+    /* The folder may be removed between any two steps. */
+    for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
+        bool changed;
+        error = refresh(folder, true, &changed);
+        if (error == 0)
+            error = file_write(atomic_load_explicit(&folder->fd, memory_order_acquire), name, &source, open_temporary,
+                               folder);
+    }
+    return error;
+}
+
+int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
+{
+    char name[FILE_NAME];
+    file_name(key, name);
+    bool changed;
+    int error = refresh(folder, false, &changed);
+    return error != 0 ? error : file_remove(atomic_load_explicit(&folder->fd, memory_order_acquire), name);
+}
+
+int shoal_folder_clear(shoal_folder *folder)
+{
+    int root, fd;
+    int error = store_open_root(folder->store, false, &root);
+    if (error != 0)
+        return error == -ENOENT ? 0 : error;
+    error = folder_open_own(root, folder->name, false, &fd);
+    if (error == 0)
+        error = folder_remove_entries(fd);
+    if (error == 0 && unlinkat(root, folder->name, AT_REMOVEDIR) != 0 && errno != ENOTEMPTY && errno != EEXIST)
+        error = -errno;
+    (void)close(root);
+    return error == -ENOENT ? 0 : error;
+}

@@ -1,0 +1,40 @@
+/* store/folder.h: a store and its folders, as store.c and folder.c share them. */
+#ifndef SHOAL_STORE_FOLDER_H
+#define SHOAL_STORE_FOLDER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "shoal.h"
+#include "store/file.h"
+
+#define FOLDER_NAME_MOST 200u         /* bytes of a folder's name on disk; longer ones end in a digest */
+#define FOLDER_TEMPORARY ".temporary" /* in the store's folder; file.h */
+
+struct shoal_store {
+    char *path; /* absolute */
+    uint32_t flags;
+    _Atomic bool swept; /* the temporary files of dead writers were removed once by this process */
+    struct verified verified;
+};
+
+struct shoal_folder {
+    shoal_store *store;
+    char *path;       /* store's path / name */
+    const char *name; /* within path */
+    _Atomic int fd;   /* -1 until the folder was first seen; then always this number (folder.c) */
+    _Atomic uint64_t device, inode;
+};
+
+/* Open a folder that must be the user's own: 0 and a descriptor, or -EPERM, -ENOENT, -ENOTDIR …
+ * `create`: make it, 0700, where it is missing. */
+int folder_open_own(int parent, const char *name, bool create, int *out);
+
+/* The store's own folder. */
+int store_open_root(const shoal_store *store, bool create, int *out);
+
+/* Remove all entries of the open folder `fd`, which the call closes. */
+int folder_remove_entries(int fd);
+
+#endif

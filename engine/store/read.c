@@ -1,0 +1,254 @@
+/* store/read.c: reading entries, and who may have written them (file.h).
+ *
+ * A file's owner and mode are looked at before its contents, on the descriptor that the contents then come from.
+ * Small entries are read in one call and verified each time, which costs less than a microsecond. Large ones are mapped
+ * privately; their checksum is verified once in a process, and again when the file's identity or times have changed.
+ * Called by folder.c and store.c.
+ */
+#include "store/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "store/entry.h"
+#include "store/hash.h"
+
+/* A file changed twice within a tick of its clock keeps its times. So one as young as this is verified, but not taken
+ * to be known. */
+#define SETTLED_AFTER INT64_C(50000000) /* ns */
+
+int file_check_owner(const struct stat *status)
+{
+    return status->st_uid == geteuid() && (status->st_mode & (S_IWGRP | S_IWOTH)) == 0 ? 0 : -EPERM;
+}
+
+void file_name(const shoal_key *key, char name[FILE_NAME])
+{
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < sizeof key->bytes; i++) {
+        name[2 * i] = digits[key->bytes[i] >> 4];
+        name[2 * i + 1] = digits[key->bytes[i] & 15];
+    }
+    name[FILE_NAME - 1] = '\0';
+}
+
+static int hex_value(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+bool file_is_entry_name(const char *name, shoal_key *key)
+{
+    if (strlen(name) != FILE_NAME - 1)
+        return false;
+    for (size_t i = 0; i < SHOAL_DIGEST_SIZE; i++) {
+        int high = hex_value(name[2 * i]), low = hex_value(name[2 * i + 1]);
+        if (high < 0 || low < 0)
+            return false;
+        if (key != NULL)
+            key->bytes[i] = (uint8_t)(high << 4 | low);
+    }
+    return true;
+}
+
+/* What identifies the contents of a file, as one word that is never 0; 0 if the file is too young to tell. */
+static uint64_t fingerprint(const struct stat *status)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    int64_t age = ((int64_t)now.tv_sec - status->st_ctim.tv_sec) * SHOAL_SECOND + now.tv_nsec - status->st_ctim.tv_nsec;
+    if (age < SETTLED_AFTER)
+        return 0;
+    uint64_t words[7] = {(uint64_t)status->st_dev,          (uint64_t)status->st_ino,
+                         (uint64_t)status->st_size,         (uint64_t)status->st_mtim.tv_sec,
+                         (uint64_t)status->st_mtim.tv_nsec, (uint64_t)status->st_ctim.tv_sec,
+                         (uint64_t)status->st_ctim.tv_nsec};
+    uint8_t digest[HASH_DIGEST];
+    struct iovec piece = {words, sizeof words};
+    hash_pieces(&piece, 1, digest);
+    uint64_t word;
+    memcpy(&word, digest, sizeof word);
+    return word | 1;
+}
+
+static _Atomic uint64_t *slot_of(struct verified *verified, uint64_t word)
+{
+    return &verified->slots[(word >> 32) & (FILE_VERIFIED_SLOTS - 1)];
+}
+
+/* `size` bytes from `offset` on: 0, or SHOAL_ECORRUPT when there are fewer, or the error. */
+static int read_at(int fd, void *data, size_t size, off_t offset)
+{
+    while (size != 0) {
+        ssize_t got = pread(fd, data, size, offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            return SHOAL_ECORRUPT;
+        data = (char *)data + got;
+        size -= (size_t)got;
+        offset += got;
+    }
+    return 0;
+}
+
+/* Open without waiting (a FIFO may be in an entry's place) and without following a link, and check whose it is. */
+static int open_entry(int folder, const char *name, struct stat *status, int *out)
+{
+    int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return errno == ELOOP || errno == ENXIO || errno == ENODEV ? SHOAL_ECORRUPT : -errno;
+    int error = fstat(fd, status) != 0 ? -errno : file_check_owner(status);
+    if (error == 0 && (!S_ISREG(status->st_mode) || status->st_size < (off_t)sizeof(struct entry_header)))
+        error = SHOAL_ECORRUPT;
+    if (error != 0) {
+        (void)close(fd);
+        return error;
+    }
+    *out = fd;
+    return 0;
+}
+
+static int read_small(int fd, size_t size, const shoal_key *key, shoal_entry **out)
+{
+    size_t before = (sizeof(shoal_entry) + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
+    size_t all = (before + size + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
+    shoal_entry *entry = aligned_alloc(ENTRY_ALIGNMENT, all);
+    if (entry == NULL)
+        return -ENOMEM;
+    *entry = (shoal_entry){.data = (char *)entry + before, .size = size};
+    int error = read_at(fd, entry->data, size, 0);
+    if (error == 0)
+        error = entry_parse(entry->data, size, key->bytes, true);
+    if (error != 0) {
+        free(entry);
+        return error;
+    }
+    *out = entry;
+    return 0;
+}
+
+static int read_large(int fd, const struct stat *status, const shoal_key *key, struct verified *verified,
+                      shoal_entry **out)
+{
+    size_t size = (size_t)status->st_size;
+    shoal_entry *entry = calloc(1, sizeof *entry);
+    if (entry == NULL)
+        return -ENOMEM;
+    uint64_t word = fingerprint(status);
+    _Atomic uint64_t *slot = slot_of(verified, word);
+    /* relaxed: the word says all there is to say; nothing else is read on its strength but the file */
+    bool known = word != 0 && atomic_load_explicit(slot, memory_order_relaxed) == word;
+
+    int error = 0;
+    entry->size = size;
+    entry->data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (entry->data != MAP_FAILED) {
+        entry->mapped = true;
+        if (!known)
+            (void)madvise(entry->data, size, MADV_WILLNEED);
+    } else { /* too many mappings, or a file system that has none */
+        entry->data = entry->separate = aligned_alloc(ENTRY_PAGE, (size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
+        if (entry->separate == NULL)
+            error = -ENOMEM;
+        else
+            error = read_at(fd, entry->data, size, 0);
+        known = false;
+    }
+    if (error == 0)
+        error = entry_parse(entry->data, size, key->bytes, !known);
+    if (error != 0) {
+        shoal_entry_close(entry);
+        return error;
+    }
+    if (!known && entry->mapped && word != 0)
+        atomic_store_explicit(slot, word, memory_order_relaxed);
+    *out = entry;
+    return 0;
+}
+
+int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, shoal_entry **out)
+{
+    struct stat status;
+    int fd;
+    int error = open_entry(folder, name, &status, &fd);
+    if (error != 0)
+        return error;
+    if (status.st_size <= FILE_READ_LIMIT)
+        error = read_small(fd, (size_t)status.st_size, key, out);
+    else
+        error = read_large(fd, &status, key, verified, out);
+    (void)close(fd);
+    return error;
+}
+
+static void numbers_from(const struct entry_header *header, shoal_entry_numbers *out)
+{
+    *out = (shoal_entry_numbers){
+        .created = header->created, .cost = header->cost, .size = header->file_size, .parts = header->part_count};
+    memcpy(out->tag, header->tag, sizeof out->tag);
+}
+
+int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out)
+{
+    struct stat status;
+    int fd;
+    *out = (shoal_entry_numbers){0};
+    int error = open_entry(folder, name, &status, &fd);
+    if (error != 0)
+        return error;
+    struct entry_header header;
+    error = read_at(fd, &header, sizeof header, 0);
+    (void)close(fd);
+    out->size = (uint64_t)status.st_size;
+    if (error != 0)
+        return error;
+    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || header.version != ENTRY_VERSION ||
+        header.byte_order != ENTRY_BYTE_ORDER || header.file_size != (uint64_t)status.st_size ||
+        memcmp(header.key, key->bytes, sizeof header.key) != 0)
+        return SHOAL_ECORRUPT;
+    numbers_from(&header, out);
+    return 0;
+}
+
+void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out)
+{
+    struct entry_header header;
+    memcpy(&header, entry->data, sizeof header);
+    numbers_from(&header, out);
+    out->size = entry->size;
+}
+
+int shoal_entry_part(const shoal_entry *entry, uint32_t index, shoal_part *out)
+{
+    struct entry_header header;
+    struct entry_part part;
+    memcpy(&header, entry->data, sizeof header);
+    if (index >= header.part_count || index >= ENTRY_PARTS)
+        return -EINVAL;
+    int error = entry_part_at(entry->data, entry->size, index, &part);
+    if (error != 0)
+        return error;
+    *out = (shoal_part){(char *)entry->data + part.offset, (size_t)part.stored, part.kind};
+    return 0;
+}
+
+void shoal_entry_close(shoal_entry *entry)
+{
+    if (entry == NULL)
+        return;
+    if (entry->mapped)
+        (void)munmap(entry->data, entry->size);
+    free(entry->separate);
+    free(entry);
+}

@@ -1,0 +1,279 @@
+/* store/write.c: writing an entry so that it appears whole, and removing one (file.h).
+ *
+ * The file is written without a name (O_TMPFILE) and linked in when it is complete: a writer that is killed leaves
+ * nothing. What was there is unlinked first; between the two steps a reader finds no entry, never half of one. File
+ * systems that lack unnamed files get a temporary name in a folder of their own and a rename; the writer holds a lock
+ * (flock) on the temporary file, so that whoever comes later can tell, and remove, what a dead writer left.
+ * Called by folder.c.
+ */
+#include "store/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "store/entry.h"
+#include "store/hash.h"
+
+#define SMALL 65536u /* entries up to this size are put together in one block: one write, one pass */
+#define ATTEMPTS 64  /* how often others may put or remove the same key in between before we leave it to them */
+#define WRITE_MOST (1u << 30) /* bytes a write; the kernel's own limit is just under 2 GiB */
+#define FOLDER_DEPTH 32       /* of a folder that somebody made in an entry's place */
+
+static int write_pieces(int fd, struct iovec *pieces, size_t count)
+{
+    size_t first = 0;
+    while (first < count) {
+        struct iovec now[64];
+        size_t used = 0, bytes = 0;
+        for (size_t i = first; i < count && used < 64 && bytes < WRITE_MOST; i++, used++) {
+            now[used] = pieces[i];
+            if (now[used].iov_len > WRITE_MOST - bytes)
+                now[used].iov_len = WRITE_MOST - bytes;
+            bytes += now[used].iov_len;
+        }
+        ssize_t done = writev(fd, now, (int)used);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return -errno;
+        for (size_t left = (size_t)done; first < count;) {
+            if (left < pieces[first].iov_len) {
+                pieces[first].iov_base = (char *)pieces[first].iov_base + left;
+                pieces[first].iov_len -= left;
+                break;
+            }
+            left -= pieces[first++].iov_len;
+        }
+    }
+    return 0;
+}
+
+/* The checksum over the pieces of a file, the first of which begins with the header. */
+static void seal(struct entry_header *header, struct iovec *pieces, size_t count)
+{
+    struct iovec whole = pieces[0];
+    size_t start = offsetof(struct entry_header, file_size);
+    pieces[0] = (struct iovec){(char *)whole.iov_base + start, whole.iov_len - start};
+    hash_pieces(pieces, count, header->checksum);
+    pieces[0] = whole;
+}
+
+/* RLIMIT_FSIZE ends a program that does not handle SIGXFSZ: better not to try. */
+static int check_size_limit(uint64_t size)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && size > limit.rlim_cur ? -EFBIG
+                                                                                                            : 0;
+}
+
+static int write_contents(int fd, const struct file_source *source)
+{
+    size_t head_size = entry_head_size(source->count);
+    size_t most = head_size;
+    for (uint32_t i = 0; i < source->count && most <= SMALL; i++)
+        most = source->parts[i].size < SMALL ? most + source->parts[i].size + ENTRY_ALIGNMENT : SMALL + 1;
+
+    if (most <= SMALL) { /* lay the parts behind the head */
+        uint8_t onstack[4096] __attribute__((aligned(8)));
+        uint8_t *block = most <= sizeof onstack ? onstack : malloc(most);
+        if (block == NULL)
+            return -ENOMEM;
+        struct entry_header *head = (struct entry_header *)(void *)block;
+        uint64_t size;
+        int error = entry_lay_out(source->parts, source->count, source->key->bytes, source->numbers, head, &size);
+        if (error == 0)
+            error = check_size_limit(size);
+        if (error == 0) {
+            const struct entry_part *table = (const struct entry_part *)(head + 1);
+            memset(block + head_size, 0, (size_t)size - head_size);
+            for (uint32_t i = 0; i < source->count; i++)
+                if (source->parts[i].size != 0)
+                    memcpy(block + table[i].offset, source->parts[i].data, source->parts[i].size);
+            struct iovec piece = {block, (size_t)size};
+            seal(head, &piece, 1);
+            error = write_pieces(fd, &piece, 1);
+        }
+        if (block != onstack)
+            free(block);
+        return error;
+    }
+
+    struct entry_header *head = malloc(head_size);
+    struct iovec *pieces = malloc((1 + 2 * (size_t)source->count) * sizeof *pieces);
+    uint64_t size;
+    int error = head == NULL || pieces == NULL ? -ENOMEM : 0;
+    if (error == 0)
+        error = entry_lay_out(source->parts, source->count, source->key->bytes, source->numbers, head, &size);
+    if (error == 0)
+        error = check_size_limit(size);
+    if (error == 0) {
+        size_t count = entry_pieces(head, source->parts, pieces);
+        seal(head, pieces, count);
+        error = write_pieces(fd, pieces, count);
+    }
+    free(pieces);
+    free(head);
+    return error;
+}
+
+static int write_and_sync(int fd, const struct file_source *source)
+{
+    /* The umask may have taken bits that we need. */
+    int error = fchmod(fd, S_IRUSR | S_IWUSR) != 0 ? -errno : write_contents(fd, source);
+    if (error == 0 && (source->flags & SHOAL_STORE_DURABLE) != 0 && fdatasync(fd) != 0)
+        error = -errno;
+    return error;
+}
+
+static int write_unnamed(int folder, const char *name, const struct file_source *source, bool *unsupported)
+{
+    int fd = openat(folder, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    if (fd < 0) {
+        int error = -errno;
+        struct stat status;
+        *unsupported = error == -EOPNOTSUPP || error == -EISDIR || error == -EINVAL;
+        /* ext4 says "not permitted" of a folder that was removed. */
+        return error == -EPERM && fstat(folder, &status) == 0 && status.st_nlink == 0 ? -ENOENT : error;
+    }
+    int error = write_and_sync(fd, source);
+    char path[64];
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    for (int attempt = 0; error == 0; attempt++) {
+        if (linkat(AT_FDCWD, path, folder, name, AT_SYMLINK_FOLLOW) == 0)
+            break;
+        if (errno != EEXIST) {
+            /* No /proc here: the folder itself was reached, so it is not the folder that is missing. */
+            *unsupported = errno == ENOENT && access("/proc/self/fd", X_OK) != 0;
+            error = -errno;
+        } else if (attempt == ATTEMPTS) {
+            break; /* others keep putting the same key: theirs is as new as ours */
+        } else {
+            error = file_remove(folder, name);
+            if (error == -ENOENT)
+                error = 0;
+        }
+    }
+    (void)close(fd);
+    return error;
+}
+
+static int write_named(int folder, const char *name, const struct file_source *source, int temporary)
+{
+    for (int attempt = 0;; attempt++) {
+        static _Atomic uint32_t counter;
+        struct timespec now;
+        char own[80];
+        (void)clock_gettime(CLOCK_MONOTONIC, &now);
+        (void)snprintf(own, sizeof own, "%ld-%u-%llx%09lx", (long)getpid(),
+                       atomic_fetch_add_explicit(&counter, 1, memory_order_relaxed), (unsigned long long)now.tv_sec,
+                       (unsigned long)now.tv_nsec);
+        int fd = openat(temporary, own, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
+        if (fd < 0) {
+            if (errno == EEXIST && attempt < ATTEMPTS)
+                continue;
+            return -errno;
+        }
+        /* Somebody who sweeps may have come in between and hold the lock for an instant, before removing the file. */
+        int error = flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
+        bool swept = error == -EWOULDBLOCK;
+        if (error == 0)
+            error = write_and_sync(fd, source);
+        for (int turn = 0; error == 0 && renameat(temporary, own, folder, name) != 0; turn++) {
+            struct stat status;
+            error = -errno;
+            if ((error == -EISDIR || error == -ENOTEMPTY || error == -EEXIST) && turn < ATTEMPTS) {
+                error = file_remove(folder, name);
+                if (error == -ENOENT)
+                    error = 0;
+            } else if (error == -ENOENT) {
+                swept = fstatat(temporary, own, &status, AT_SYMLINK_NOFOLLOW) != 0;
+            }
+        }
+        if (error != 0)
+            (void)unlinkat(temporary, own, 0);
+        (void)close(fd);
+        if (!swept || attempt >= ATTEMPTS)
+            return error;
+    }
+}
+
+int file_write(int folder, const char *name, const struct file_source *source, int (*temporary)(void *context),
+               void *context)
+{
+    bool unsupported = (source->flags & SHOAL_STORE_NAMED_FILES) != 0;
+    int error = 0;
+    if (!unsupported)
+        error = write_unnamed(folder, name, source, &unsupported);
+    if (unsupported) {
+        int fd = temporary(context);
+        if (fd < 0)
+            return fd;
+        error = write_named(folder, name, source, fd);
+        (void)close(fd);
+    }
+    if (error == 0 && (source->flags & SHOAL_STORE_DURABLE) != 0 && fsync(folder) != 0)
+        error = -errno;
+    return error;
+}
+
+static int remove_folder(int parent, const char *name, int depth)
+{
+    if (unlinkat(parent, name, AT_REMOVEDIR) == 0)
+        return 0;
+    if ((errno != ENOTEMPTY && errno != EEXIST) || depth == 0)
+        return -errno;
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *folder = fd < 0 ? NULL : fdopendir(fd);
+    if (folder == NULL) {
+        int error = -errno;
+        if (fd >= 0)
+            (void)close(fd);
+        return error;
+    }
+    for (struct dirent *item; (item = readdir(folder)) != NULL;) {
+        if (strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0)
+            continue;
+        if (unlinkat(fd, item->d_name, 0) != 0 && errno == EISDIR)
+            (void)remove_folder(fd, item->d_name, depth - 1);
+    }
+    (void)closedir(folder);
+    return unlinkat(parent, name, AT_REMOVEDIR) == 0 ? 0 : -errno;
+}
+
+int file_remove(int folder, const char *name)
+{
+    if (unlinkat(folder, name, 0) == 0)
+        return 0;
+    return errno == EISDIR || errno == EPERM ? remove_folder(folder, name, FOLDER_DEPTH) : -errno;
+}
+
+void file_sweep_temporary(int folder)
+{
+    int own = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = own < 0 ? NULL : fdopendir(own);
+    if (list == NULL) {
+        if (own >= 0)
+            (void)close(own);
+        return;
+    }
+    for (struct dirent *item; (item = readdir(list)) != NULL;) {
+        int fd = openat(own, item->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        struct stat status;
+        if (fd < 0)
+            continue;
+        if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0)
+            (void)unlinkat(own, item->d_name, 0);
+        (void)close(fd);
+    }
+    (void)closedir(list);
+}
