@@ -196,7 +196,8 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
     pthread_mutex_unlock(&pool->lock);
 
     (void)shoal_heap_sweep(pool->heap, owner, NULL);
-    /* A wake meant for the dead worker is lost with it; pass it on. */
+    /* A wake meant for the dead worker is lost with it, and the word says that nobody sleeps: say that somebody may. */
+    (void)eventcount_prepare(&header->work);
     shoal_pool_wake(pool);
     shoal_pool_nudge(pool);
     return 0;

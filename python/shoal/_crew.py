@@ -8,6 +8,7 @@ thread that waits for it. A crew does not know its pool, so a pool that is dropp
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +54,9 @@ def serve(
     """Run in a worker process: work until the pool shuts, or so many tasks were done."""
     import signal
 
+    if getattr(_thread, "supervises", False):
+        _forget_imports_of_other_threads()
+
     import shoal._pickling  # noqa: F401  (configures the codec)
 
     if threading.current_thread() is threading.main_thread():
@@ -63,6 +67,23 @@ def serve(
     if initializer is not None:
         initializer(*initargs)
     worker.run(tasks or 0)
+
+
+_thread = threading.local()  # .supervises: this thread is a supervisor, which imports nothing
+
+
+def _forget_imports_of_other_threads() -> None:
+    """In a child that a supervisor thread forked: an import that another thread was in the middle of will never end here.
+
+    Its lock would be waited for for ever. So the locks go, and the half-made modules, which are then imported anew when needed.
+    """
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__dict__", {}).get("__spec__")
+        if getattr(spec, "_initializing", False):
+            del sys.modules[name]
+    machinery = sys.modules.get("_frozen_importlib")
+    for table in ("_module_locks", "_blocking_on"):
+        getattr(machinery, table, {}).clear()
 
 
 def _ignore_interrupt(signum: int, frame: object) -> None:
@@ -77,8 +98,6 @@ def make_engine_pool(workers: int) -> _engine.Pool:
 
 def _found_by_name(function: Any) -> bool:
     """Whether a pickle of the function is its name and nothing more, so that one copy serves for good."""
-    import sys
-
     name = getattr(function, "__qualname__", None)
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     return (
@@ -207,6 +226,7 @@ class Crew:
     def _supervise(self) -> None:
         engine = self.engine
         complete = True
+        _thread.supervises = True
         while True:
             try:
                 events = engine.supervise(None if complete else _RETRY_START)
@@ -236,7 +256,7 @@ class Crew:
             try:
                 job.callback(job)
             except BaseException:  # like an exception in any thread: reported, and the others go on
-                threading.excepthook(threading.ExceptHookArgs([*_exc_info(), threading.current_thread()]))
+                threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
             finally:
                 job.finish_callback()
 
@@ -298,12 +318,6 @@ class Crew:
         for process in alive:
             process.join()
         self.processes = [None] * self.size
-
-
-def _exc_info() -> tuple[Any, Any, Any]:
-    import sys
-
-    return sys.exc_info()
 
 
 def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:

@@ -96,9 +96,8 @@ def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
 def _start_clean(engine: _engine.Pool, place: int, owner: int) -> _CleanProcess:
     from shoal import _zygote
 
-    preload = ("numpy",) if "numpy" in sys.modules else ()
     payload = b"%d %d" % (place, owner)
-    return _CleanProcess(_zygote.get().start("shoal.joblib.parallel:_clean_main", payload, engine.fds(), preload))
+    return _CleanProcess(_zygote.get().start("shoal.joblib.parallel:_clean_main", payload, engine.fds()))
 
 
 def _forked_main(engine: _engine.Pool, place: int, owner: int) -> None:

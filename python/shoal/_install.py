@@ -1,0 +1,162 @@
+"""`shoal.install()`: has `multiprocessing` and `joblib` run on Shoal, and undoes it.
+
+The standard library's factories look their classes up in the modules that define them at each call (`Pool` in multiprocessing.pool, `Queue` in
+multiprocessing.queues, `Popen` in multiprocessing.popen_fork). So these three names are what is changed, and whoever imported multiprocessing
+before sees ours too. Interpreters that multiprocessing starts (spawn, forkserver) install it before they do anything.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_undo: list[tuple[Any, str, Any]] = []
+_MISSING = object()
+
+
+def _set(holder: Any, name: str, value: Any) -> None:
+    _undo.append((holder, name, getattr(holder, name, _MISSING)))
+    setattr(holder, name, value)
+
+
+def install() -> None:
+    """See shoal.install()."""
+    if _undo:
+        return
+    _install_multiprocessing()
+    _install_joblib()
+
+
+def uninstall() -> None:
+    """See shoal.uninstall()."""
+    while _undo:
+        holder, name, value = _undo.pop()
+        if holder is sys.modules:
+            sys.modules.pop(name, None)
+        elif holder is sys.meta_path:
+            sys.meta_path.remove(value)
+        elif holder is _preloads():
+            holder.remove(value)
+        elif value is _MISSING:
+            delattr(holder, name)
+        else:
+            setattr(holder, name, value)
+
+
+# ---------------------------------------------------------------------- multiprocessing
+
+
+def _preloads() -> list[str]:
+    from multiprocessing import forkserver
+
+    return forkserver._forkserver._preload_modules  # type: ignore[attr-defined, no-any-return]
+
+
+def _install_multiprocessing() -> None:
+    # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before it changes.
+    from multiprocessing import (  # noqa: F401
+        pool,
+        popen_fork,
+        popen_forkserver,
+        popen_spawn_posix,
+        queues,
+        spawn,
+    )
+
+    import shoal.multiprocessing.pool
+    import shoal.multiprocessing.popen_fork
+    import shoal.multiprocessing.queues
+
+    _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
+    for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
+        _set(pool, name, getattr(shoal.multiprocessing.pool, name))
+    _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
+    _set(popen_fork, "Popen", shoal.multiprocessing.popen_fork.Popen)
+
+    command_line = spawn.get_command_line
+
+    def get_command_line(**keywords: Any) -> list[str]:
+        command = command_line(**keywords)
+        if "-c" in command:
+            at = command.index("-c") + 1
+            command[at] = (
+                "import importlib.util as u; u.find_spec('shoal') and __import__('shoal').install(); " + command[at]
+            )
+        return command
+
+    _set(spawn, "get_command_line", get_command_line)
+    preloads = _preloads()
+    preloads.insert(0, "shoal._installed")
+    _undo.append((preloads, "", "shoal._installed"))
+
+
+# ------------------------------------------------------------------------------- joblib
+
+
+def _patch_joblib(joblib: ModuleType) -> None:
+    from shoal.joblib.memory import Memory
+    from shoal.joblib.parallel import Parallel, delayed
+
+    parallel, memory = sys.modules["joblib.parallel"], sys.modules["joblib.memory"]
+    for holder in (joblib, parallel):
+        _set(holder, "Parallel", Parallel)
+        _set(holder, "delayed", delayed)
+    for holder in (joblib, memory):
+        _set(holder, "Memory", Memory)
+
+
+class _PatchingLoader(importlib.abc.Loader):
+    """Runs the real loader, then patches what it loaded."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        if _undo:
+            _patch_joblib(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+class _JoblibFinder(importlib.abc.MetaPathFinder):
+    def __init__(self) -> None:
+        self._busy = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "joblib" or self._busy:
+            return None
+        self._busy = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._busy = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PatchingLoader(spec.loader)
+        return spec
+
+
+def _install_joblib() -> None:
+    loaded = sys.modules.get("joblib")
+    if loaded is not None:
+        _patch_joblib(loaded)
+    elif importlib.util.find_spec("joblib") is not None:
+        finder = _JoblibFinder()
+        sys.meta_path.insert(0, finder)
+        _undo.append((sys.meta_path, "", finder))
+    else:
+        import shoal.joblib
+
+        sys.modules["joblib"] = shoal.joblib
+        _undo.append((sys.modules, "joblib", None))

@@ -1,0 +1,107 @@
+"""`multiprocessing.context` with Shoal's `Pool`, `Queue` and start of processes. The contexts are sub-classes of the standard
+library's, so that `isinstance` agrees; what is not ours yet is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from multiprocessing import context as _standard
+from multiprocessing import process as _process
+from typing import Any
+
+__all__ = ["DefaultContext", "ForkContext", "ForkServerContext", "Process", "SpawnContext"]
+
+AuthenticationError = _standard.AuthenticationError
+BufferTooShort = _standard.BufferTooShort
+ProcessError = _standard.ProcessError
+TimeoutError = _standard.TimeoutError
+BaseContext = _standard.BaseContext
+assert_spawning = _standard.assert_spawning
+get_spawning_popen = _standard.get_spawning_popen
+set_spawning_popen = _standard.set_spawning_popen
+
+
+class _Methods:
+    """What a context makes on the engine."""
+
+    def Queue(self, maxsize: int = 0) -> Any:
+        """A queue between processes."""
+        from shoal.multiprocessing.queues import Queue
+
+        return Queue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Pool(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> Any:
+        """A pool of worker processes."""
+        from shoal.multiprocessing.pool import Pool
+
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())  # type: ignore[attr-defined]
+
+
+class Process(_standard.Process):
+    """A process that runs `target`, or the `run` method of a sub-class; started by the default context's method."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _default_context.get_context().Process._Popen(process_obj)
+
+
+class ForkProcess(_standard.ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        from shoal.multiprocessing.popen_fork import Popen
+
+        return Popen(process_obj)
+
+
+class ForkContext(_Methods, _standard.ForkContext):
+    Process = ForkProcess
+
+
+class SpawnContext(_Methods, _standard.SpawnContext):
+    pass
+
+
+class ForkServerContext(_Methods, _standard.ForkServerContext):
+    pass
+
+
+_concrete_contexts: dict[str, Any] = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+
+
+class DefaultContext(_Methods, _standard.DefaultContext):
+    """The context whose methods the package shows; its start method can be set once."""
+
+    Process = Process
+
+    def get_context(self, method: str | None = None) -> Any:
+        if method is None:
+            if self._actual_context is None:
+                self._actual_context = self._default_context
+            return self._actual_context
+        try:
+            context = _concrete_contexts[method]
+        except KeyError:
+            raise ValueError(f"cannot find context for {method!r}") from None
+        context._check_available()
+        return context
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        if self._actual_context is not None and not force:
+            raise RuntimeError("context has already been set")
+        self._actual_context = None if method is None and force else self.get_context(method)
+
+
+# The standard library's own default for this Python and platform.
+_default_context = DefaultContext(_concrete_contexts[_standard._default_context._default_context.get_start_method()])
+
+_current_process = _process.current_process

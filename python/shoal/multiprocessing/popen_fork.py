@@ -1,0 +1,77 @@
+"""How a process is forked and watched: `multiprocessing.popen_fork` on the engine.
+
+The sentinel is the child's pidfd, so its death is seen at once. A daemonic child is killed by the kernel when its parent is gone, however
+that happened; others live on, as in multiprocessing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing import popen_fork, util
+from typing import Any
+
+from shoal import _engine
+
+__all__ = ["Popen"]
+
+
+class Popen(popen_fork.Popen):
+    """A forked child of multiprocessing's."""
+
+    def _launch(self, process_obj: Any) -> None:
+        # The parent's end stays open as long as the child's parent_process() is to be found alive.
+        parent_sentinel, parent_end = os.pipe()
+
+        def run() -> int:
+            try:
+                # What _bootstrap raises it prints itself.
+                os.close(parent_end)
+                return int(process_obj._bootstrap(parent_sentinel=parent_sentinel) or 0)
+            finally:
+                util._flush_std_streams()
+
+        try:
+            self._process = _engine.fork_process(run, bool(process_obj.daemon))
+        except BaseException:
+            os.close(parent_end)
+            raise
+        finally:
+            os.close(parent_sentinel)
+        self.pid = self._process.pid
+        self.sentinel = self._process.fd
+        self.finalizer = util.Finalize(self, _close, (self._process, parent_end))
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            try:
+                self.returncode = self._process.poll() if flag == os.WNOHANG else self._process.wait()
+            except ChildProcessError:
+                return None  # reaped by somebody else, who alone knows how it ended
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        if self.returncode is None:
+            try:
+                self.returncode = self._process.wait(timeout)
+            except ChildProcessError:
+                return None
+        return self.returncode
+
+    def _send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            try:
+                self._process.signal(sig)
+            except ProcessLookupError:
+                pass
+
+    def terminate(self) -> None:
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send_signal(signal.SIGKILL)
+
+
+def _close(process: _engine.Process, parent_end: int) -> None:
+    process.close()
+    os.close(parent_end)
