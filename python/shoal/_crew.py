@@ -11,11 +11,27 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
-
 from shoal import _engine
 from shoal.errors import TaskCancelled, WorkerDied
+
+TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    class WorkerProcess(Protocol):
+        """What a crew needs of a process: `multiprocessing.Process` and the zygote's processes have it."""
+
+        @property
+        def pid(self) -> int | None: ...
+        @property
+        def exitcode(self) -> int | None: ...
+        def join(self, timeout: float | None = None) -> None: ...
+        def terminate(self) -> None: ...
+        def kill(self) -> None: ...
+
+    StartWorker = Callable[[_engine.Pool, int, int], WorkerProcess]
+    """(engine, place, owner) -> the started process, which runs `serve` with the same place and owner."""
 
 CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
 
@@ -27,22 +43,6 @@ _RETRY_START = 0.1  # seconds until a worker that could not be started is tried 
 _FUNCTIONS_SHARED = 1024
 
 
-class WorkerProcess(Protocol):
-    """What a crew needs of a process: `multiprocessing.Process` and the zygote's processes have it."""
-
-    @property
-    def pid(self) -> int | None: ...
-    @property
-    def exitcode(self) -> int | None: ...
-    def join(self, timeout: float | None = None) -> None: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-StartWorker = Callable[[_engine.Pool, int, int], WorkerProcess]
-"""(engine, place, owner) -> the started process, which runs `serve` with the same place and owner."""
-
-
 def serve(
     pool: _engine.Pool | tuple[int, int, int],
     place: int,
@@ -52,7 +52,7 @@ def serve(
     tasks: int | None = None,
 ) -> None:
     """Run in a worker process: work until the pool shuts, or so many tasks were done."""
-    import signal
+    import _signal as signal  # the C module: the Python one makes enums of everything, at a cost to each start
 
     if getattr(_thread, "supervises", False):
         _forget_imports_of_other_threads()

@@ -11,12 +11,14 @@ import copyreg
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
-
 from shoal import _engine
 
-BufferCallback = Callable[[pickle.PickleBuffer], bool]
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    BufferCallback = Callable[[pickle.PickleBuffer], bool]
 
 _table: dict[type, Any] = {}
 _table_sizes = (-1, -1)
@@ -34,19 +36,19 @@ def _reducers() -> dict[type, Any]:
     return _table
 
 
-def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
     pickler.dispatch_table = _reducers()
     pickler.dump(obj)
-    return file.getbuffer()
+    return file.getvalue()  # the buffer's own bytes, not a copy
 
 
 def _refuse(obj: Any) -> Any:
     raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
 
 
-def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     import cloudpickle
 
     if buffer_callback is not None:
@@ -57,10 +59,10 @@ def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> memoryv
     # cloudpickle would send a copy of an open file's text: not what a file handed to another process means.
     pickler.dispatch_table = {**pickler.dispatch_table, io.TextIOWrapper: _refuse, **_reducers()}
     pickler.dump(obj)
-    return file.getbuffer()
+    return file.getvalue()  # the buffer's own bytes, not a copy
 
 
-def dumps(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+def dumps(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     """Pickle for a process that has the same `__main__`; by value what cannot be found by name (lambdas, closures)."""
     try:
         return _dumps_by_reference(obj, buffer_callback)
@@ -71,11 +73,11 @@ def dumps(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
             raise error from None
 
 
-def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> memoryview:
+def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     """Pickle for a process whose `__main__` is another: what this one's defines goes by value too."""
     pickled = dumps(obj, buffer_callback)
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
-    if b"__main__" in pickled.obj.getvalue():  # type: ignore[attr-defined]
+    if b"__main__" in pickled:
         return _dumps_by_value(obj, buffer_callback)
     return pickled
 

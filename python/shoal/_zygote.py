@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import marshal
 import os
-import socket
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
 
 from shoal import _engine
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 _zygote: Zygote | None = None
 _lock = threading.Lock()
@@ -24,6 +26,8 @@ class Zygote:
     """The asker's side."""
 
     def __init__(self) -> None:
+        import socket
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = (
             f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; "
@@ -125,7 +129,7 @@ def get() -> _Restarting:
 
 def serve(asker: int) -> None:
     """Be a zygote on descriptor 0 until the asker is gone."""
-    import signal
+    import _signal as signal  # the C module: the Python one makes enums of everything, at a cost to each start
 
     # A forked child of the asker may hold the socket's other end longer than the asker lives.
     _engine.die_with(asker)
@@ -143,7 +147,7 @@ def serve(asker: int) -> None:
 
 def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     """In a process that the zygote forked."""
-    import signal
+    import _signal as signal
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal as _signal
-
 __all__ = ["TaskCancelled", "WorkerDied"]
 
 
@@ -26,6 +24,8 @@ class WorkerDied(RuntimeError):
         """The name of the signal that ended the worker, or None if it exited."""
         if self.exitcode >= 0:
             return None
+        import signal as _signal  # only here: it costs each start of a worker more than the rest of this file
+
         try:
             return _signal.Signals(-self.exitcode).name
         except ValueError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from shoal.joblib.memory import Memory
     from shoal.joblib.parallel import Parallel, delayed
 

@@ -13,16 +13,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
 from math import floor, log10
-from typing import Any
 
 from shoal import _crew, _engine
 from shoal._crew import CALL_NAMED, Crew
 
-__all__ = ["Parallel", "delayed"]
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from typing import Any
 
-Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+    Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+__all__ = ["Parallel", "delayed"]
 
 _BACKENDS = ("loky", "multiprocessing", "threading", "sequential")
 _SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
