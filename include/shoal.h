@@ -687,6 +687,32 @@ SHOAL_API int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_f
 
 /* --------------------------------------------------------------- compute ---- */
 
+/** One part of a loop: the numbers from `begin` to before `end`. Must not wait for another part. */
+typedef void (*shoal_loop_function)(size_t begin, size_t end, void *context);
+
+/**
+ * Do a loop's numbers [begin, end) in parts of `grain`, on this process's team of threads, and return when all are
+ * done.
+ *
+ * threads  how many at the most, with the caller's own; 0: one a cpu, or what the environment's SHOAL_NUM_THREADS says
+ *
+ * The team is made on first need, and by each process for itself. Any thread may call this: a loop that finds the team
+ * at another's work, or that runs inside of one, is done by its own thread.
+ */
+SHOAL_API void shoal_parallel_for(size_t begin, size_t end, size_t grain, shoal_loop_function function, void *context,
+                                  uint32_t threads);
+
+/**
+ * The dot product of two vectors of `count` elements; alignment does not matter.
+ *
+ * threads  as shoal_parallel_for; short vectors use one
+ * out      the sum, 0 for `count` 0. It does not depend on the number of threads
+ *
+ * Returns 0, -ENOMEM. The _float variant multiplies and adds in double precision.
+ */
+SHOAL_API int shoal_dot(const double *a, const double *b, size_t count, uint32_t threads, double *out);
+SHOAL_API int shoal_dot_float(const float *a, const float *b, size_t count, uint32_t threads, double *out);
+
 #ifdef __cplusplus
 }
 #endif

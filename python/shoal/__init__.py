@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from shoal._engine import __version__
+from shoal._engine import __version__, dot_product
 from shoal.errors import TaskCancelled, WorkerDied
 
-__all__ = ["TaskCancelled", "WorkerDied", "__version__", "install", "uninstall"]
+__all__ = ["TaskCancelled", "WorkerDied", "__version__", "dot_product", "install", "uninstall"]
 
 
 def install() -> None:
