@@ -49,7 +49,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", SHOAL_VERSION) != 0)
         return -1;
     static int (*const add[])(PyObject *) = {
-        codec_add, pool_add, worker_add, queue_add, process_add,
+        codec_add, pool_add, worker_add, queue_add, process_add, store_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
         if (add[i](module) != 0)
@@ -77,6 +77,14 @@ static int module_exec(PyObject *module)
         DO((state)->process_type);                                                                                     \
         DO((state)->zygote_type);                                                                                      \
         DO((state)->store_type);                                                                                       \
+        DO((state)->part_type);                                                                                        \
+        DO((state)->memo_type);                                                                                        \
+        DO((state)->describe_function);                                                                                \
+        DO((state)->reducers);                                                                                         \
+        DO((state)->numpy_array);                                                                                      \
+        DO((state)->numpy_generic);                                                                                    \
+        DO((state)->numpy_memmap);                                                                                     \
+        DO((state)->numpy_dtype);                                                                                      \
     } while (0)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)

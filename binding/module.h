@@ -19,6 +19,10 @@ typedef struct {
     PyObject *queue_full, *queue_empty; /* exceptions; set by configure_queue */
     PyObject *loan_type;                /* the exporter of a lent block's memory */
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
+    PyObject *part_type, *memo_type; /* memory of an entry of the store; a function's calls in it */
+    PyObject *describe_function;     /* (function) -> what its hash is made of; set by configure_store */
+    PyObject *reducers;              /* copyreg's table, once it is needed */
+    PyObject *numpy_array, *numpy_generic, *numpy_memmap, *numpy_dtype; /* NumPy's types, once it is there */
 } module_state;
 
 extern struct PyModuleDef engine_module;

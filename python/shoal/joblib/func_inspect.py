@@ -1,0 +1,283 @@
+"""What tells one function from another, and one version of it from the next.
+
+A function's *name* (module and qualified name, for a script's functions its file) chooses the folder of the cache. Its
+*description* becomes part of every key: the meaning of its code (instructions with the constants and names that they
+use; no line numbers, comments, formatting or docstrings), and what its closure holds as far as that cannot change by
+itself: plain immutable values, functions, classes, modules. Lists and other mutable objects in a closure do not count, as
+with joblib, nor do variables that the function itself assigns to.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shoal import _engine
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_DOCSTRING_FLAG = 0x4000000  # CO_HAS_DOCSTRING of 3.13: a docstring is a comment to us
+_CONSTANTS = frozenset(dis.hasconst)
+_JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
+_NAMES = frozenset((*dis.hasname, *dis.haslocal, *dis.hasfree))
+_KEPT_CODES = 4096
+
+_codes: dict[int, tuple[types.CodeType, bytes, frozenset[str]]] = {}
+
+
+def _exception_ranges(table: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Start, end and handler (byte offsets) and depth of each range of a code's exception table (3.11 and later)."""
+    numbers = []
+    number = 0
+    for position, byte in enumerate(table):
+        if byte & 0x80 and position:  # the first byte of an entry
+            yield numbers[0] * 2, (numbers[0] + numbers[1]) * 2, numbers[2] * 2, numbers[3]
+            numbers = []
+        number = (number << 6) | (byte & 0x3F)
+        if not byte & 0x40:
+            numbers.append(number)
+            number = 0
+    if numbers:
+        yield numbers[0] * 2, (numbers[0] + numbers[1]) * 2, numbers[2] * 2, numbers[3]
+
+
+def _constant(value: Any) -> Any:
+    return code_digest(value) if isinstance(value, types.CodeType) else value
+
+
+def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
+    """The digest of the code's meaning, and the names of closure variables that it, or a function in it, assigns to."""
+    # Which instructions stand for nothing but a line number depends on the formatting: targets are counted without them.
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("NOP", "EXTENDED_ARG", "CACHE")]
+    index = {step.offset: number for number, step in enumerate(steps)}
+    last = len(code.co_code)
+    offsets = sorted(index)
+
+    def target(offset: int) -> int:
+        while offset not in index and offset < last:
+            offset += 2
+        return index.get(offset, len(offsets))
+
+    meaning: list[Any] = []
+    assigned: set[str] = set()
+    for step in steps:
+        argument: Any = step.arg
+        if step.opcode in _CONSTANTS:
+            argument = _constant(step.argval)
+        elif step.opcode in _JUMPS:
+            argument = target(step.argval)
+        elif step.opcode in _NAMES:
+            # 3.11 and later keep flags in the low bits of some; the text tells them apart.
+            argument = (step.argval, step.argrepr)
+        if step.opname in ("STORE_DEREF", "DELETE_DEREF"):
+            assigned.add(step.argval)
+        meaning.append((step.opname, argument))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            assigned |= _entry(constant)[2] & set(constant.co_freevars)
+    ranges = [
+        (target(start), target(end), target(handler), depth)
+        for start, end, handler, depth in _exception_ranges(getattr(code, "co_exceptiontable", b""))
+    ]
+    arguments = code.co_argcount + code.co_kwonlyargcount
+    parts = (
+        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~_DOCSTRING_FLAG),
+        code.co_varnames[:arguments],
+        code.co_freevars,
+        meaning,
+        ranges,
+    )
+    return _engine.hash_object(parts), frozenset(assigned)
+
+
+def _entry(code: types.CodeType) -> tuple[types.CodeType, bytes, frozenset[str]]:
+    entry = _codes.get(id(code))
+    if entry is None or entry[0] is not code:
+        if len(_codes) >= _KEPT_CODES:
+            _codes.clear()
+        entry = _codes[id(code)] = (code, *_examine(code))
+    return entry
+
+
+def code_digest(code: types.CodeType) -> bytes:
+    """16 bytes that are equal for code of equal meaning, in any process of the same Python version."""
+    return _entry(code)[1]
+
+
+def counted_cells(function: types.FunctionType) -> tuple[types.CellType, ...]:
+    """The closure cells whose contents count: those that the function does not itself assign to."""
+    assigned = _entry(function.__code__)[2]
+    return tuple(
+        cell
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if name not in assigned
+    )
+
+
+def _content(value: Any, seen: frozenset[int]) -> Any:
+    """What a value in a closure or among defaults contributes; nothing but its type's name where it can change."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is frozenset:
+        return kind(_content(item, seen) for item in value)
+    if isinstance(value, types.FunctionType):
+        return describe_function(value, seen)
+    if isinstance(value, types.MethodType):
+        return ("method", _content(value.__func__, seen), kind.__qualname__)
+    if isinstance(value, functools.partial):
+        return ("partial", _content(value.func, seen), _content(value.args, seen))
+    if isinstance(value, _engine.Memo):
+        return _content(getattr(value, "func", None), seen)
+    if isinstance(value, (type, types.BuiltinFunctionType)):
+        return ("name", getattr(value, "__module__", None), value.__qualname__)
+    if isinstance(value, types.ModuleType):
+        return ("module", value.__name__)
+    return ("object", kind.__module__, kind.__qualname__)
+
+
+def describe_function(function: types.FunctionType, seen: frozenset[int] = frozenset()) -> tuple[Any, ...]:
+    """What a function's meaning is made of, as plain data."""
+    if id(function) in seen:
+        return ("itself", function.__qualname__)
+    seen = seen | {id(function)}
+    contents = []
+    for cell in counted_cells(function):
+        try:
+            contents.append(_content(cell.cell_contents, seen))
+        except ValueError:  # not assigned yet
+            contents.append(("empty",))
+    keyword_defaults = function.__kwdefaults__ or {}
+    return (
+        "function",
+        code_digest(function.__code__),
+        _content(function.__defaults__ or (), seen),
+        tuple((name, _content(value, seen)) for name, value in sorted(keyword_defaults.items())),
+        tuple(contents),
+    )
+
+
+def _main_name(filename: str) -> str:
+    """What stands for `__main__` in a folder's name: the script, or that it is a notebook."""
+    if re.match(r"<ipython-input-|<stdin>|<string>|<", filename) or "ipykernel_" in filename:
+        # A cell's file has another name in each session: the function's name and code must do.
+        return "__main__"
+    specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if specification is not None and specification.origin == filename and specification.name != "__main__":
+        return str(specification.name)  # python -m package.module
+    return "__main__-" + os.path.abspath(filename).removesuffix(".py").replace(os.sep, "-")
+
+
+def function_name(function: Any) -> str:
+    """The name under which a function's entries lie: module and qualified name; the file's for a script's functions."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = getattr(named, "__module__", None) or "unknown"
+    if module in ("__main__", "__mp_main__"):
+        code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+        if code is None:
+            code = getattr(function, "__code__", None)
+        module = _main_name(code.co_filename) if code is not None else "__main__"
+    qualified = str(named.__qualname__).replace("<locals>", "locals").replace("<lambda>", "lambda")
+    return f"{module}.{qualified}"
+
+
+@dataclass
+class Parameters:
+    """How a call's arguments are told apart: see binding/memo.c, which uses it."""
+
+    watched: Any  # the Python function underneath, or None
+    cells: tuple[types.CellType, ...]
+    identity: bytes
+    names: tuple[str, ...]
+    defaults: tuple[Any, ...]
+    ignored: bytes
+    leading: tuple[Any, ...]
+    keywords: dict[str, Any]
+    positional_only: int
+    positional: int
+    takes_args: bool
+    takes_keywords: bool
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # built in
+        return None
+
+
+def examine(function: Any, ignore: list[str], nothing: object) -> Parameters:
+    """Look at a callable: what it is, and which of its parameters count.
+
+    `nothing` stands for "no default". Raises ValueError for names in `ignore` that the function has not.
+    """
+    leading: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    inner = function
+    while True:
+        if isinstance(inner, functools.partial):
+            leading = (*inner.args, *leading)
+            keywords = {**inner.keywords, **keywords}
+            inner = inner.func
+        elif isinstance(inner, types.MethodType):
+            leading = (inner.__self__, *leading)
+            inner = inner.__func__
+        elif isinstance(inner, _engine.Memo):
+            inner = inner.func  # type: ignore[attr-defined]
+        else:
+            break
+
+    cells: tuple[types.CellType, ...] = ()
+    watched = None
+    if isinstance(inner, types.FunctionType):
+        watched, cells = inner, counted_cells(inner)
+        meaning: Any = describe_function(inner)
+    elif hasattr(inner, "__qualname__"):
+        meaning = ("name", getattr(inner, "__module__", None), inner.__qualname__)
+    else:  # an object that can be called: its type's code, and it itself as the first argument
+        call = getattr(type(inner), "__call__", None)
+        meaning = describe_function(call) if isinstance(call, types.FunctionType) else ("type", type(inner))
+        leading = (inner, *leading)
+
+    signature = _signature(inner) if watched is not None else None
+    names: list[str] = []
+    defaults: list[Any] = []
+    positional_only = positional = 0
+    star = double_star = None
+    if signature is None:
+        star, double_star = "*", "**"
+    else:
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                star = name
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                double_star = name
+            else:
+                names.append(name)
+                defaults.append(nothing if parameter.default is parameter.empty else parameter.default)
+                positional_only += parameter.kind is parameter.POSITIONAL_ONLY
+                positional += parameter.kind is not parameter.KEYWORD_ONLY
+    known = [*names, star and "*", double_star and "**"]
+    for name in ignore:
+        if name not in known:
+            raise ValueError(
+                f"Ignore list: argument '{name}' is not defined for function {function_name(function)}{signature or ''}"
+            )
+    ignored = bytes(name in ignore for name in (*names, "*", "**"))
+    identity = _engine.hash_object(("shoal-memory-1", meaning, tuple(names), star, double_star, ignored))
+    return Parameters(
+        watched, cells, identity, tuple(names), tuple(defaults), ignored, leading, keywords,
+        positional_only, positional, star is not None, double_star is not None,
+    )  # fmt: skip
+
+
+_engine.configure_store(describe_function)
