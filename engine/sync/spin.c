@@ -11,9 +11,6 @@
 
 #include "shoal.h"
 
-#define SPIN_FIRST INT64_C(20000) /* ns; the header's initializer */
-#define SPIN_LEAST INT64_C(2000)
-#define SPIN_MOST INT64_C(40000)
 #define TURNS_BETWEEN_CLOCKS 16u
 #define PROBE_MASK INT64_C(63)
 

@@ -13,14 +13,18 @@
 
 #define SPIN_UNKNOWN_CPU UINT32_MAX
 
+/* ns; how long a look may take: at first, after many failures, after many successes */
+#define SPIN_FIRST INT64_C(20000)
+#define SPIN_LEAST INT64_C(2000)
+#define SPIN_MOST INT64_C(40000)
+
 struct spin_budget {
-    _Atomic int64_t
-        limit; /* ns; SPIN_FIRST at start; grows to SPIN_MOST on success, shrinks to SPIN_LEAST on failure */
+    _Atomic int64_t limit; /* ns; grows on success, shrinks on failure; 0 counts as SPIN_FIRST */
 };
 
 #define SPIN_INITIALIZER                                                                                               \
     {                                                                                                                  \
-        INT64_C(20000)                                                                                                 \
+        SPIN_FIRST                                                                                                     \
     }
 
 /* One bounded look. Usage:

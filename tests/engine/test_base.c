@@ -1,0 +1,89 @@
+/* test_base.c: codes have meanings, the clock goes forward, cpus are counted. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "shoal.h"
+
+static void every_code_has_a_meaning_of_its_own(void **state)
+{
+    (void)state;
+    static const int codes[] = {SHOAL_EWORKERDIED, SHOAL_ETASKTIMEOUT, SHOAL_ECANCELLED, SHOAL_ECORRUPT, -EINVAL,
+                                -ENOMEM,           -ETIMEDOUT,         -EINTR,           -EPERM,         -ESHUTDOWN,
+                                -EMSGSIZE,         -EBADMSG,           -EFBIG,           -ENOSPC,        0};
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        const char *text = shoal_error_text(codes[i]);
+        assert_true(strlen(text) > 3);
+        assert_string_not_equal(text, "an unknown error");
+        assert_int_not_equal(text[strlen(text) - 1], '.');
+        for (size_t k = 0; k < i; k++)
+            assert_string_not_equal(text, shoal_error_text(codes[k]));
+    }
+}
+
+static void a_code_that_nobody_defined_has_a_text_too(void **state)
+{
+    (void)state;
+    assert_string_equal(shoal_error_text(-123456), "an unknown error");
+    assert_string_equal(shoal_error_text(INT32_MIN), "an unknown error");
+    assert_string_equal(shoal_error_text(5), "an unknown error");
+    assert_non_null(shoal_error_text(-EHOSTDOWN)); /* one that Shoal has no text for */
+}
+
+static void the_clock_goes_forward_in_nanoseconds(void **state)
+{
+    (void)state;
+    int64_t before = shoal_clock_now();
+    usleep(2000);
+    int64_t passed = shoal_clock_now() - before;
+    assert_true(passed >= 2 * SHOAL_MILLISECOND);
+    assert_true(passed < 10 * SHOAL_SECOND);
+}
+
+static void a_deadline_never_wraps_around(void **state)
+{
+    (void)state;
+    assert_int_equal(clock_deadline(SHOAL_FOREVER), SHOAL_FOREVER);
+    assert_int_equal(clock_deadline(SHOAL_FOREVER - 1), SHOAL_FOREVER);
+    int64_t now = shoal_clock_now();
+    assert_true(clock_deadline(0) >= now);
+    assert_true(clock_deadline(INT64_MIN) >= now);
+    assert_true(clock_deadline(SHOAL_SECOND) >= now + SHOAL_SECOND);
+}
+
+static void the_cpu_count_follows_the_affinity_mask(void **state)
+{
+    (void)state;
+    cpu_set_t all, one;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    assert_int_equal(shoal_cpu_count(), CPU_COUNT(&all));
+    size_t first = 0;
+    while (!CPU_ISSET(first, &all))
+        first++;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    assert_int_equal(shoal_cpu_count(), 1);
+    assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_code_has_a_meaning_of_its_own),
+        cmocka_unit_test(a_code_that_nobody_defined_has_a_text_too),
+        cmocka_unit_test(the_clock_goes_forward_in_nanoseconds),
+        cmocka_unit_test(a_deadline_never_wraps_around),
+        cmocka_unit_test(the_cpu_count_follows_the_affinity_mask),
+    };
+    alarm(20);
+    return cmocka_run_group_tests_name("base", tests, NULL, NULL);
+}
