@@ -49,7 +49,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", SHOAL_VERSION) != 0)
         return -1;
     static int (*const add[])(PyObject *) = {
-        codec_add, pool_add, worker_add, queue_add, process_add, store_add,
+        codec_add, pool_add, worker_add, queue_add, process_add, store_add, compute_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
         if (add[i](module) != 0)
