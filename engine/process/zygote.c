@@ -12,13 +12,13 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 struct news {
     struct news *next;
     struct zygote_reply reply;
+    int fd; /* the pidfd that came with it, or -1 */
 };
 
 struct shoal_zygote {
@@ -53,6 +53,8 @@ void zygote_release(shoal_zygote *zygote)
         return;
     while (zygote->news != NULL) {
         struct news *next = zygote->news->next;
+        if (zygote->news->fd >= 0)
+            close(zygote->news->fd);
         free(zygote->news);
         zygote->news = next;
     }
@@ -73,29 +75,55 @@ void shoal_zygote_close(shoal_zygote *zygote)
     zygote_release(zygote);
 }
 
+/* The descriptor that came with a message, or -1. */
+static int descriptor_of(struct msghdr *message)
+{
+    int fd = -1;
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part != NULL; part = CMSG_NXTHDR(message, part)) {
+        if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS && part->cmsg_len == CMSG_LEN(sizeof fd))
+            memcpy(&fd, CMSG_DATA(part), sizeof fd);
+    }
+    return fd;
+}
+
 /* Take one message off the socket, if one is there. Locked. */
 static void read_news(shoal_zygote *zygote)
 {
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
     struct zygote_reply reply;
-    ssize_t size = recv(zygote->socket, &reply, sizeof reply, MSG_DONTWAIT);
+    struct iovec part = {&reply, sizeof reply};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    ssize_t size = recvmsg(zygote->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (size == 0 || (size < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
         zygote->gone = true;
-    if (size != (ssize_t)sizeof reply || reply.magic != ZYGOTE_MAGIC)
-        return; /* nothing, or nothing that our zygote says */
-    struct news *news = malloc(sizeof *news);
-    if (news == NULL)
-        return; /* the exit it tells of stays unknown */
-    news->reply = reply;
-    news->next = zygote->news;
+    if (size <= 0)
+        return;
+    int fd = descriptor_of(&message);
+    struct news *news = NULL;
+    /* What our zygote does not say is passed over; without memory, the exit that it tells of stays unknown. */
+    if (size == (ssize_t)sizeof reply && reply.magic == ZYGOTE_MAGIC)
+        news = malloc(sizeof *news);
+    if (news == NULL) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    *news = (struct news){.next = zygote->news, .reply = reply, .fd = fd};
     zygote->news = news;
 }
 
-static bool take_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_t key, struct zygote_reply *out)
+static bool take_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_t key, struct zygote_reply *out,
+                      int *fd)
 {
     for (struct news **at = &zygote->news; *at != NULL; at = &(*at)->next) {
         struct news *news = *at;
         if (news->reply.kind == (uint32_t)kind && news->reply.key == key) {
             *out = news->reply;
+            *fd = news->fd;
             *at = news->next;
             free(news);
             return true;
@@ -106,14 +134,14 @@ static bool take_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_
 
 /* Wait for the news of this kind and key. 0, -ETIMEDOUT, -EPIPE. */
 static int await_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_t key, int64_t timeout,
-                      struct zygote_reply *out)
+                      struct zygote_reply *out, int *fd)
 {
     const int64_t deadline = shoal_clock_now() + timeout;
     for (;;) {
         pthread_mutex_lock(&zygote->lock);
         if (!zygote->gone)
             read_news(zygote);
-        bool found = take_news(zygote, kind, key, out);
+        bool found = take_news(zygote, kind, key, out, fd);
         bool gone = zygote->gone;
         int socket = zygote->socket;
         pthread_mutex_unlock(&zygote->lock);
@@ -134,9 +162,11 @@ int zygote_exit_of(shoal_zygote *zygote, pid_t pid, int64_t timeout, shoal_exit 
     struct zygote_reply reply;
     if (zygote->owner != getpid())
         return -ECHILD;
-    int error = await_news(zygote, ZYGOTE_EXITED, (uint64_t)pid, timeout, &reply);
-    if (error != 0)
+    int fd = -1;
+    if (await_news(zygote, ZYGOTE_EXITED, (uint64_t)pid, timeout, &reply, &fd) != 0)
         return -ECHILD;
+    if (fd >= 0)
+        close(fd); /* an exit has none */
     *out = (shoal_exit){.code = reply.code, .signal = reply.signal};
     return 0;
 }
@@ -188,14 +218,15 @@ int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t
         return error;
     struct zygote_reply reply;
     /* The zygote may still be importing what it preloads. */
-    error = await_news(zygote, ZYGOTE_STARTED, head.number, 60 * SHOAL_SECOND, &reply);
+    int pidfd = -1;
+    error = await_news(zygote, ZYGOTE_STARTED, head.number, 60 * SHOAL_SECOND, &reply, &pidfd);
     if (error != 0)
         return error;
-    if (reply.pid <= 0)
+    if (reply.pid <= 0 || pidfd < 0) {
+        if (pidfd >= 0)
+            close(pidfd);
         return reply.code < 0 ? reply.code : -EAGAIN;
-    int pidfd = pidfd_open(reply.pid, 0);
-    if (pidfd < 0)
-        return -errno; /* -ESRCH: it ended at once, and the zygote has reaped it */
+    }
     shoal_process *process;
     error = process_handle(reply.pid, pidfd, &process);
     if (error != 0) {

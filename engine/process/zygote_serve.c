@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -23,9 +24,25 @@ struct server {
     uint8_t *buffer;
 };
 
-static int tell(const struct server *server, const struct zygote_reply *reply)
+/* Send a reply, with a descriptor unless that is -1. */
+static int tell(const struct server *server, const struct zygote_reply *reply, int fd)
 {
-    while (send(server->socket, reply, sizeof *reply, MSG_NOSIGNAL) < 0) {
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {(void *)(uintptr_t)reply, sizeof *reply};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+    while (sendmsg(server->socket, &message, MSG_NOSIGNAL) < 0) {
         if (errno != EINTR)
             return -errno;
     }
@@ -48,7 +65,7 @@ static void report_ends(const struct server *server)
             .code = WIFEXITED(status) ? WEXITSTATUS(status) : 0,
             .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0,
         };
-        (void)tell(server, &reply); /* the asker is gone: seen at the next receive */
+        (void)tell(server, &reply, -1); /* the asker is gone: seen at the next receive */
     }
 }
 

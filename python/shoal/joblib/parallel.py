@@ -90,16 +90,35 @@ def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
     """What a worker that the zygote forked runs."""
     global _in_worker
     _in_worker = True
-    place, owner = (int(number) for number in payload.split())
+    place, owner, size = (int(number) for number in payload.split())
+    _limit_inner_threads(size)
     table, heap, attention = fds
     _crew.serve((table, heap, attention), place, owner)
     return 0
 
 
-def _start_clean(engine: _engine.Pool, place: int, owner: int) -> _CleanProcess:
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "SHOAL_NUM_THREADS",
+)
+
+
+def _limit_inner_threads(workers: int) -> None:
+    """Share the cores out: libraries that a worker loads start so many threads, unless the user said how many."""
+    each = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, each)
+
+
+def _start_clean(size: int, engine: _engine.Pool, place: int, owner: int) -> _CleanProcess:
     from shoal import _zygote
 
-    payload = b"%d %d" % (place, owner)
+    payload = b"%d %d %d" % (place, owner, size)
     return _CleanProcess(_zygote.get().start("shoal.joblib.parallel:_clean_main", payload, engine.fds()))
 
 
@@ -123,7 +142,7 @@ def _get_crew(n_jobs: int, backend: str) -> Crew:
     with _crews_lock:
         crew = _crews.get(key)
         if crew is None or crew.state != _crew.RUN or crew.broken is not None:
-            start = _start_clean if backend == "loky" else _start_forked
+            start = functools.partial(_start_clean, n_jobs) if backend == "loky" else _start_forked
             crew = Crew(n_jobs, start, foreign_main=backend == "loky")
             _crews[key] = crew
         return crew

@@ -1,0 +1,340 @@
+/* Starting, watching and ending processes; the zygote. */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "shoal.h"
+
+#define LIMIT 60 /* seconds for each test */
+
+static int start_clock(void **state)
+{
+    (void)state;
+    alarm(LIMIT);
+    return 0;
+}
+
+static int exit_with(void *context)
+{
+    return *(int *)context;
+}
+
+static int kill_itself(void *context)
+{
+    raise(*(int *)context);
+    return 0;
+}
+
+static int sleep_long(void *context)
+{
+    (void)context;
+    sleep(30);
+    return 0;
+}
+
+static shoal_process *start(int (*function)(void *), void *context, int die_with_parent)
+{
+    const shoal_process_options options = {.main = function, .context = context, .die_with_parent = die_with_parent};
+    shoal_process *process;
+    assert_int_equal(shoal_process_start(&options, &process), 0);
+    return process;
+}
+
+static void a_process_tells_its_exit_status(void **state)
+{
+    (void)state;
+    int status = 7;
+    shoal_process *process = start(exit_with, &status, 0);
+    shoal_exit how = {-1, -1};
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.code, 7);
+    assert_int_equal(how.signal, 0);
+    how = (shoal_exit){-1, -1};
+    assert_int_equal(shoal_process_wait(process, 0, &how), 0); /* again and again */
+    assert_int_equal(how.code, 7);
+    assert_int_equal(shoal_process_signal(process, SIGTERM), -ESRCH);
+    shoal_process_close(process);
+}
+
+static void a_process_tells_the_signal_that_ended_it(void **state)
+{
+    (void)state;
+    int number = SIGKILL;
+    shoal_process *process = start(kill_itself, &number, 1);
+    shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.signal, SIGKILL);
+    shoal_process_close(process);
+}
+
+static void waiting_ends_with_its_time_and_the_process_goes_on(void **state)
+{
+    (void)state;
+    shoal_process *process = start(sleep_long, NULL, 1);
+    shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, 0, &how), -ETIMEDOUT);
+    assert_int_equal(shoal_process_wait(process, 20 * SHOAL_MILLISECOND, &how), -ETIMEDOUT);
+    assert_int_equal(kill(shoal_process_pid(process), 0), 0);
+    assert_int_equal(shoal_process_signal(process, SIGTERM), 0);
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.signal, SIGTERM);
+    shoal_process_close(process);
+}
+
+static void a_child_that_somebody_else_reaped_is_said_to_be_unknown(void **state)
+{
+    (void)state;
+    int status = 3;
+    shoal_process *process = start(exit_with, &status, 0);
+    int reaped;
+    assert_int_equal(waitpid(shoal_process_pid(process), &reaped, 0), shoal_process_pid(process));
+    shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), -ECHILD);
+    assert_int_equal(shoal_process_wait(process, 0, &how), -ECHILD);
+    shoal_process_close(process);
+}
+
+static void adopting_a_process_that_is_not_there_fails(void **state)
+{
+    (void)state;
+    shoal_process *process;
+    assert_int_equal(shoal_process_adopt(0x3ffffff, &process), -ESRCH);
+}
+
+/* -- dying with the parent -- */
+
+static void *start_in_thread(void *pids)
+{
+    shoal_process *process = start(sleep_long, NULL, 1);
+    *(pid_t *)pids = shoal_process_pid(process);
+    return NULL;
+}
+
+/* Wait until nobody holds the pipe's other end: every process that inherited it is gone. */
+static void assert_all_gone_within_a_second(int pipe_end)
+{
+    alarm(LIMIT);
+    int64_t begin = shoal_clock_now();
+    char byte;
+    assert_int_equal(read(pipe_end, &byte, 1), 0);
+    assert_true(shoal_clock_now() - begin < SHOAL_SECOND);
+}
+
+static void what_dies_with_its_parent_is_gone_when_the_parent_is_killed(void **state)
+{
+    (void)state;
+    for (int threaded = 0; threaded < 2; threaded++) {
+        int ends[2];
+        assert_int_equal(pipe(ends), 0);
+        pid_t parent = fork();
+        if (parent == 0) {
+            close(ends[0]);
+            pid_t child = 0;
+            pthread_t thread;
+            if (threaded) {
+                pthread_create(&thread, NULL, start_in_thread, &child);
+                pthread_join(thread, NULL);
+                usleep(100000); /* the end of the starting thread must not be mistaken for the process's */
+                if (kill(child, 0) != 0)
+                    _exit(1);
+            } else {
+                start(sleep_long, NULL, 1);
+            }
+            if (write(ends[1], "r", 1) != 1)
+                _exit(1);
+            pause();
+        }
+        close(ends[1]);
+        char byte = 0;
+        assert_int_equal(read(ends[0], &byte, 1), 1);
+        kill(parent, SIGKILL);
+        waitpid(parent, NULL, 0);
+        assert_all_gone_within_a_second(ends[0]);
+        close(ends[0]);
+    }
+}
+
+/* -- the zygote -- */
+
+static int serve_one(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count)
+{
+    (void)context;
+    const char *text = request;
+    if (size > 0 && text[0] == 'k')
+        raise(SIGKILL);
+    if (size > 0 && text[0] == 's')
+        sleep(30);
+    for (uint32_t i = 0; i < fd_count; i++) {
+        if (write(fds[i], request, size) != (ssize_t)size)
+            return 99;
+    }
+    return (int)size;
+}
+
+static pid_t zygote_pid;
+
+static shoal_zygote *start_zygote(void)
+{
+    int ends[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    zygote_pid = fork();
+    if (zygote_pid == 0) {
+        alarm(0);
+        close(ends[0]);
+        const shoal_zygote_service service = {.main = serve_one};
+        _exit(shoal_zygote_serve(ends[1], &service) == 0 ? 0 : 1);
+    }
+    close(ends[1]);
+    shoal_zygote *zygote;
+    assert_int_equal(shoal_zygote_attach(ends[0], zygote_pid, &zygote), 0);
+    return zygote;
+}
+
+static void end_zygote(shoal_zygote *zygote)
+{
+    int status;
+    shoal_zygote_close(zygote);
+    assert_int_equal(waitpid(zygote_pid, &status, 0), zygote_pid);
+    assert_int_equal(status, 0);
+}
+
+static void a_zygotes_process_gets_the_request_and_its_descriptors_and_tells_how_it_ended(void **state)
+{
+    (void)state;
+    shoal_zygote *zygote = start_zygote();
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    const int twice[2] = {ends[1], ends[1]};
+    shoal_process *process;
+    assert_int_equal(shoal_zygote_start_process(zygote, "hello", 5, twice, 2, &process), 0);
+    shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.code, 5);
+    char text[11] = {0};
+    assert_int_equal(read(ends[0], text, 10), 10);
+    assert_string_equal(text, "hellohello");
+    shoal_process_close(process);
+
+    assert_int_equal(shoal_zygote_start_process(zygote, "k", 1, NULL, 0, &process), 0);
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.signal, SIGKILL);
+    shoal_process_close(process);
+    close(ends[0]);
+    close(ends[1]);
+    end_zygote(zygote);
+}
+
+static void *ask_zygote(void *zygote)
+{
+    for (size_t i = 0; i < 20; i++) {
+        shoal_process *process;
+        shoal_exit how = {-1, -1};
+        char request[20];
+        memset(request, 'x', sizeof request);
+        if (shoal_zygote_start_process(zygote, request, i, NULL, 0, &process) != 0)
+            return zygote;
+        int error = shoal_process_wait(process, SHOAL_FOREVER, &how);
+        shoal_process_close(process);
+        if (error != 0 || how.code != (int)i)
+            return zygote;
+    }
+    return NULL;
+}
+
+static void threads_that_ask_a_zygote_at_once_each_get_their_own(void **state)
+{
+    (void)state;
+    shoal_zygote *zygote = start_zygote();
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, ask_zygote, zygote), 0);
+    for (int i = 0; i < 4; i++) {
+        void *failed;
+        pthread_join(threads[i], &failed);
+        assert_null(failed);
+    }
+    end_zygote(zygote);
+}
+
+static void a_dead_zygote_is_told_of_and_takes_its_processes_along(void **state)
+{
+    (void)state;
+    shoal_zygote *zygote = start_zygote();
+    shoal_process *process;
+    assert_int_equal(shoal_zygote_start_process(zygote, "s", 1, NULL, 0, &process), 0);
+    kill(zygote_pid, SIGKILL);
+    waitpid(zygote_pid, NULL, 0);
+    shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, 5 * SHOAL_SECOND, &how), -ECHILD);
+    shoal_process_close(process);
+    assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, NULL, 0, &process), -EPIPE);
+    shoal_zygote_close(zygote);
+}
+
+static void what_is_too_large_for_a_zygote_is_refused(void **state)
+{
+    (void)state;
+    shoal_zygote *zygote = start_zygote();
+    char *large = calloc(1, SHOAL_ZYGOTE_REQUEST + 1);
+    shoal_process *process;
+    assert_int_equal(shoal_zygote_start_process(zygote, large, SHOAL_ZYGOTE_REQUEST + 1, NULL, 0, &process), -EMSGSIZE);
+    int fds[SHOAL_ZYGOTE_FDS + 1] = {0};
+    assert_int_equal(shoal_zygote_start_process(zygote, large, 1, fds, SHOAL_ZYGOTE_FDS + 1, &process), -EMSGSIZE);
+    free(large);
+    end_zygote(zygote);
+}
+
+static void a_zygote_passes_over_what_its_asker_would_not_send(void **state)
+{
+    (void)state;
+    int ends[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(ends[0]);
+        const shoal_zygote_service service = {.main = serve_one};
+        _exit(shoal_zygote_serve(ends[1], &service) == 0 ? 0 : 1);
+    }
+    close(ends[1]);
+    srand(1);
+    for (int i = 0; i < 200; i++) {
+        unsigned char garbage[100];
+        for (size_t j = 0; j < sizeof garbage; j++)
+            garbage[j] = (unsigned char)rand();
+        assert_true(send(ends[0], garbage, (size_t)(1 + rand() % 100), MSG_NOSIGNAL) > 0);
+    }
+    close(ends[0]);
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(a_process_tells_its_exit_status, start_clock),
+        cmocka_unit_test_setup(a_process_tells_the_signal_that_ended_it, start_clock),
+        cmocka_unit_test_setup(waiting_ends_with_its_time_and_the_process_goes_on, start_clock),
+        cmocka_unit_test_setup(a_child_that_somebody_else_reaped_is_said_to_be_unknown, start_clock),
+        cmocka_unit_test_setup(adopting_a_process_that_is_not_there_fails, start_clock),
+        cmocka_unit_test_setup(what_dies_with_its_parent_is_gone_when_the_parent_is_killed, start_clock),
+        cmocka_unit_test_setup(a_zygotes_process_gets_the_request_and_its_descriptors_and_tells_how_it_ended,
+                               start_clock),
+        cmocka_unit_test_setup(threads_that_ask_a_zygote_at_once_each_get_their_own, start_clock),
+        cmocka_unit_test_setup(a_dead_zygote_is_told_of_and_takes_its_processes_along, start_clock),
+        cmocka_unit_test_setup(what_is_too_large_for_a_zygote_is_refused, start_clock),
+        cmocka_unit_test_setup(a_zygote_passes_over_what_its_asker_would_not_send, start_clock),
+    };
+    return cmocka_run_group_tests_name("process", tests, NULL, NULL);
+}
