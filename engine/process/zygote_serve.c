@@ -88,16 +88,25 @@ static int start_child(const struct server *server, const struct zygote_request 
     pid_t pid = server->service->fork != NULL ? server->service->fork(server->service->context) : fork();
     if (pid == 0)
         run_child(server, request, head->size, fds, count, zygote);
+    int code = pid > 0 ? 0 : -EAGAIN;
+    /* Opened here, where the child cannot be reaped meanwhile: the asker might come too late for one that ends at once.
+     */
+    int pidfd = pid > 0 ? pidfd_open(pid, 0) : -1;
+    if (pid > 0 && pidfd < 0) {
+        code = -errno;
+        kill(pid, SIGKILL);
+    }
     const struct zygote_reply reply = {
         .magic = ZYGOTE_MAGIC,
         .kind = ZYGOTE_STARTED,
         .key = head->number,
-        .pid = pid > 0 ? pid : 0,
-        .code = pid > 0      ? 0
-                : errno != 0 ? -errno
-                             : -EAGAIN,
+        .pid = pidfd >= 0 ? pid : 0,
+        .code = code,
     };
-    return tell(server, &reply);
+    int error = tell(server, &reply, pidfd);
+    if (pidfd >= 0)
+        close(pidfd);
+    return error;
 }
 
 /* Take one request and serve it. 0, 1: the asker is gone; or a negative code. */
