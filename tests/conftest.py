@@ -1,0 +1,38 @@
+"""What every Python test has: a limit in time (pyproject.toml), and a look at what it left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+
+def _children() -> set[int]:
+    path = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+    try:
+        with open(path) as file:
+            return {int(pid) for pid in file.read().split()}
+    except OSError:  # not on this kernel
+        return set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """A test must not leave a process or a file in /dev/shm behind. What `Parallel` keeps for the next call is dropped first."""
+    import gc
+    import sys
+
+    shared_before, children_before = set(os.listdir("/dev/shm")), _children()
+    yield
+    parallel = sys.modules.get("shoal.joblib.parallel")
+    if parallel is not None:
+        parallel._end_crews()
+        sys.modules["shoal._zygote"]._drop() if "shoal._zygote" in sys.modules else None
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while (left := _children() - children_before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f"processes left behind: {left}"
+    assert not set(os.listdir("/dev/shm")) - shared_before
