@@ -1,0 +1,137 @@
+"""`shoal.install()` and `python -m shoal`: programs run unchanged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import run_program
+
+WHICH = """
+    import sys
+    from multiprocessing import Pool, Queue, Process
+    import multiprocessing, multiprocessing.pool
+
+    def where(_):
+        return type(multiprocessing.current_process()).__mro__[1].__module__
+
+    if __name__ == "__main__":
+        if len(sys.argv) > 1:
+            multiprocessing.set_start_method(sys.argv[1])
+        with Pool(2) as pool:
+            print(type(pool).__module__, isinstance(pool, multiprocessing.pool.Pool), pool.map(abs, [-1, -2]))
+        print(type(Queue()).__module__)
+        print(sys.argv[1:], __name__, __file__[-10:])
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_program_runs_on_shoal_unchanged(tmp_path: Path, method: str) -> None:
+    done = run_program(tmp_path, WHICH, method, shoal=True)
+    assert done.stdout.splitlines() == [
+        "shoal.multiprocessing.pool True [1, 2]",
+        "shoal.multiprocessing.queues",
+        f"['{method}'] __main__ program.py",
+    ], done.stderr
+
+
+def test_without_shoal_the_same_program_runs_on_the_standard_library(tmp_path: Path) -> None:
+    assert "multiprocessing.pool True [1, 2]" in run_program(tmp_path, WHICH).stdout
+
+
+def test_install_reaches_those_who_imported_before_and_uninstall_undoes_it(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing
+        from multiprocessing import Pool, Queue, pool, queues, popen_fork
+        from joblib import Parallel as before
+        import joblib, joblib.parallel, joblib.memory
+        names = [(pool, "Pool"), (queues, "Queue"), (popen_fork, "Popen"), (joblib, "Parallel"), (joblib.parallel, "Parallel"), (joblib, "Memory")]
+        original = [getattr(module, name) for module, name in names]
+        import shoal
+        shoal.install()
+        shoal.install()
+        print(*(getattr(module, name).__module__.split(".")[0] for module, name in names))
+        with Pool(1) as made:
+            print(type(made).__module__, type(Queue()).__module__)
+        shoal.uninstall()
+        print([getattr(module, name) for module, name in names] == original)
+        """,
+    )
+    assert done.stdout.splitlines() == ["shoal " * 5 + "shoal", "shoal.multiprocessing.pool shoal.multiprocessing.queues", "True"], done.stderr
+
+
+def test_joblib_that_is_imported_later_is_ours_too(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        from joblib import Parallel, delayed, Memory
+        import joblib
+        print(Parallel.__module__, Memory.__module__, joblib.dump.__module__)
+        print(Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(3)))
+        """,
+        shoal=True,
+    )
+    assert done.stdout.splitlines() == [
+        "shoal.joblib.parallel shoal.joblib.memory joblib.numpy_pickle",
+        "[0, 1, 2]",
+    ], done.stderr
+
+
+def test_where_joblib_is_not_installed_ours_takes_its_name(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import sys, importlib.util
+        real = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "joblib" else real(name, *rest)
+        import shoal
+        shoal.install()
+        from joblib import Parallel, delayed
+        print(sys.modules["joblib"].__name__, Parallel(n_jobs=1)([delayed(abs)(-1)]))
+        shoal.uninstall()
+        print("joblib" in sys.modules)
+        """,
+    )
+    assert done.stdout.splitlines() == ["shoal.joblib [1]", "False"], done.stderr
+
+
+def _shoal(*arguments: str, **keywords: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shoal", *arguments], capture_output=True, text=True, timeout=40, **keywords  # type: ignore[call-overload]
+    )
+
+
+def test_code_and_modules_run_as_python_runs_them(tmp_path: Path) -> None:
+    assert _shoal("-c", "import sys; print(sys.argv, __name__)", "a").stdout == "['-c', 'a'] __main__\n"
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "tool.py").write_text(
+        "import sys\nfrom multiprocessing import Pool, get_context\n\ndef double(x):\n    return 2 * x\n\n"
+        "if __name__ == '__main__':\n    with get_context('spawn').Pool(1) as pool:\n"
+        "        print(sys.argv[1:], __spec__.name, pool.map(double, [1, 2]), type(pool).__module__)\n"
+    )
+    done = _shoal("-m", "package.tool", "x", "-y", cwd=tmp_path)
+    assert done.stdout == "['x', '-y'] package.tool [2, 4] shoal.multiprocessing.pool\n", done.stderr
+
+
+def test_exit_codes_and_tracebacks_are_the_programs(tmp_path: Path) -> None:
+    assert run_program(tmp_path, "raise SystemExit(5)", shoal=True).returncode == 5
+    failed = run_program(tmp_path, "1 / 0", shoal=True)
+    assert failed.returncode == 1
+    assert "ZeroDivisionError" in failed.stderr
+
+
+def test_wrong_use_is_explained() -> None:
+    assert "usage" in _shoal("--help").stdout
+    assert _shoal("--version").stdout.startswith("shoal ")
+    missing = _shoal("no-such-file.py")
+    assert missing.returncode == 2
+    assert "can't open file 'no-such-file.py'" in missing.stderr
+    assert _shoal("--nonsense").returncode == 2
+    assert _shoal("-m").returncode == 2
+    assert _shoal().returncode == 2

@@ -1,0 +1,179 @@
+"""`Parallel` and `delayed` as their users see them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import run_program
+
+import shoal
+from shoal.joblib import Parallel, delayed
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(a: int, b: int = 1, *, c: int = 0) -> int:
+    return a + b + c
+
+
+def kill_on_five(x: int) -> int:
+    if x == 5:
+        os.kill(os.getpid(), 9)
+    return x
+
+
+def fail(x: int) -> int:
+    raise KeyError(x)
+
+
+BACKENDS = ["loky", "multiprocessing", "threading", "sequential"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n_jobs", [1, 2, -1])
+def test_results_come_in_order(backend: str, n_jobs: int) -> None:
+    assert Parallel(n_jobs=n_jobs, backend=backend)(delayed(square)(i) for i in range(100)) == [i * i for i in range(100)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arguments_and_keywords_arrive(backend: str) -> None:
+    tasks = [delayed(add)(1), delayed(add)(1, 2), delayed(add)(1, c=5), delayed(square)(4), delayed(add)(a=3)]
+    assert Parallel(n_jobs=2, backend=backend)(tasks) == [2, 3, 7, 16, 4]
+
+
+def test_no_tasks_give_no_results() -> None:
+    assert Parallel(n_jobs=2)([]) == []
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_results_may_come_one_by_one(return_as: str) -> None:
+    results = Parallel(n_jobs=2, return_as=return_as)(delayed(square)(i) for i in range(50))
+    assert sorted(results) == [i * i for i in range(50)]
+
+
+def test_a_generator_that_is_given_up_leaves_the_next_call_well() -> None:
+    results = Parallel(n_jobs=2, return_as="generator")(delayed(time.sleep)(0.01) for _ in range(100))
+    next(results)
+    results.close()
+    assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_more_functions_than_are_sent_once_work_too() -> None:
+    functions = [lambda x, k=k: x + k for k in range(100)]
+    assert Parallel(n_jobs=2)(delayed(f)(1) for f in functions) == [1 + k for k in range(100)]
+
+
+def test_a_lambda_sees_what_it_closes_over_as_it_is_now() -> None:
+    for offset in (1, 2):
+        assert Parallel(n_jobs=2)(delayed(lambda x: x + offset)(i) for i in range(3)) == [offset, 1 + offset, 2 + offset]  # noqa: B023
+
+
+def test_arrays_come_through() -> None:
+    arrays = [np.full(200_000, i) for i in range(4)]
+    results = Parallel(n_jobs=2)(delayed(np.add)(array, 1) for array in arrays)
+    assert [int(result[0]) for result in results] == [1, 2, 3, 4]
+    assert all(len(result) == 200_000 for result in results)
+
+
+def test_an_exception_arrives_with_the_remote_traceback() -> None:
+    with pytest.raises(KeyError) as caught:
+        Parallel(n_jobs=2)(delayed(fail)(i) for i in range(4))
+    assert "in fail" in str(caught.value.__cause__)
+    assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_a_killed_worker_is_named_and_the_next_call_works() -> None:
+    with pytest.raises(shoal.WorkerDied, match="item 5.*SIGKILL"):
+        Parallel(n_jobs=2)(delayed(kill_on_five)(i) for i in range(10))
+    assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_workers_stay_for_the_next_call() -> None:
+    first = set(Parallel(n_jobs=2, batch_size=1)(delayed(os.getpid)() for _ in range(50)))
+    second = set(Parallel(n_jobs=2, batch_size=1)(delayed(os.getpid)() for _ in range(50)))
+    assert first & second
+    assert os.getpid() not in first
+
+
+def nest(n: int) -> list[int]:
+    return Parallel(n_jobs=2)(delayed(square)(i) for i in range(n))
+
+
+def test_nested_calls_work() -> None:
+    assert Parallel(n_jobs=2)(delayed(nest)(n) for n in range(4)) == [[], [0], [0, 1], [0, 1, 4]]
+
+
+def test_a_task_that_takes_too_long_times_out() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Parallel(n_jobs=2, timeout=0.2)(delayed(time.sleep)(20) for _ in range(2))
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"n_jobs": 0},
+        {"backend": "nope"},
+        {"return_as": "heap"},
+        {"batch_size": 0},
+        {"prefer": "magic"},
+        {"require": "magic"},
+        {"prefer": "processes", "require": "sharedmem"},
+        {"backend": "loky", "require": "sharedmem", "n_jobs": 2},
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (the words are joblib's)
+        Parallel(**arguments)
+
+
+def test_verbose_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    Parallel(n_jobs=2, verbose=11)(delayed(square)(i) for i in range(3))
+    errors = capfd.readouterr().err
+    assert "[Parallel(n_jobs=2)]: Using backend LokyBackend with 2 concurrent workers." in errors
+    assert "Done 3 out of 3" in errors
+    assert "finished" in errors
+
+
+def test_functions_of_a_program_itself_work_and_a_killed_program_leaves_nothing(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os, sys
+        from shoal.joblib import Parallel, delayed
+
+        FACTOR = 3
+
+        class Thing:
+            def __init__(self, x):
+                self.x = x
+            def times(self):
+                return self.x * FACTOR
+
+        def use(thing):
+            return thing.times()
+
+        # No guard: the workers do not run this program again.
+        print(Parallel(n_jobs=2)(delayed(use)(Thing(i)) for i in range(4)))
+        print(Parallel(n_jobs=2)(delayed(Thing(i).times)() for i in range(4)))
+        pids = set(Parallel(n_jobs=2, batch_size=1)(delayed(os.getpid)() for i in range(40)))
+        print(*pids, flush=True)
+        os.kill(os.getpid(), 9)
+        """,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["[0, 3, 6, 9]"] * 2, done.stderr
+    deadline = time.monotonic() + 5
+    alive = lines[2].split()
+    while alive and time.monotonic() < deadline:
+        alive = [pid for pid in alive if os.path.exists(f"/proc/{pid}")]
+        time.sleep(0.01)
+    assert not alive
