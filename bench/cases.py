@@ -1,0 +1,343 @@
+"""The cases. `python cases.py CASE IMPLEMENTATION SCALE` measures once and prints the figure as JSON.
+
+A case gets the implementation's module (`multiprocessing`-like or `joblib`-like), so that all run the same code. Figures are times per unit or
+rates; which is better is said in CASES. SCALE shrinks the work for a quick run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+now = time.perf_counter
+SCALE = 1.0
+
+
+def scaled(count: int) -> int:
+    return max(1, int(count * SCALE))
+
+
+def f(x: int) -> int:
+    return x * x
+
+
+def array_in(array: Any) -> float:
+    return float(array[0])
+
+
+def array_out(value: float) -> Any:
+    return np.full(1_000_000, value)
+
+
+def best_of(measure: Callable[[], float], times: int = 3) -> float:
+    """The best of a few in one process: what is left is the implementation's, not the start's."""
+    return min(measure() for _ in range(times))
+
+
+# -------------------------------------------------------------------------------- pools
+
+
+def pool_of(name: str) -> Any:
+    if name == "mpire":
+        return importlib.import_module("mpire").WorkerPool(2)
+    if name == "concurrent.futures":
+        return importlib.import_module("concurrent.futures").ProcessPoolExecutor(2)
+    if name == "loky":
+        return importlib.import_module("loky").get_reusable_executor(max_workers=2)
+    module = "shoal.multiprocessing" if name == "shoal" else name
+    return importlib.import_module(module).Pool(2)
+
+
+def map_with(name: str, pool: Any, function: Any, items: list[Any], chunksize: int | None) -> list[Any]:
+    if name == "mpire":
+        return pool.map(function, items, chunk_size=chunksize)  # type: ignore[no-any-return]
+    if name in ("concurrent.futures", "loky"):
+        return list(pool.map(function, items, chunksize=chunksize or max(1, len(items) // 8)))
+    return pool.map(function, items, chunksize)  # type: ignore[no-any-return]
+
+
+def map_case(name: str, count: int, chunksize: int | None) -> float:
+    items = list(range(count))
+    expected = [x * x for x in items]
+    with pool_of(name) as pool:
+        map_with(name, pool, f, items[:100], chunksize)
+
+        def measure() -> float:
+            started = now()
+            result = map_with(name, pool, f, items, chunksize)
+            took = now() - started
+            assert result == expected
+            return took / count * 1e6
+
+        return best_of(measure)
+
+
+def map_chunk_1(name: str) -> float:
+    slow = name in ("concurrent.futures", "loky", "mpire")
+    return map_case(name, scaled(5_000 if slow else 40_000), 1)
+
+
+def map_default(name: str) -> float:
+    return map_case(name, scaled(300_000), None)
+
+
+def imap_unordered(name: str) -> float:
+    count = scaled(40_000)
+    with pool_of(name) as pool:
+        pool.map(f, range(100))
+
+        def measure() -> float:
+            started = now()
+            assert sum(1 for _ in pool.imap_unordered(f, range(count))) == count
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def apply_round_trip(name: str) -> float:
+    count = scaled(2_000)
+    with pool_of(name) as pool:
+        call = pool.apply if hasattr(pool, "apply") else lambda g, args: pool.submit(g, *args).result()
+        call(f, (1,))
+
+        def measure() -> float:
+            started = now()
+            for i in range(count):
+                call(f, (i,))
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def apply_async_many(name: str) -> float:
+    count = scaled(10_000)
+    with pool_of(name) as pool:
+        pool.apply(f, (1,))
+
+        def measure() -> float:
+            started = now()
+            results = [pool.apply_async(f, (i,)) for i in range(count)]
+            assert sum(result.get() for result in results) == sum(i * i for i in range(count))
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def arrays_into_workers(name: str) -> float:
+    arrays = [np.full(1_000_000, i, dtype=float) for i in range(8)] * max(1, scaled(5))
+    with pool_of(name) as pool:
+        map_with(name, pool, array_in, arrays[:4], 1)
+
+        def measure() -> float:
+            started = now()
+            assert map_with(name, pool, array_in, arrays, 1)[3] == 3.0
+            return len(arrays) * 8e6 / (now() - started) / 1e9
+
+        return max(measure() for _ in range(3))
+
+
+def arrays_out_of_workers(name: str) -> float:
+    values = list(range(max(4, scaled(40))))
+    with pool_of(name) as pool:
+        map_with(name, pool, array_out, values[:4], 1)
+
+        def measure() -> float:
+            started = now()
+            for number, result in enumerate(pool.imap(array_out, values)):
+                assert result[7] == number
+            return len(values) * 8e6 / (now() - started) / 1e9
+
+        return max(measure() for _ in range(3))
+
+
+def pool_life(name: str) -> float:
+    times = []
+    for _ in range(max(3, scaled(10))):
+        started = now()
+        with pool_of(name) as pool:
+            assert map_with(name, pool, f, [1, 2, 3, 4], None) == [1, 4, 9, 16]
+        times.append(now() - started)
+    return sorted(times)[len(times) // 2] * 1e3
+
+
+# ------------------------------------------------------------------------------- queues
+
+
+def queue_of(name: str) -> Any:
+    if name == "faster-fifo":
+        queue = importlib.import_module("faster_fifo").Queue(max_size_bytes=100_000_000)
+        importlib.import_module("faster_fifo_reduction")
+        return queue
+    return importlib.import_module("shoal.multiprocessing" if name == "shoal" else name).Queue()
+
+
+def process_of(name: str, target: Any, *args: Any) -> Any:
+    module = "shoal.multiprocessing" if name == "shoal" else "multiprocessing"
+    process = importlib.import_module(module).get_context("fork").Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def put_numbers(queue: Any, count: int) -> None:
+    for i in range(count):
+        queue.put(i)
+    getattr(queue, "close", lambda: None)()
+    getattr(queue, "join_thread", lambda: None)()
+
+
+def queue_small_items(name: str) -> float:
+    count = scaled(200_000)
+    queue = queue_of(name)
+
+    def measure() -> float:
+        started = now()
+        process = process_of(name, put_numbers, queue, count)
+        for i in range(count):
+            assert queue.get(timeout=60) == i
+        took = now() - started
+        process.join()
+        return took / count * 1e6
+
+    return best_of(measure, 2)
+
+
+def send_back(there: Any, back: Any) -> None:
+    while (item := there.get(timeout=60)) is not None:
+        back.put(item)
+
+
+def queue_ping_pong(name: str) -> float:
+    count = scaled(5_000)
+    there, back = queue_of(name), queue_of(name)
+    process = process_of(name, send_back, there, back)
+
+    def measure() -> float:
+        started = now()
+        for i in range(count):
+            there.put(i)
+            assert back.get(timeout=60) == i
+        return (now() - started) / count * 1e6
+
+    result = best_of(measure)
+    there.put(None)
+    process.join()
+    return result
+
+
+# ------------------------------------------------------------------------------- joblib
+
+
+def joblib_of(name: str) -> Any:
+    return importlib.import_module("shoal.joblib" if name == "shoal" else "joblib")
+
+
+def parallel_first_result(name: str) -> float:
+    module = joblib_of(name)
+    parallel, delayed = module.Parallel, module.delayed
+    started = now()
+    assert parallel(n_jobs=2)(delayed(f)(i) for i in range(10)) == [i * i for i in range(10)]
+    return (now() - started) * 1e3
+
+
+def parallel_next_call(name: str) -> float:
+    parallel_first_result(name)
+    return min(parallel_first_result(name) for _ in range(10))
+
+
+def parallel_trivial_tasks(name: str) -> float:
+    module = joblib_of(name)
+    parallel_first_result(name)
+    count = scaled(100_000)
+
+    def measure() -> float:
+        started = now()
+        module.Parallel(n_jobs=2)(module.delayed(f)(i) for i in range(count))
+        return (now() - started) / count * 1e6
+
+    return best_of(measure)
+
+
+def memory_hit(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = joblib_of(name).Memory(folder, verbose=0).cache(f)
+        cached(3)
+        count = scaled(2_000)
+
+        def measure() -> float:
+            started = now()
+            for _ in range(count):
+                cached(3)
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+# ------------------------------------------------------------------------------ kernels
+
+
+def dot(name: str, threads: int) -> float:
+    count = scaled(100_000_000)
+    a, b = np.arange(count, dtype=float), np.arange(count, dtype=float)
+    if name == "shoal":
+        import shoal
+
+        call = lambda: shoal.dot_product(a, b, threads=threads)  # noqa: E731
+    else:
+        call = lambda: float(a @ b)  # noqa: E731
+
+    def measure() -> float:
+        started = now()
+        call()
+        return (now() - started) * 1e3
+
+    return best_of(measure, 5)
+
+
+def dot_1(name: str) -> float:
+    return dot(name, 1)
+
+
+def dot_2(name: str) -> float:
+    return dot(name, 2)
+
+
+# ------------------------------------------------------------------------------- the list
+
+STANDARD = ("multiprocessing", "shoal")
+# case -> (title, unit, is lower better, implementations (the first is the baseline), the ratio aimed at)
+CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
+    "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire"), 20),
+    "map_default": ("map, default chunks", "us/item", True, (*STANDARD, "concurrent.futures", "mpire"), 2),
+    "imap_unordered": ("imap_unordered, chunksize 1", "us/item", True, STANDARD, 20),
+    "apply_round_trip": ("apply, round trip", "us", True, (*STANDARD, "concurrent.futures", "loky"), 20),
+    "apply_async_many": ("10,000 apply_async, then get", "us/item", True, STANDARD, 10),
+    "arrays_into_workers": ("8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures"), 6),
+    "arrays_out_of_workers": ("8 MB arrays out of workers", "GB/s", False, STANDARD, 10),
+    "pool_life": ("pool: start, first result, stop", "ms", True, STANDARD, 1.5),
+    "queue_small_items": ("Queue, small items", "us/item", True, (*STANDARD, "faster-fifo"), 8),
+    "queue_ping_pong": ("Queue, ping-pong", "us", True, (*STANDARD, "faster-fifo"), 10),
+    "parallel_first_result": ("Parallel, first result", "ms", True, ("joblib", "shoal"), 10),
+    "parallel_next_call": ("Parallel, next call", "ms", True, ("joblib", "shoal"), 10),
+    "parallel_trivial_tasks": ("Parallel, trivial tasks", "us/task", True, ("joblib", "shoal"), 2),
+    "memory_hit": ("Memory, hit of a small value", "us", True, ("joblib", "shoal"), 8),
+    "dot_1": ("dot_product 1e8, 1 thread", "ms", True, ("numpy", "shoal"), 1),
+    "dot_2": ("dot_product 1e8, 2 threads", "ms", True, ("numpy", "shoal"), 1),
+}
+
+
+def main() -> None:
+    global SCALE
+    case, implementation, SCALE = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    print(json.dumps({"value": globals()[case](implementation)}))
+
+
+if __name__ == "__main__":
+    main()
