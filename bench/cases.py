@@ -1,6 +1,7 @@
 """The cases. `python cases.py CASE IMPLEMENTATION SCALE` measures once and prints the figure as JSON.
 
-A case gets the implementation's module (`multiprocessing`-like or `joblib`-like), so that all run the same code. Figures are times per unit or
+A case gets the implementation's module (`multiprocessing`-like or `joblib`-like), so that all run the same code.
+Figures are times per unit or
 rates; which is better is said in CASES. SCALE shrinks the work for a quick run.
 """
 

@@ -20,7 +20,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(rows) + 1.2))
     positions = range(len(rows))
     axes.barh(positions, [times for _, times, _ in rows], color="#2a7f9e", height=0.62)
-    axes.plot([target for *_, target in rows], positions, "|", color="#c4472f", markersize=16, markeredgewidth=2.5, label="target")
+    axes.plot(
+        [target for *_, target in rows],
+        positions,
+        "|",
+        color="#c4472f",
+        markersize=16,
+        markeredgewidth=2.5,
+        label="target",
+    )
     for position, (_, times, _) in zip(positions, rows, strict=True):
         axes.text(times * 1.05, position, f"{times:.1f}x", va="center", fontsize=9)
     axes.set_yticks(list(positions), [title for title, *_ in rows])

@@ -106,7 +106,10 @@ def row(result: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    lines = ["| case | unit | baseline | Shoal | times | target | others |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
+    lines = [
+        "| case | unit | baseline | Shoal | times | target | others |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
     for result in results.values():
         figures, base = result["figures"], result["baseline"]
 

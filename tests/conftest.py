@@ -20,7 +20,8 @@ def _children() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """A test must not leave a process or a file in /dev/shm behind. What `Parallel` keeps for the next call is dropped first."""
+    """A test must not leave a process or a file in /dev/shm behind. What `Parallel` keeps for the next call is
+    dropped first."""
     import gc
     import sys
 

@@ -19,7 +19,7 @@ check() { # name command…
 mapfile -t c_files < <(git ls-files '*.c' '*.h')
 mapfile -t engine_files < <(git ls-files 'engine/*.c')
 check clang-format clang-format --dry-run -Werror "${c_files[@]}"
-check clang-tidy clang-tidy -quiet -p "$BUILD" "${engine_files[@]}"
+check clang-tidy tools/tidy.sh "$BUILD" "${engine_files[@]}"
 check cppcheck cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability \
     --inline-suppr --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches \
     -D_GNU_SOURCE -D__x86_64__ -Iinclude -Iengine engine

@@ -1,6 +1,7 @@
 """Write examples/notebook/notebook.ipynb from notebook.py, with the outputs of a run: tools/notebook.py [--check]
 
-The notebook installs Shoal in a cell of its own before the first; every other cell is the file's, so both stay the same program.
+The notebook installs Shoal in a cell of its own before the first; every other cell is the file's, so both stay the
+same program.
 --check: write nothing, fail if the cells differ.
 """
 

@@ -361,7 +361,7 @@ static int enlarge(shoal_task *task, size_t more)
     shoal_block block;
     int error = shoal_heap_allocate(worker->heap, wanted, worker->owner, &block);
     if (error != 0 && wanted > task->results_size + more)
-        error = shoal_heap_allocate(worker->heap, wanted = task->results_size + more, worker->owner, &block);
+        error = shoal_heap_allocate(worker->heap, task->results_size + more, worker->owner, &block);
     if (error != 0)
         return error;
     size_t capacity;

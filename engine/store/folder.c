@@ -139,7 +139,7 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     if (present && ours && here.st_nlink != 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
         return file_check_owner(&here);
 
-    int root, opened;
+    int root = -1, opened = -1;
     int error = store_open_root(folder->store, create, &root);
     if (error != 0)
         return error;
@@ -237,7 +237,7 @@ int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
 
 int shoal_folder_clear(shoal_folder *folder)
 {
-    int root, fd;
+    int root = -1, fd = -1;
     int error = store_open_root(folder->store, false, &root);
     if (error != 0)
         return error == -ENOENT ? 0 : error;

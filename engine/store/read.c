@@ -179,8 +179,8 @@ static int read_large(int fd, const struct stat *status, const shoal_key *key, s
 
 int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, shoal_entry **out)
 {
-    struct stat status;
-    int fd;
+    struct stat status = {0};
+    int fd = -1;
     int error = open_entry(folder, name, &status, &fd);
     if (error != 0)
         return error;
@@ -201,8 +201,8 @@ static void numbers_from(const struct entry_header *header, shoal_entry_numbers 
 
 int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out)
 {
-    struct stat status;
-    int fd;
+    struct stat status = {0};
+    int fd = -1;
     *out = (shoal_entry_numbers){0};
     int error = open_entry(folder, name, &status, &fd);
     if (error != 0)

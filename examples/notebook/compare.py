@@ -1,4 +1,5 @@
-"""Print the table of a run on Shoal beside one on the standard library, joblib and NumPy: compare.py SHOAL.json PEERS.json"""
+"""Print the table of a run on Shoal beside one on the standard library, joblib and NumPy: compare.py SHOAL.json
+PEERS.json"""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def main() -> None:
         if other is None:
             continue
         print(f"{name:{width}}  {shown(seconds):>10}  {shown(other):>10}  {other / seconds:>13.1f}x")
-    print("\nothers: multiprocessing for the pool and the workers, joblib for Parallel and Memory, NumPy for the products")
+    print(
+        "\nothers: multiprocessing for the pool and the workers, joblib for Parallel and Memory, NumPy for the products"
+    )
 
 
 def shown(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Shoal: multiprocessing and joblib programs, unchanged and many times faster, on a C engine that never hangs.
 
-`python -m shoal SCRIPT` or `shoal.install()` puts a program on it; or import `shoal.multiprocessing` and `shoal.joblib`.
+`python -m shoal SCRIPT` or `shoal.install()` puts a program on it; or import `shoal.multiprocessing` and
+`shoal.joblib`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ __all__ = ["TaskCancelled", "WorkerDied", "__version__", "dot_product", "install
 
 
 def install() -> None:
-    """Have `multiprocessing` and `joblib` run on Shoal in this program and the processes it starts, whoever imports them.
+    """Have `multiprocessing` and `joblib` run on Shoal in this program and the processes it starts, whoever imports
+    them.
 
     Where joblib is not installed, `import joblib` gives `shoal.joblib`. A second call does nothing.
     """

@@ -1,6 +1,7 @@
 """The workers of one pool and the thread that looks after them.
 
-`multiprocessing.Pool` and `joblib.Parallel` both stand on a `Crew`: it starts the processes (how is the caller's affair),
+`multiprocessing.Pool` and `joblib.Parallel` both stand on a `Crew`: it starts the processes (how is the caller's
+affair),
 replaces those that die, runs callbacks, and ends everything. Handing out work and collecting it is the engine's, in the
 thread that waits for it. A crew does not know its pool, so a pool that is dropped can be collected.
 """
@@ -11,6 +12,7 @@ import os
 import sys
 import threading
 import time
+
 from shoal import _engine
 from shoal.errors import TaskCancelled, WorkerDied
 
@@ -52,7 +54,7 @@ def serve(
     tasks: int | None = None,
 ) -> None:
     """Run in a worker process: work until the pool shuts, or so many tasks were done."""
-    import _signal as signal  # the C module: the Python one makes enums of everything, at a cost to each start
+    import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
     if getattr(_thread, "supervises", False):
         _forget_imports_of_other_threads()
@@ -73,9 +75,11 @@ _thread = threading.local()  # .supervises: this thread is a supervisor, which i
 
 
 def _forget_imports_of_other_threads() -> None:
-    """In a child that a supervisor thread forked: an import that another thread was in the middle of will never end here.
+    """In a child that a supervisor thread forked: an import that another thread was in the middle of will never end
+    here.
 
-    Its lock would be waited for for ever. So the locks go, and the half-made modules, which are then imported anew when needed.
+    Its lock would be waited for for ever. So the locks go, and the half-made modules, which are then imported anew
+    when needed.
     """
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__dict__", {}).get("__spec__")
@@ -155,7 +159,8 @@ class Crew:
         return number, not cacheable
 
     def call_mode(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, int, int]:
-        """How one call is best sent: (item, mode, shared id). A function that is not found by name travels with its call."""
+        """How one call is best sent: (item, mode, shared id). A function that is not found by name travels with its
+        call."""
         try:
             known = self._functions.get(function)
         except TypeError:
@@ -325,15 +330,16 @@ def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:
 
 
 def _remote_error(error: BaseException) -> Any:
-    from multiprocessing.pool import ExceptionWithTraceback
+    from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 
     return ExceptionWithTraceback(error, error.__traceback__)
 
 
 def _unsendable(error: BaseException, value: object) -> BaseException:
-    from multiprocessing.pool import MaybeEncodingError
+    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 
-    return MaybeEncodingError(error, value)
+    made: BaseException = MaybeEncodingError(error, value)
+    return made
 
 
 _engine.configure_pool(_worker_died, _remote_error, _unsendable)

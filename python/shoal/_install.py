@@ -1,7 +1,9 @@
 """`shoal.install()`: has `multiprocessing` and `joblib` run on Shoal, and undoes it.
 
-The standard library's factories look their classes up in the modules that define them at each call (`Pool` in multiprocessing.pool, `Queue` in
-multiprocessing.queues, `Popen` in multiprocessing.popen_fork). So these three names are what is changed, and whoever imported multiprocessing
+The standard library's factories look their classes up in the modules that define them at each call (`Pool` in
+multiprocessing.pool, `Queue` in
+multiprocessing.queues, `Popen` in multiprocessing.popen_fork). So these three names are what is changed, and whoever
+imported multiprocessing
 before sees ours too. Interpreters that multiprocessing starts (spawn, forkserver) install it before they do anything.
 """
 
@@ -58,7 +60,8 @@ def _preloads() -> list[str]:
 
 
 def _install_multiprocessing() -> None:
-    # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before it changes.
+    # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before
+    # it changes.
     from multiprocessing import (  # noqa: F401
         pool,
         popen_fork,

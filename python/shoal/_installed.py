@@ -1,4 +1,5 @@
-"""Importing this installs Shoal: for interpreters that can be told to import something, such as multiprocessing's fork server."""
+"""Importing this installs Shoal: for interpreters that can be told to import something, such as multiprocessing's
+fork server."""
 
 import shoal
 

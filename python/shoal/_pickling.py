@@ -1,6 +1,7 @@
 """How Shoal pickles what its own encoding does not cover.
 
-One place decides: reducers registered with multiprocessing's `ForkingPickler` count, functions and classes that cannot be
+One place decides: reducers registered with multiprocessing's `ForkingPickler` count, functions and classes that
+cannot be
 found by name in another process travel by value (cloudpickle), and large buffers travel beside the pickle (protocol 5).
 The extension calls `dumps`, `dumps_for_foreign_main` and `loads`; nothing else should need them.
 """
@@ -11,6 +12,7 @@ import copyreg
 import io
 import pickle
 import sys
+
 from shoal import _engine
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -25,7 +27,8 @@ _table_sizes = (-1, -1)
 
 
 def _reducers() -> dict[type, Any]:
-    """copyreg's and ForkingPickler's reducers in one plain dict: looking each type up in a ChainMap costs more than pickling."""
+    """copyreg's and ForkingPickler's reducers in one plain dict: looking each type up in a ChainMap costs more than
+    pickling."""
     global _table, _table_sizes
     reduction = sys.modules.get("multiprocessing.reduction")
     extra: dict[type, Any] = getattr(reduction.ForkingPickler, "_extra_reducers", {}) if reduction is not None else {}

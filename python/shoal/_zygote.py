@@ -1,6 +1,7 @@
 """A clean interpreter that forks clean workers: `get().start(…)`.
 
-Started once a process, when first needed: a fresh Python that imports what every worker needs and then only forks, half a millisecond
+Started once a process, when first needed: a fresh Python that imports what every worker needs and then only forks,
+half a millisecond
 a worker, however large or threaded this program is. It and all it forked are gone as soon as this process is.
 """
 
@@ -72,7 +73,12 @@ def _directory() -> str:
 def _interpreter_flags() -> list[str]:
     """The flags that this interpreter was started with and that change what programs mean."""
     flags = []
-    for name, letter in (("optimize", "O"), ("dont_write_bytecode", "B"), ("no_user_site", "s"), ("ignore_environment", "E")):
+    for name, letter in (
+        ("optimize", "O"),
+        ("dont_write_bytecode", "B"),
+        ("no_user_site", "s"),
+        ("ignore_environment", "E"),
+    ):
         value = getattr(sys.flags, name)
         if value:
             flags.append("-" + letter * (value if name == "optimize" else 1))
@@ -129,7 +135,7 @@ def get() -> _Restarting:
 
 def serve(asker: int) -> None:
     """Be a zygote on descriptor 0 until the asker is gone."""
-    import _signal as signal  # the C module: the Python one makes enums of everything, at a cost to each start
+    import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
     # A forked child of the asker may hold the socket's other end longer than the asker lives.
     _engine.die_with(asker)
@@ -147,7 +153,7 @@ def serve(asker: int) -> None:
 
 def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     """In a process that the zygote forked."""
-    import _signal as signal
+    import _signal as signal  # type: ignore[import-not-found]
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDONLY)

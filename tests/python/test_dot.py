@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shoal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import shoal
 
 
 @settings(max_examples=60, deadline=None)

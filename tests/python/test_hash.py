@@ -85,16 +85,19 @@ def test_the_order_of_a_dict_and_a_set_does_not_count(mapping, random):
 
 
 EXAMPLES = [
-    1, 2, True, False, None, 0, 1.0, -0.0, 0.0, 1 + 0j, "a", "b", "ab", b"a", bytearray(b"a"), "", b"", (), [], {}, set(),
+    1, 2, True, False, None, 0, 1.0, -0.0, 0.0, 1 + 0j, "a", "b", "ab", b"a", bytearray(b"a"), "", b"", (), [], {},
+    set(),
     frozenset(), (1,), [1], {1}, frozenset({1}), {1: 1}, {1: 2}, {2: 1}, (1, 1), [1, [1]], [[1], 1], [[1, 1]], ("ab",),
     ("a", "b"), [1, 2], [2, 1], 2**63, -(2**63), 2**64, 2**64 + 1, 2**2000, -(2**2000), "\ud800", "é", "漢", "😀",
     len, sum, [].append, [1].append, np.add, np.sum, int, str, collections, datetime.date(2020, 1, 1),
     datetime.date(2020, 1, 2), decimal.Decimal("1.0"), decimal.Decimal("1"), range(3), range(4), slice(1), Ellipsis,
     pathlib.PurePosixPath("a"), collections.OrderedDict(a=1), collections.defaultdict(int, a=1), {"a": 1},
     collections.Counter("a"), collections.deque([1]), np.float64(1), np.float32(1), np.int64(1), np.bool_(True),
-    np.datetime64("2020-01-01"), np.datetime64("2020-01-02"), np.str_("a"), np.dtype("f8"), np.dtype("f4"), np.dtype(">f8"),
+    np.datetime64("2020-01-01"), np.datetime64("2020-01-02"), np.str_("a"), np.dtype("f8"), np.dtype("f4"),
+    np.dtype(">f8"),
     np.dtype([("a", "f8")]), np.dtype([("b", "f8")]), np.array(1.0), np.array([1.0]), np.array([[1.0]]), np.array([1]),
-    np.array([1], "i4"), np.array([True]), np.array(["a"]), np.array(["a"], object), np.array([], "f8"), np.zeros((0, 3)),
+    np.array([1], "i4"), np.array([True]), np.array(["a"]), np.array(["a"], object), np.array([], "f8"), np.zeros((0,
+    3)),
     np.zeros((3, 0)), np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(3, 2), np.arange(6.0), np.arange(6.0)[::-1],
     np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(12.0).reshape(2, 6)[:, ::2], np.array([1], ">i8"),
     np.array(["2020"], "M8[Y]"), np.array(["2020"], "M8[D]"), np.array([1], "m8[s]"), np.array([(1, 2)], "i4,i4"),
@@ -141,7 +144,8 @@ def test_a_digest_is_the_same_in_another_process_whatever_its_hash_seed():
 def test_arrays_are_told_apart_as_joblib_does(size):
     base = np.arange(size * 4, dtype="f8").reshape(size, 4)
     arrays = [
-        base, base.copy(), base.T, np.asfortranarray(base), base[:, :2], base[:, :2].copy(), base[::2], base[::2].copy(),
+        base, base.copy(), base.T, np.asfortranarray(base), base[:, :2], base[:, :2].copy(), base[::2],
+        base[::2].copy(),
         base[::-1], base.astype("f4"), base.view("i8"), base.ravel(), base.reshape(2, -1), base[:, :1], base + 1,
         np.lib.stride_tricks.as_strided(base, (size, 4), (0, 8)), base[:, ::-1], base.reshape(size, 2, 2)[:, :, 0],
     ]  # fmt: skip

@@ -49,7 +49,8 @@ def test_install_reaches_those_who_imported_before_and_uninstall_undoes_it(tmp_p
         from multiprocessing import Pool, Queue, pool, queues, popen_fork
         from joblib import Parallel as before
         import joblib, joblib.parallel, joblib.memory
-        names = [(pool, "Pool"), (queues, "Queue"), (popen_fork, "Popen"), (joblib, "Parallel"), (joblib.parallel, "Parallel"), (joblib, "Memory")]
+        names = [(pool, "Pool"), (queues, "Queue"), (popen_fork, "Popen")]
+        names += [(joblib, "Parallel"), (joblib.parallel, "Parallel"), (joblib, "Memory")]
         original = [getattr(module, name) for module, name in names]
         import shoal
         shoal.install()
@@ -61,7 +62,11 @@ def test_install_reaches_those_who_imported_before_and_uninstall_undoes_it(tmp_p
         print([getattr(module, name) for module, name in names] == original)
         """,
     )
-    assert done.stdout.splitlines() == ["shoal " * 5 + "shoal", "shoal.multiprocessing.pool shoal.multiprocessing.queues", "True"], done.stderr
+    assert done.stdout.splitlines() == [
+        "shoal " * 5 + "shoal",
+        "shoal.multiprocessing.pool shoal.multiprocessing.queues",
+        "True",
+    ], done.stderr
 
 
 def test_joblib_that_is_imported_later_is_ours_too(tmp_path: Path) -> None:
@@ -101,7 +106,11 @@ def test_where_joblib_is_not_installed_ours_takes_its_name(tmp_path: Path) -> No
 
 def _shoal(*arguments: str, **keywords: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "shoal", *arguments], capture_output=True, text=True, timeout=40, **keywords  # type: ignore[call-overload]
+        [sys.executable, "-m", "shoal", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        **keywords,  # type: ignore[call-overload]
     )
 
 

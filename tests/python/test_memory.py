@@ -437,7 +437,8 @@ def cell(number, source):
     exec(compile(source, f"/tmp/ipykernel_{number}/{number}.py", "exec"), scope)
 
 memory = Memory(sys.argv[1], verbose=0)
-cell(int(sys.argv[2]), "\\n" * int(sys.argv[2]) + "@memory.cache\\ndef f(x):\\n    print('computed')\\n    return x * 2\\n")
+SOURCE = "@memory.cache\\ndef f(x):\\n    print('computed')\\n    return x * 2\\n"
+cell(int(sys.argv[2]), "\\n" * int(sys.argv[2]) + SOURCE)
 print(f(21))
 """
 

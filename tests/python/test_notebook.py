@@ -62,9 +62,7 @@ def test_the_notebook_has_the_files_cells_and_their_outputs() -> None:
     stored = json.loads((FOLDER / "notebook.ipynb").read_text())
     expected = [text for _, text in _tool().cells()]
     assert ["".join(cell["source"]) for cell in stored["cells"]] == expected
-    shown = "".join(
-        "".join(output.get("text", "")) for cell in stored["cells"] for output in cell.get("outputs", [])
-    )
+    shown = "".join("".join(output.get("text", "")) for cell in stored["cells"] for output in cell.get("outputs", []))
     assert "shoal.multiprocessing.pool.Pool" in shown
     assert "RESULT:" in shown
 
@@ -80,6 +78,8 @@ def test_the_notebook_executes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("arguments", [["--length", "0"], ["--length", "x"], ["--nonsense"]])
 def test_wrong_options_are_refused(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, str(FOLDER / "notebook.py"), *arguments], capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "notebook.py"), *arguments], capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 2
     assert "usage" in done.stderr

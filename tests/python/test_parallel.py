@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import run_program
-
 import shoal
+from helpers import run_program
 from shoal.joblib import Parallel, delayed
 
 
@@ -39,7 +38,9 @@ BACKENDS = ["loky", "multiprocessing", "threading", "sequential"]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("n_jobs", [1, 2, -1])
 def test_results_come_in_order(backend: str, n_jobs: int) -> None:
-    assert Parallel(n_jobs=n_jobs, backend=backend)(delayed(square)(i) for i in range(100)) == [i * i for i in range(100)]
+    assert Parallel(n_jobs=n_jobs, backend=backend)(delayed(square)(i) for i in range(100)) == [
+        i * i for i in range(100)
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -72,7 +73,11 @@ def test_more_functions_than_are_sent_once_work_too() -> None:
 
 def test_a_lambda_sees_what_it_closes_over_as_it_is_now() -> None:
     for offset in (1, 2):
-        assert Parallel(n_jobs=2)(delayed(lambda x: x + offset)(i) for i in range(3)) == [offset, 1 + offset, 2 + offset]  # noqa: B023
+        assert Parallel(n_jobs=2)(delayed(lambda x: x + offset)(i) for i in range(3)) == [  # noqa: B023
+            offset,
+            1 + offset,
+            2 + offset,
+        ]
 
 
 def test_arrays_come_through() -> None:
@@ -90,7 +95,7 @@ def test_an_exception_arrives_with_the_remote_traceback() -> None:
 
 
 def test_a_killed_worker_is_named_and_the_next_call_works() -> None:
-    with pytest.raises(shoal.WorkerDied, match="item 5.*SIGKILL"):
+    with pytest.raises(shoal.WorkerDied, match=r"item 5.*SIGKILL"):
         Parallel(n_jobs=2)(delayed(kill_on_five)(i) for i in range(10))
     assert Parallel(n_jobs=2)(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
@@ -131,7 +136,7 @@ def test_a_task_that_takes_too_long_times_out() -> None:
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  (the words are joblib's)
+    with pytest.raises(ValueError):
         Parallel(**arguments)
 
 

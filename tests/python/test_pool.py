@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shoal
 from helpers import run_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import shoal
 from shoal.multiprocessing import Pool, get_context
 
 
@@ -160,7 +159,11 @@ def test_several_threads_may_use_one_pool(pool: Any) -> None:
 
 
 _plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=300)
-_values = st.recursive(_plain, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=10)
+_values = st.recursive(
+    _plain,
+    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -171,7 +174,9 @@ def test_any_value_comes_back_equal_and_of_its_type(pool: Any, values: list[Any]
     assert [type(value) for value in back] == [type(value) for value in values]
 
 
-@pytest.mark.parametrize("value", ["\ud800", "é" * 70000, b"x" * 200_000, 2**200, -(2**63), (1, (2, 3)), (), float("inf")])
+@pytest.mark.parametrize(
+    "value", ["\ud800", "é" * 70000, b"x" * 200_000, 2**200, -(2**63), (1, (2, 3)), (), float("inf")]
+)
 def test_values_at_the_borders_of_the_encoding_come_back(pool: Any, value: Any) -> None:
     assert pool.apply(echo, (value,)) == value
 
@@ -538,7 +543,9 @@ def test_every_start_method_works(tmp_path: Path, method: str) -> None:
         method,
     )
     names = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}
-    assert done.stdout.splitlines() == ["[0, 1, 4, 9, 16] [-1, -2]", str([names[method] + "PoolWorker"] * 2)], done.stderr
+    assert done.stdout.splitlines() == ["[0, 1, 4, 9, 16] [-1, -2]", str([names[method] + "PoolWorker"] * 2)], (
+        done.stderr
+    )
 
 
 def test_ctrl_c_ends_the_program_with_one_traceback(tmp_path: Path) -> None:
@@ -552,7 +559,11 @@ def test_ctrl_c_ends_the_program_with_one_traceback(tmp_path: Path) -> None:
         "        print('ready', flush=True)\n        pool.map(time.sleep, [30] * 4)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

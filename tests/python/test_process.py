@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from helpers import run_program
-
 from shoal import _engine
 from shoal import multiprocessing as mp
 

@@ -3,7 +3,8 @@
 A function's *name* (module and qualified name, for a script's functions its file) chooses the folder of the cache. Its
 *description* becomes part of every key: the meaning of its code (instructions with the constants and names that they
 use; no line numbers, comments, formatting or docstrings), and what its closure holds as far as that cannot change by
-itself: plain immutable values, functions, classes, modules. Lists and other mutable objects in a closure do not count, as
+itself: plain immutable values, functions, classes, modules. Lists and other mutable objects in a closure do not
+count, as
 with joblib, nor do variables that the function itself assigns to.
 """
 
@@ -34,7 +35,7 @@ _codes: dict[int, tuple[types.CodeType, bytes, frozenset[str]]] = {}
 
 def _exception_ranges(table: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Start, end and handler (byte offsets) and depth of each range of a code's exception table (3.11 and later)."""
-    numbers = []
+    numbers: list[Any] = []
     number = 0
     for position, byte in enumerate(table):
         if byte & 0x80 and position:  # the first byte of an entry
@@ -54,7 +55,8 @@ def _constant(value: Any) -> Any:
 
 def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
     """The digest of the code's meaning, and the names of closure variables that it, or a function in it, assigns to."""
-    # Which instructions stand for nothing but a line number depends on the formatting: targets are counted without them.
+    # Which instructions stand for nothing but a line number depends on the formatting: targets are counted without
+    # them.
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("NOP", "EXTENDED_ARG", "CACHE")]
     index = {step.offset: number for number, step in enumerate(steps)}
     last = len(code.co_code)
@@ -244,7 +246,7 @@ def examine(function: Any, ignore: list[str], nothing: object) -> Parameters:
     elif hasattr(inner, "__qualname__"):
         meaning = ("name", getattr(inner, "__module__", None), inner.__qualname__)
     else:  # an object that can be called: its type's code, and it itself as the first argument
-        call = getattr(type(inner), "__call__", None)
+        call = getattr(type(inner), "__call__", None)  # noqa: B004
         meaning = describe_function(call) if isinstance(call, types.FunctionType) else ("type", type(inner))
         leading = (inner, *leading)
 

@@ -7,7 +7,8 @@
 
 A call is a hit if the function's own code has the same meaning (formatting, comments and line numbers do not count) and
 the arguments are equal (see `hashing`). The results lie in `LOCATION/shoal`, beside joblib's own in `LOCATION/joblib`.
-Arrays come back as views of the entry's file, private to the process: they can be written to, which changes nothing on disk.
+Arrays come back as views of the entry's file, private to the process: they can be written to, which changes nothing
+on disk.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def _format_time(seconds: float) -> str:
 
 
 class _Location:
-    """The store of one location in this process, opened when it is first needed; shared by all that use the location."""
+    """The store of one location in this process, opened when it is first needed; shared by all that use the
+    location."""
 
     _all: dict[tuple[str, int], _Location] = {}
 

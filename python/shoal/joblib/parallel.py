@@ -1,7 +1,8 @@
 """`joblib.Parallel` and `delayed` on Shoal's engine.
 
 The default back-end runs tasks in clean processes that a zygote forks and that stay for the next call; what a function
-needs of `__main__` goes to them by value. `multiprocessing` forks this program, `threading` uses threads, `sequential` none.
+needs of `__main__` goes to them by value. `multiprocessing` forks this program, `threading` uses threads,
+`sequential` none.
 """
 
 from __future__ import annotations
@@ -129,9 +130,11 @@ def _forked_main(engine: _engine.Pool, place: int, owner: int) -> None:
 
 
 def _start_forked(engine: _engine.Pool, place: int, owner: int) -> Any:
-    from shoal.multiprocessing import get_context
+    from shoal.multiprocessing.context import _default_context
 
-    process = get_context("fork").Process(target=_forked_main, args=(engine, place, owner), daemon=True)
+    process = _default_context.get_context("fork").Process(
+        target=_forked_main, args=(engine, place, owner), daemon=True
+    )
     process.start()
     return process
 
@@ -189,14 +192,16 @@ class Parallel:
     """Run many calls over the cores of the machine; the interface of `joblib.Parallel`.
 
     n_jobs: processes (or threads); -1: one a cpu; None or 1: run in this thread.
-    backend: "loky" (clean processes that stay for the next call; the default), "multiprocessing" (forks), "threading", "sequential".
+    backend: "loky" (clean processes that stay for the next call; the default), "multiprocessing" (forks),
+    "threading", "sequential".
     return_as: "list", "generator" or "generator_unordered".
     verbose: above 0, progress lines; above 50 on stdout.
     timeout: seconds to wait for each result.
     batch_size: calls a worker takes at once; "auto": chosen from their measured time.
     prefer: "processes" or "threads", where backend is not given; require: "sharedmem" for threads.
 
-    A call raises the first exception of a task, in order, with the remote traceback as its cause. A worker that dies fails the task
+    A call raises the first exception of a task, in order, with the remote traceback as its cause. A worker that dies
+    fails the task
     it held with `shoal.WorkerDied`.
     """
 
@@ -224,9 +229,13 @@ class Parallel:
         if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
             raise ValueError(f"batch_size must be 'auto' or a positive integer, got: {batch_size!r}")
         if prefer not in (None, "processes", "threads"):
-            raise ValueError(f"prefer={prefer} is not a valid backend hint, expected one of ('processes', 'threads', None)")
+            raise ValueError(
+                f"prefer={prefer} is not a valid backend hint, expected one of ('processes', 'threads', None)"
+            )
         if require not in (None, "sharedmem"):
-            raise ValueError(f"require={require} is not a valid backend constraint, expected one of ('sharedmem', None)")
+            raise ValueError(
+                f"require={require} is not a valid backend constraint, expected one of ('sharedmem', None)"
+            )
         if prefer == "processes" and require == "sharedmem":
             raise ValueError("prefer == 'processes' and require == 'sharedmem' are inconsistent settings")
         self.n_jobs = n_jobs
@@ -264,7 +273,7 @@ class Parallel:
 
     def __call__(self, iterable: Iterable[Task]) -> Any:
         self.n_completed_tasks = 0
-        self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None
+        self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
         self._started = time.time()
         if self._backend == "sequential":
             results = self._run_here(iter(iterable))
@@ -315,10 +324,15 @@ class Parallel:
                 number = shared.get(id(function))
                 if number is None:
                     if len(shared) < _SHARED_FUNCTIONS:
-                        number = shared[id(function)] = (crew.engine.share(function, crew.engine.foreign_main), function)
+                        number = shared[id(function)] = (
+                            crew.engine.share(function, crew.engine.foreign_main),
+                            function,
+                        )
                     else:
-                        number = shared[-1] if -1 in shared else shared.setdefault(
-                            -1, (crew.engine.share(_call, crew.engine.foreign_main), _call)
+                        number = (
+                            shared[-1]
+                            if -1 in shared
+                            else shared.setdefault(-1, (crew.engine.share(_call, crew.engine.foreign_main), _call))
                         )
                         args, kwargs = (function, args, kwargs), {}
                 yield (-number[0], args, kwargs) if kwargs else (number[0], *args)
@@ -328,7 +342,7 @@ class Parallel:
             items(),
             0,
             CALL_NAMED,
-            0 if self.batch_size == "auto" else self.batch_size,
+            self.batch_size if isinstance(self.batch_size, int) else 0,
             iterate=2 if self.return_as == "generator_unordered" else 1,
         )
         done = False

@@ -1,4 +1,5 @@
-"""`multiprocessing` on Shoal's engine: `Pool`, `Queue` and `Process` are ours, everything else is the standard library's own."""
+"""`multiprocessing` on Shoal's engine: `Pool`, `Queue` and `Process` are ours, everything else is the standard
+library's own."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from shoal.multiprocessing import context
 
 _names = [name for name in dir(context._default_context) if not name.startswith("_")]
 globals().update((name, getattr(context._default_context, name)) for name in _names)
-__all__ = _names  # noqa: PLE0605
+__all__ = _names
 
 SUBDEBUG = 5
 SUBWARNING = 25

@@ -1,4 +1,5 @@
-"""`multiprocessing.context` with Shoal's `Pool`, `Queue` and start of processes. The contexts are sub-classes of the standard
+"""`multiprocessing.context` with Shoal's `Pool`, `Queue` and start of processes. The contexts are sub-classes of the
+standard
 library's, so that `isinstance` agrees; what is not ours yet is theirs.
 """
 
@@ -85,8 +86,8 @@ class DefaultContext(_Methods, _standard.DefaultContext):
 
     def get_context(self, method: str | None = None) -> Any:
         if method is None:
-            if self._actual_context is None:
-                self._actual_context = self._default_context
+            if self._actual_context is None:  # type: ignore[has-type]
+                self._actual_context = self._default_context  # type: ignore[attr-defined]
             return self._actual_context
         try:
             context = _concrete_contexts[method]
@@ -102,6 +103,7 @@ class DefaultContext(_Methods, _standard.DefaultContext):
 
 
 # The standard library's own default for this Python and platform.
-_default_context = DefaultContext(_concrete_contexts[_standard._default_context._default_context.get_start_method()])
+_default_method = _standard._default_context._default_context.get_start_method()  # type: ignore[attr-defined]
+_default_context = DefaultContext(_concrete_contexts[_default_method])
 
 _current_process = _process.current_process

@@ -1,4 +1,5 @@
-"""`multiprocessing.pool` on Shoal's engine: `Pool`, its results and iterators. `ThreadPool` is the standard library's."""
+"""`multiprocessing.pool` on Shoal's engine: `Pool`, its results and iterators. `ThreadPool` is the standard
+library's."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import TimeoutError, util
-from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError, RemoteTraceback, ThreadPool
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    ExceptionWithTraceback,
+    MaybeEncodingError,
+    RemoteTraceback,
+    ThreadPool,
+)
 from typing import Any
 
 from shoal import _crew, _engine
@@ -82,9 +88,9 @@ class Pool:
     ) -> None:
         self._state = "INIT"  # for __del__, if something below raises
         if context is None:
-            from shoal.multiprocessing import get_context
+            from shoal.multiprocessing.context import _default_context
 
-            context = get_context()
+            context = _default_context.get_context()
         self._ctx = context
         if processes is None:
             processes = getattr(os, "process_cpu_count", os.cpu_count)() or 1
@@ -153,9 +159,7 @@ class Pool:
         self._check_running()
         crew = self._crew
         item, mode, shared = crew.call_mode(func, args, kwds)
-        result = ApplyResult(
-            crew.engine, (item,), shared, mode, 1, callback=_callback(callback, error_callback)
-        )
+        result = ApplyResult(crew.engine, (item,), shared, mode, 1, callback=_callback(callback, error_callback))
         result.submit()
         return result
 
@@ -169,7 +173,9 @@ class Pool:
         """
         return self._map_async(func, iterable, CALL_ONE, chunksize).get()  # type: ignore[no-any-return]
 
-    def starmap(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None) -> list[Any]:
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[Any]:
         """Like `map`, but each item is unpacked into arguments."""
         return self._map_async(func, iterable, CALL_STAR, chunksize).get()  # type: ignore[no-any-return]
 
@@ -316,7 +322,8 @@ class ApplyResult(_engine.Job):
         self.wait_ready(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
-        """Wait and return the result, or raise what the call raised; multiprocessing.TimeoutError after `timeout` seconds."""
+        """Wait and return the result, or raise what the call raised; multiprocessing.TimeoutError after `timeout`
+        seconds."""
         if not self.wait_ready(timeout):
             raise TimeoutError
         return self._value()
@@ -324,7 +331,7 @@ class ApplyResult(_engine.Job):
     def _value(self) -> Any:
         return self.results()[0]
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
 
 AsyncResult = ApplyResult

@@ -1,6 +1,7 @@
 """How a process is forked and watched: `multiprocessing.popen_fork` on the engine.
 
-The sentinel is the child's pidfd, so its death is seen at once. A daemonic child is killed by the kernel when its parent is gone, however
+The sentinel is the child's pidfd, so its death is seen at once. A daemonic child is killed by the kernel when its
+parent is gone, however
 that happened; others live on, as in multiprocessing.
 """
 
@@ -29,7 +30,7 @@ class Popen(popen_fork.Popen):
                 os.close(parent_end)
                 return int(process_obj._bootstrap(parent_sentinel=parent_sentinel) or 0)
             finally:
-                util._flush_std_streams()
+                util._flush_std_streams()  # type: ignore[attr-defined]
 
         try:
             self._process = _engine.fork_process(run, bool(process_obj.daemon))

@@ -1,4 +1,5 @@
-"""`multiprocessing.queues` on Shoal's engine: `Queue`. A put writes into shared memory in the caller's thread: there is no
+"""`multiprocessing.queues` on Shoal's engine: `Queue`. A put writes into shared memory in the caller's thread: there
+is no
 feeder thread, so nothing is lost when the producer exits, and joining a producer before reading cannot block.
 """
 
@@ -58,7 +59,7 @@ class Queue(_engine.Queue):
     def cancel_join_thread(self) -> None:
         """Nothing to cancel."""
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
 
 def _rebuild(cls: type[Queue], maxsize: int, *duplicates: Any) -> Queue:
