@@ -27,10 +27,10 @@ def nothing_is_left_behind() -> Iterator[None]:
 
     shared_before, children_before = set(os.listdir("/dev/shm")), _children()
     yield
-    parallel = sys.modules.get("shoal.joblib.parallel")
-    if parallel is not None:
+    if (parallel := sys.modules.get("shoal.joblib.parallel")) is not None:
         parallel._end_crews()
-        sys.modules["shoal._zygote"]._drop() if "shoal._zygote" in sys.modules else None
+    if (zygote := sys.modules.get("shoal._zygote")) is not None:
+        zygote._drop()
     gc.collect()
     deadline = time.monotonic() + 5
     while (left := _children() - children_before) and time.monotonic() < deadline:

@@ -1,16 +1,16 @@
 """How Shoal pickles what its own encoding does not cover.
 
 One place decides: reducers registered with multiprocessing's `ForkingPickler` count, functions and classes that
-cannot be
-found by name in another process travel by value (cloudpickle), and large buffers travel beside the pickle (protocol 5).
-The extension calls `dumps`, `dumps_for_foreign_main` and `loads`; nothing else should need them.
+cannot be found by name in another process travel by value (plain functions as `_functions` says, all else by
+cloudpickle), and large buffers travel beside the pickle (protocol 5). The extension calls `dumps`,
+`dumps_for_foreign_main` and `loads`; nothing else should need them.
 """
 
 from __future__ import annotations
 
+import _pickle  # pickle itself imports re and struct, which cost a worker's start more than this whole package
 import copyreg
 import io
-import pickle
 import sys
 
 from shoal import _engine
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    BufferCallback = Callable[[pickle.PickleBuffer], bool]
+    BufferCallback = Callable[[_pickle.PickleBuffer], bool]
 
 _table: dict[type, Any] = {}
 _table_sizes = (-1, -1)
@@ -41,7 +41,7 @@ def _reducers() -> dict[type, Any]:
 
 def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, 5, buffer_callback=buffer_callback)
+    pickler = _pickle.Pickler(file, 5, buffer_callback=buffer_callback)
     pickler.dispatch_table = _reducers()
     pickler.dump(obj)
     return file.getvalue()  # the buffer's own bytes, not a copy
@@ -51,12 +51,24 @@ def _refuse(obj: Any) -> Any:
     raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
 
 
-def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
+def _forget_buffers(buffer_callback: BufferCallback | None) -> None:
+    """Before another attempt: the buffers that the last one put aside, the callback's own list (take_buffer in
+    codec.c)."""
+    if buffer_callback is not None:
+        buffer_callback.__self__.clear()  # type: ignore[attr-defined]
+
+
+def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None, foreign_main: bool) -> bytes:
+    from shoal import _functions
+
+    _forget_buffers(buffer_callback)
+    try:
+        return _functions.dumps(obj, buffer_callback, _reducers(), foreign_main)
+    except (_functions.NotPlain, _pickle.PicklingError, AttributeError, TypeError, ValueError):
+        pass  # not for us: cloudpickle does it, or has the right words for why it cannot be done
     import cloudpickle
 
-    if buffer_callback is not None:
-        # The buffers that a first attempt put aside: the callback's own list (see take_buffer in codec.c).
-        buffer_callback.__self__.clear()  # type: ignore[attr-defined]
+    _forget_buffers(buffer_callback)
     file = io.BytesIO()
     pickler = cloudpickle.Pickler(file, 5, buffer_callback=buffer_callback)
     # cloudpickle would send a copy of an open file's text: not what a file handed to another process means.
@@ -69,9 +81,9 @@ def dumps(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     """Pickle for a process that has the same `__main__`; by value what cannot be found by name (lambdas, closures)."""
     try:
         return _dumps_by_reference(obj, buffer_callback)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except (_pickle.PicklingError, AttributeError, TypeError) as error:
         try:
-            return _dumps_by_value(obj, buffer_callback)
+            return _dumps_by_value(obj, buffer_callback, False)
         except Exception:
             raise error from None
 
@@ -81,13 +93,13 @@ def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> 
     pickled = dumps(obj, buffer_callback)
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
     if b"__main__" in pickled:
-        return _dumps_by_value(obj, buffer_callback)
+        return _dumps_by_value(obj, buffer_callback, True)
     return pickled
 
 
 def loads(data: bytes, buffers: Iterable[Any] | None) -> Any:
     """Unpickle; `buffers` are what travelled beside the pickle, in order."""
-    return pickle.loads(data, buffers=buffers)
+    return _pickle.loads(data, buffers=buffers)
 
 
 _engine.configure(dumps, dumps_for_foreign_main, loads)

@@ -1,0 +1,191 @@
+"""Functions by value, without the cost of importing cloudpickle (as long as a fresh interpreter's start, on both sides).
+
+A script's own functions cannot be found by name in a clean worker, so almost every program that uses `Parallel` needs
+one sent by value. `dumps` does that for functions and closures whose code, defaults and globals are themselves plain:
+what pickle can find by name or copy, modules, and other such functions. All else it leaves to cloudpickle by raising
+`NotPlain`; what a function means afterwards is the same either way: it gets the globals that its code names, functions
+of one message that had their globals or a cell in common still do.
+"""
+
+from __future__ import annotations
+
+import _pickle  # pickle itself imports re and struct, which cost a worker's start more than this whole package
+import builtins
+import io
+import marshal
+import sys
+from types import CellType, CodeType, FunctionType, ModuleType
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+_MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # what a module's own globals say of it
+
+
+class NotPlain(Exception):
+    """The object needs cloudpickle."""
+
+
+class _Pickler(_pickle.Pickler):
+    def __init__(
+        self, file: io.BytesIO, buffer_callback: Callable[[Any], Any] | None, table: dict[Any, Any], foreign_main: bool
+    ) -> None:
+        super().__init__(file, 5, buffer_callback=buffer_callback)
+        self.dispatch_table = table
+        self._foreign_main = foreign_main
+        self._globals: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # id -> (the copy, the original: held)
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType:
+            return NotImplemented if self._found_by_name(obj) else self._reduce_function(obj)
+        if kind is CellType:
+            return _reduce_cell(obj)
+        if kind is ModuleType:
+            return _reduce_module(obj)
+        if isinstance(obj, type):
+            if not self._found_by_name(obj):
+                raise NotPlain
+        return NotImplemented
+
+    def _found_by_name(self, obj: Any) -> bool:
+        if obj is type(None) or obj is type(NotImplemented) or obj is type(...):
+            return True  # pickle knows them, though no module shows them
+        name = getattr(obj, "__module__", None)
+        if not isinstance(name, str) or (self._foreign_main and name in ("__main__", "__mp_main__")):
+            return False
+        found: Any = sys.modules.get(name)
+        for part in obj.__qualname__.split("."):
+            found = getattr(found, part, None)
+        return found is obj
+
+    def _reduce_function(self, function: FunctionType) -> Any:
+        if getattr(function, "__type_params__", ()):
+            raise NotPlain
+        code, origin = function.__code__, function.__globals__
+        known = self._globals.get(id(origin))
+        if known is None:
+            known = self._globals[id(origin)] = ({name: origin[name] for name in _MODULE_NAMES if name in origin}, origin)
+        names = set(_global_names(code))
+        used = {name: origin[name] for name in sorted(names) if name in origin}
+        cells = function.__closure__ or ()
+        values = [*used.values(), *(cell.cell_contents for cell in cells if _is_filled(cell))]
+        state = (
+            used,
+            _submodules(values, code),
+            function.__defaults__,
+            function.__kwdefaults__,
+            function.__dict__,
+            function.__annotations__,
+            function.__qualname__,
+            function.__module__,
+            function.__doc__,
+        )
+        made_from = (marshal.dumps(code), known[0], function.__name__, cells)
+        # State after construction: a function may be among its own globals.
+        return _make_function, made_from, state, None, None, _set_state
+
+
+def _global_names(code: CodeType) -> Iterator[str]:
+    """The names that a function's code, and the functions and classes inside of it, may look up as globals."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _global_names(constant)
+
+
+def _submodules(values: list[Any], code: CodeType) -> list[str]:
+    """Modules that the code reaches as attributes of packages: `import a.b` makes a global of `a` only."""
+    names = None
+    found = []
+    for package in values:
+        if type(package) is not ModuleType or not hasattr(package, "__path__"):
+            continue
+        if names is None:
+            names = set(_global_names(code))
+        prefix = package.__name__ + "."
+        for name in list(sys.modules):
+            if name.startswith(prefix) and names.issuperset(name[len(prefix) :].split(".")):
+                found.append(name)
+    return found
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _reduce_cell(cell: CellType) -> Any:
+    if not _is_filled(cell):
+        return _make_cell, ()
+    # Contents after construction: a function may be in its own cell.
+    return _make_cell, (), (cell.cell_contents,), None, None, _fill_cell
+
+
+def _reduce_module(module: ModuleType) -> Any:
+    if sys.modules.get(module.__name__) is not module or module.__name__ in ("__main__", "__mp_main__"):
+        raise NotPlain
+    if getattr(module, "__spec__", None) is None:
+        raise NotPlain
+    return _import_module, (module.__name__,)
+
+
+# -- the reader's side --
+
+
+def _make_function(code: bytes, namespace: dict[str, Any], name: str, cells: tuple[CellType, ...]) -> FunctionType:
+    namespace.setdefault("__builtins__", builtins)
+    return FunctionType(marshal.loads(code), namespace, name, None, cells or None)
+
+
+def _set_state(function: FunctionType, state: tuple[Any, ...]) -> None:
+    used, submodules, defaults, keyword_defaults, attributes, annotations, qualified_name, module, text = state
+    function.__globals__.update(used)
+    for name in submodules:
+        __import__(name)
+    function.__defaults__ = defaults
+    function.__kwdefaults__ = keyword_defaults
+    function.__dict__.update(attributes)
+    function.__annotations__ = annotations
+    function.__qualname__ = qualified_name
+    function.__module__ = module
+    function.__doc__ = text
+
+
+def _make_cell() -> CellType:
+    return CellType()
+
+
+def _fill_cell(cell: CellType, contents: tuple[Any]) -> None:
+    cell.cell_contents = contents[0]
+
+
+def _import_module(name: str) -> ModuleType:
+    __import__(name)
+    return sys.modules[name]
+
+
+# -- the writer's side --
+
+
+def dumps(
+    obj: Any, buffer_callback: Callable[[Any], Any] | None, table: dict[Any, Any], foreign_main: bool
+) -> bytes:
+    """Pickle with functions by value where they cannot be found by name in the reader.
+
+    table: reducers by type, as a pickler's dispatch_table.
+    foreign_main: the reader's `__main__` is another program's: nothing of ours is found in it.
+
+    Raises NotPlain, or what pickle raises, where cloudpickle must do it (or say why not).
+    """
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
+        raise NotPlain  # the program asked for modules by value
+    file = io.BytesIO()
+    _Pickler(file, buffer_callback, table, foreign_main).dump(obj)
+    return file.getvalue()

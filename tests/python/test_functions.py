@@ -1,0 +1,180 @@
+"""Functions by value: what arrives means what was sent, with cloudpickle only where it is needed."""
+
+from __future__ import annotations
+
+import _pickle
+import os.path
+import sys
+import xml
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import run_program
+
+from shoal import _functions
+
+FACTOR = 3
+
+
+def sent(obj: Any) -> Any:
+    """As it arrives, by our own way (NotPlain where that is not for us)."""
+    return _pickle.loads(_functions.dumps(obj, None, {}, False))
+
+
+def test_a_lambda_arrives() -> None:
+    arrived = sent(lambda x, y=2, *, z=5: (x, y, z, FACTOR))
+    assert arrived(1) == (1, 2, 5, 3)
+    assert arrived(1, 7, z=0) == (1, 7, 0, 3)
+
+
+def test_globals_are_a_copy_of_those_the_code_names() -> None:
+    arrived = sent(lambda: FACTOR)
+    assert "FACTOR" in arrived.__globals__ and "Path" not in arrived.__globals__
+    arrived.__globals__["FACTOR"] = 4
+    assert (arrived(), FACTOR) == (4, 3)
+    assert arrived.__globals__["__name__"] == __name__
+
+
+def test_a_recursive_closure_calls_itself() -> None:
+    def factorial(n: int) -> int:
+        return 1 if n == 0 else n * factorial(n - 1)
+
+    arrived = sent(factorial)
+    assert arrived(10) == 3628800
+    assert arrived.__closure__[0].cell_contents is arrived
+
+
+def test_functions_of_one_message_share_their_globals_and_cells() -> None:
+    count = 0
+
+    def add() -> None:
+        nonlocal count
+        count += 1
+
+    def read() -> int:
+        return count
+
+    arrived_add, arrived_read = sent([add, read])
+    arrived_add()
+    arrived_add()
+    assert (arrived_read(), read()) == (2, 0)
+    assert arrived_add.__globals__ is arrived_read.__globals__
+
+
+def test_an_empty_cell_stays_empty() -> None:
+    def outer() -> Callable[[], int]:
+        def inner() -> int:
+            return late
+
+        if FACTOR < 0:
+            late = 1
+        return inner
+
+    with pytest.raises(NameError, match="late"):
+        sent(outer())()
+
+
+def test_what_describes_a_function_arrives_with_it() -> None:
+    def described(x: int) -> str:
+        """What it is for."""
+        return str(x)
+
+    described.note = [1, 2]  # type: ignore[attr-defined]
+    arrived = sent(described)
+    assert arrived.__doc__ == "What it is for."
+    assert arrived.__name__ == "described"
+    assert arrived.__qualname__ == described.__qualname__
+    assert arrived.__module__ == __name__
+    assert arrived.__annotations__ == described.__annotations__
+    assert arrived.note == [1, 2]
+
+
+def test_names_inside_of_inner_functions_and_comprehensions_count() -> None:
+    assert sent(lambda: [FACTOR * i for i in range(2)] + (lambda: [os.path.sep])())() == [0, 3, "/"]
+
+
+def test_a_submodule_that_the_code_reaches_through_its_package_is_imported() -> None:
+    import xml.dom.minidom
+
+    function = lambda: xml.dom.minidom.parseString("<a/>").documentElement.tagName  # noqa: E731
+    pickled = _functions.dumps(function, None, {}, False)
+    assert b"xml.dom.minidom" in pickled
+    assert _pickle.loads(pickled)() == "a"
+
+
+def test_types_that_no_module_shows_are_found() -> None:
+    assert sent([lambda: None, type(None), type(...), type(NotImplemented), int])[1:] == [
+        type(None),
+        type(...),
+        type(NotImplemented),
+        int,
+    ]
+
+
+@pytest.mark.parametrize("what", ["class", "method", "module"])
+def test_what_is_not_plain_is_left_to_cloudpickle(what: str) -> None:
+    import types
+
+    class Local:
+        def method(self) -> int:
+            return 1
+
+    value = {"class": Local, "method": Local().method, "module": types.ModuleType("made_up")}[what]
+    with pytest.raises(_functions.NotPlain):
+        sent(lambda: value)
+
+
+PROGRAM = """
+    import sys
+    from shoal.joblib import Parallel, delayed
+
+    LIMIT = 4
+
+    def helper(x):
+        return x + LIMIT
+
+    def even(n):
+        return True if n == 0 else odd(n - 1)
+
+    def odd(n):
+        return False if n == 0 else even(n - 1)
+
+    {extra}
+
+    def work(x):
+        return helper(x), even(x), "cloudpickle" in sys.modules, {use}
+
+    if __name__ == "__main__":
+        print(Parallel(n_jobs=2)(delayed(work)(i) for i in range(4)))
+        print("cloudpickle" in sys.modules)
+"""
+
+
+def test_a_programs_plain_functions_need_no_cloudpickle(tmp_path: Path) -> None:
+    done = run_program(tmp_path, PROGRAM.format(extra="", use="None"))
+    assert done.stdout.splitlines() == [
+        str([(i + 4, i % 2 == 0, False, None) for i in range(4)]),
+        "False",
+    ], done.stderr
+
+
+def test_a_programs_classes_go_by_cloudpickle(tmp_path: Path) -> None:
+    done = run_program(tmp_path, PROGRAM.format(extra="class Point:\n        x = 5", use="Point().x"))
+    assert done.stdout.splitlines() == [
+        str([(i + 4, i % 2 == 0, True, 5) for i in range(4)]),
+        "True",
+    ], done.stderr
+
+
+def test_modules_that_the_program_wants_by_value_are_left_to_cloudpickle() -> None:
+    import cloudpickle
+
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        with pytest.raises(_functions.NotPlain):
+            sent(lambda: FACTOR)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
