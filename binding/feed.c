@@ -124,6 +124,8 @@ static int submit_batch(PoolObject *pool, JobObject *job, Py_ssize_t start, size
     *note = (struct task_note){.job = job, .start = start, .items = shoal_batch_count(pool->batch), .bytes = bytes};
     const shoal_task_options options = {
         .tag = (uint64_t)(uintptr_t)note,
+        .group = (uint64_t)(uintptr_t)job,
+        .time_limit = job->time_limit,
         .shared = job->shared,
         .flags = job->flags,
     };
@@ -151,6 +153,11 @@ static int feed_task(PoolObject *pool, JobObject *job)
     size_t large = 0;
     while (shoal_batch_count(pool->batch) < count && !broken) {
         PyObject *item = next_item(job);
+        if (job->cancelled != NULL) { /* by another thread, or by the iterator itself */
+            Py_XDECREF(item);
+            PyErr_Clear();
+            break;
+        }
         if (item == NULL) {
             job->length = job->next;
             if (PyErr_Occurred()) {
@@ -182,14 +189,18 @@ static int feed_task(PoolObject *pool, JobObject *job)
     }
     if (shoal_batch_count(pool->batch) == 0)
         return broken || job->length >= 0;
-    int result = pool->ended ? -2 : submit_batch(pool, job, start, large + shoal_batch_size(pool->batch));
+    int result = pool->ended || job->cancelled != NULL
+                     ? -2
+                     : submit_batch(pool, job, start, large + shoal_batch_size(pool->batch));
     if (result == 1)
         return 1;
     /* The items were taken from the source: they must end as something. */
     uint32_t items = shoal_batch_count(pool->batch);
     shoal_batch_clear(pool->batch, shoal_pool_heap(pool->pool));
     PyObject *type, *value, *traceback;
-    if (result == -2)
+    if (result == -2 && job->cancelled != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(job->cancelled), job->cancelled);
+    else if (result == -2)
         PyErr_SetString(PyExc_RuntimeError, "the pool was terminated");
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
@@ -290,8 +301,31 @@ static int deliver_results(PoolObject *pool, struct task_note *note, shoal_compl
     return 0;
 }
 
-/* What a dead worker left of a task: the item it held fails or is tried again, the rest goes out again. True: it is out
- * again. */
+/* Whether the item that a worker left undone is given out again. */
+static bool is_tried_again(struct task_note *note, const shoal_completion *completion)
+{
+    if (completion->outcome != SHOAL_EWORKERDIED)
+        return false;
+    if (completion->finished > completion->first)
+        note->deaths = 0; /* it is another item that was held this time */
+    return completion->blameless || note->deaths++ < note->job->retries;
+}
+
+/* The item that a worker left undone, and is not tried again, becomes an error. */
+static int settle_undone(struct task_note *note, Py_ssize_t index, const shoal_completion *completion)
+{
+    JobObject *job = note->job;
+    note->deaths = 0;
+    if (completion->outcome == SHOAL_EWORKERDIED || completion->outcome == SHOAL_ETASKTIMEOUT) {
+        PyObject *error = make_outcome(job, index, completion);
+        return error == NULL ? -1 : job_settle(job, index, error, true);
+    }
+    PyErr_SetString(PyExc_MemoryError, "the worker had no shared memory for the result of this item");
+    return settle_raised(job, index);
+}
+
+/* What a worker left of a task: the item it held fails or is tried again, the rest goes out again, unless the job was
+ * cancelled. *again: the task is out. */
 static int settle_rest(PoolObject *pool, struct task_note *note, shoal_completion *completion, bool *again)
 {
     JobObject *job = note->job;
@@ -299,22 +333,16 @@ static int settle_rest(PoolObject *pool, struct task_note *note, shoal_completio
     *again = false;
     if (from >= completion->items)
         return 0;
-    if (completion->finished > completion->first)
-        note->deaths = 0; /* it is another item that was held this time */
-    if (completion->outcome != SHOAL_EWORKERDIED || note->deaths++ >= job->retries) {
-        PyObject *error;
-        if (completion->outcome == SHOAL_EWORKERDIED) {
-            error = make_worker_died(pool->state, note->start + (Py_ssize_t)from, completion);
-            if (error == NULL)
-                return -1;
-            if (job_settle(job, note->start + (Py_ssize_t)from, error, true) != 0)
-                return -1;
-        } else {
-            PyErr_SetString(PyExc_MemoryError, "the worker had no shared memory for the result of this item");
-            if (settle_raised(job, note->start + (Py_ssize_t)from) != 0)
+    if (job->cancelled != NULL) {
+        for (; from < completion->items; from++) {
+            if (job_settle(job, note->start + (Py_ssize_t)from, Py_NewRef(job->cancelled), true) != 0)
                 return -1;
         }
-        note->deaths = 0;
+        return 0;
+    }
+    if (!is_tried_again(note, completion)) {
+        if (settle_undone(note, note->start + (Py_ssize_t)from, completion) != 0)
+            return -1;
         from++;
     }
     note->settled = from;

@@ -6,6 +6,7 @@
  */
 #include "pool.h"
 
+#include <string.h>
 #include <structmember.h>
 #include <unistd.h>
 
@@ -55,6 +56,27 @@ static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, b
     return 0;
 }
 
+/* Not iterating: a place for the result of this item. */
+static int make_place(JobObject *job, Py_ssize_t index)
+{
+    if (index >= job->room) {
+        Py_ssize_t room = index + index / 2 + 64;
+        uint8_t *have = PyMem_Realloc(job->have, (size_t)room);
+        if (have == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        memset(have + job->room, 0, (size_t)(room - job->room));
+        job->have = have;
+        job->room = room;
+    }
+    while (index >= PyList_GET_SIZE(job->results)) {
+        if (PyList_Append(job->results, Py_None) != 0)
+            return -1;
+    }
+    return 0;
+}
+
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
 {
     if (value == NULL)
@@ -72,7 +94,11 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
     }
     if (job->iterates)
         return settle_iterating(job, index, value, failed);
-    if (index < 0 || index >= PyList_GET_SIZE(job->results) || job->have[index]) {
+    if (make_place(job, index) != 0) {
+        Py_DECREF(value);
+        return -1;
+    }
+    if (index < 0 || job->have[index]) {
         Py_DECREF(value);
         return 0;
     }
@@ -292,6 +318,38 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
     return value;
 }
 
+/* Fail what no worker has begun; with `kill` also what is at hand. Whether there was any. */
+static PyObject *job_cancel(PyObject *self, PyObject *args)
+{
+    JobObject *job = (JobObject *)self;
+    PoolObject *pool = job->pool;
+    PyObject *error;
+    int kill = 0;
+    if (!PyArg_ParseTuple(args, "O|p:cancel", &error, &kill))
+        return NULL;
+    if (!PyExceptionInstance_Check(error)) {
+        PyErr_SetString(PyExc_TypeError, "cancel() takes an exception instance");
+        return NULL;
+    }
+    if (job->complete || pool->pool == NULL)
+        Py_RETURN_FALSE;
+    if (pool_enter(pool) != 0)
+        return NULL;
+    if (job->cancelled == NULL)
+        job->cancelled = Py_NewRef(error);
+    bool any = shoal_pool_cancel(pool->pool, (uint64_t)(uintptr_t)job, kill) > 0;
+    int result = 0;
+    if (job->length < 0)
+        job->length = job->next;
+    for (; result == 0 && job->next < job->length; any = true)
+        result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
+    if (result == 0)
+        result = job_check(job);
+    request_help(pool);
+    pool_leave(pool);
+    return result != 0 ? NULL : PyBool_FromLong(any);
+}
+
 static PyObject *job_finish_callback(PyObject *self, PyObject *unused)
 {
     JobObject *job = (JobObject *)self;
@@ -314,32 +372,34 @@ static int job_take_source(JobObject *job, PyObject *source)
     job->length = job->is_sequence ? PySequence_Fast_GET_SIZE(source) : -1;
     if (job->iterates)
         return 0;
-    if (!job->is_sequence) {
-        PyErr_SetString(PyExc_TypeError, "a job that does not iterate takes a list or tuple");
+    const Py_ssize_t known = job->length > 0 ? job->length : 0;
+    job->results = PyList_New(known);
+    if (job->results == NULL)
         return -1;
-    }
-    job->results = PyList_New(job->length);
-    job->have = PyMem_Calloc((size_t)job->length + 1, 1);
-    if (job->results == NULL || job->have == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_NoMemory();
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < job->length; i++)
+    for (Py_ssize_t i = 0; i < known; i++)
         PyList_SET_ITEM(job->results, i, Py_NewRef(Py_None));
+    job->have = PyMem_Calloc((size_t)known + 1, 1);
+    if (job->have == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    job->room = known;
     return 0;
 }
 
 static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"pool",    "source", "shared", "mode",     "chunk",       "retries",
-                            "iterate", "window", "values", "callback", "owns_shared", NULL};
-    PyObject *pool_object, *source, *callback = Py_None;
+    static char *names[] = {"pool",   "source", "shared",   "mode",        "chunk",      "retries", "iterate",
+                            "window", "values", "callback", "owns_shared", "time_limit", NULL};
+    PyObject *pool_object, *source, *callback = Py_None, *seconds = Py_None;
     unsigned int shared, mode = CALL_ONE, chunk = 0, retries = 0;
     int iterate = 0, values = 0, owns_shared = 0;
     Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOp:Job", names, &pool_object, &source, &shared, &mode,
-                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOpO:Job", names, &pool_object, &source, &shared, &mode,
+                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared, &seconds))
+        return NULL;
+    int64_t time_limit;
+    if (module_timeout(seconds, &time_limit) != 0)
         return NULL;
     if (!pool_is_pool(pool_object)) {
         PyErr_SetString(PyExc_TypeError, "a job needs an engine pool");
@@ -353,6 +413,7 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     job->flags = mode << TASK_CALL_SHIFT | (retries > 0 ? SHOAL_TASK_KEEPS_BLOCKS : 0);
     job->chunk = chunk;
     job->retries = retries;
+    job->time_limit = seconds == Py_None || time_limit == SHOAL_FOREVER ? 0 : time_limit > 0 ? time_limit : 1;
     job->iterates = iterate != 0;
     job->ordered = iterate == 1;
     job->window = window;
@@ -375,6 +436,7 @@ static int job_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(job->source);
     Py_VISIT(job->results);
     Py_VISIT(job->error);
+    Py_VISIT(job->cancelled);
     Py_VISIT(job->callback);
     for (size_t i = 0; i < job->capacity; i++)
         Py_VISIT(job->entries[i].value);
@@ -387,6 +449,7 @@ static int job_clear(PyObject *self)
     Py_CLEAR(job->source);
     Py_CLEAR(job->results);
     Py_CLEAR(job->error);
+    Py_CLEAR(job->cancelled);
     Py_CLEAR(job->callback);
     for (size_t i = 0; i < job->capacity; i++)
         Py_CLEAR(job->entries[i].value);
@@ -417,6 +480,9 @@ static PyMethodDef job_methods[] = {
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
      "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
+    {"cancel", job_cancel, METH_VARARGS,
+     "cancel(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this exception; "
+     "whether there was any."},
     {"finish_callback", job_finish_callback, METH_NOARGS,
      "finish_callback()\n--\n\nThe callback ran: the job counts as ready from now on."},
     {NULL, NULL, 0, NULL},

@@ -66,6 +66,7 @@ static int module_exec(PyObject *module)
         DO((state)->pickle_loads);                                                                                     \
         DO((state)->worker_died);                                                                                      \
         DO((state)->remote_error);                                                                                     \
+        DO((state)->task_timeout);                                                                                     \
         DO((state)->unsendable);                                                                                       \
         DO((state)->queue_full);                                                                                       \
         DO((state)->queue_empty);                                                                                      \

@@ -13,8 +13,10 @@ typedef struct {
     PyObject *pickle_dumps;                  /* (object, buffer_callback) -> bytes; falls back to cloudpickle */
     PyObject *pickle_dumps_for_foreign_main; /* the same, for a reader whose __main__ is another */
     PyObject *pickle_loads;                  /* (bytes-like, buffers) -> object */
-    PyObject *worker_died; /* (item, pid, exit code, signal) -> exception; set by configure_pool, as are the next two */
+    PyObject
+        *worker_died; /* (item, pid, exit code, signal) -> exception; set by configure_pool, as are the next three */
     PyObject *remote_error;             /* (exception) -> what travels in its place, with its traceback */
+    PyObject *task_timeout;             /* (item, pid, seconds) -> exception */
     PyObject *unsendable;               /* (exception, result) -> exception, for a result that cannot be pickled */
     PyObject *queue_full, *queue_empty; /* exceptions; set by configure_queue */
     PyObject *loan_type;                /* the exporter of a lent block's memory */

@@ -36,12 +36,16 @@ void pool_leave(PoolObject *pool)
         close_now(pool);
 }
 
-PyObject *make_worker_died(module_state *state, Py_ssize_t item, const shoal_completion *completion)
+PyObject *make_outcome(const JobObject *job, Py_ssize_t item, const shoal_completion *completion)
 {
+    module_state *state = job->pool->state;
     if (state->worker_died == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "shoal._engine.configure_pool() was not called");
         return NULL;
     }
+    if (completion->outcome == SHOAL_ETASKTIMEOUT)
+        return PyObject_CallFunction(state->task_timeout, "nid", item, (int)completion->worker_pid,
+                                     (double)job->time_limit / 1e9);
     return PyObject_CallFunction(state->worker_died, "niii", item, (int)completion->worker_pid,
                                  (int)completion->exit.code, (int)completion->exit.signal);
 }
@@ -365,8 +369,12 @@ static PyObject *pool_numbers(PyObject *self, PyObject *args)
     pool_leave(pool);
     if (error != 0)
         return module_raise(error, "no such worker");
-    return Py_BuildValue("{s:i,s:K,s:K,s:d}", "pid", (int)numbers.pid, "tasks", (unsigned long long)numbers.tasks,
-                         "items", (unsigned long long)numbers.items, "busy", (double)numbers.busy / 1e9);
+    const int64_t served = numbers.since != 0 ? shoal_clock_now() - numbers.since : 0;
+    const int64_t idle = served > numbers.busy ? served - numbers.busy : 0;
+    return Py_BuildValue("{s:i,s:K,s:K,s:d,s:d,s:K,s:K}", "pid", (int)numbers.pid, "tasks",
+                         (unsigned long long)numbers.tasks, "items", (unsigned long long)numbers.items, "busy",
+                         (double)numbers.busy / 1e9, "idle", (double)idle / 1e9, "bytes_in",
+                         (unsigned long long)numbers.bytes_in, "bytes_out", (unsigned long long)numbers.bytes_out);
 }
 
 static PyObject *pool_get_outstanding(PyObject *self, void *closure)
@@ -452,9 +460,10 @@ static PyType_Spec pool_spec = {
 static PyObject *configure_pool(PyObject *module, PyObject *args)
 {
     module_state *state = module_get_state(module);
-    PyObject *worker_died, *remote_error, *unsendable;
-    if (!PyArg_ParseTuple(args, "OOO:configure_pool", &worker_died, &remote_error, &unsendable))
+    PyObject *worker_died, *task_timeout, *remote_error, *unsendable;
+    if (!PyArg_ParseTuple(args, "OOOO:configure_pool", &worker_died, &task_timeout, &remote_error, &unsendable))
         return NULL;
+    Py_XSETREF(state->task_timeout, Py_NewRef(task_timeout));
     Py_XSETREF(state->worker_died, Py_NewRef(worker_died));
     Py_XSETREF(state->remote_error, Py_NewRef(remote_error));
     Py_XSETREF(state->unsendable, Py_NewRef(unsendable));
@@ -463,7 +472,7 @@ static PyObject *configure_pool(PyObject *module, PyObject *args)
 
 static PyMethodDef functions[] = {
     {"configure_pool", configure_pool, METH_VARARGS,
-     "configure_pool(worker_died, remote_error, unsendable)\n--\n\nWhat makes a pool's exceptions."},
+     "configure_pool(worker_died, task_timeout, remote_error, unsendable)\n--\n\nWhat makes a pool's exceptions."},
     {NULL, NULL, 0, NULL},
 };
 

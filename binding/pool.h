@@ -61,13 +61,15 @@ struct PoolObject {
 
 struct JobObject {
     PyObject_HEAD
-    PoolObject *pool;  /* strong */
-    PyObject *source;  /* a list or tuple, or an iterator; NULL once it is used up */
-    PyObject *results; /* list: of all results (collected) or of those not taken yet, in a window */
-    PyObject *error;   /* of the first item, in order, that failed */
+    PoolObject *pool;    /* strong */
+    PyObject *source;    /* a list or tuple, or an iterator; NULL once it is used up */
+    PyObject *results;   /* list: of all results (collected) or of those not taken yet, in a window */
+    PyObject *error;     /* of the first item, in order, that failed */
+    PyObject *cancelled; /* what the items become that were not begun when the job was cancelled; NULL: it was not */
     Py_ssize_t error_index;
     PyObject *callback; /* what Python runs once the job is done, before it counts as ready; NULL */
     uint8_t *have;      /* not iterating: which results are there */
+    Py_ssize_t room;    /* of `have`; `results` is as long as the last item that is settled needs */
     Py_ssize_t length;  /* items; -1 while an iterator has not ended */
     Py_ssize_t next;    /* items handed out */
     Py_ssize_t settled; /* items that have a result or an error */
@@ -76,6 +78,7 @@ struct JobObject {
     Py_ssize_t window;  /* results ahead of the reader, 0: no limit */
     uint32_t chunk;     /* 0: by measured time */
     uint32_t shared, flags, retries;
+    int64_t time_limit; /* ns an item may take; 0: no limit */
     uint32_t tasks_out;
     uint32_t waiters;
     shoal_pace pace;
@@ -123,7 +126,7 @@ int job_add(PyObject *module);
 /* Callbacks ran, or there are none: the job counts as ready. */
 void job_make_ready(JobObject *job);
 
-/* An instance of the package's WorkerDied for an item. */
-PyObject *make_worker_died(module_state *state, Py_ssize_t item, const shoal_completion *completion);
+/* An instance of the package's WorkerDied, or TaskTimeout, for an item that was not done. */
+PyObject *make_outcome(const JobObject *job, Py_ssize_t item, const shoal_completion *completion);
 
 #endif

@@ -336,11 +336,25 @@ static int claim(WorkerObject *worker, shoal_task **task)
     return 0;
 }
 
+/* Whether this process has more private memory than so many bytes. Asked once a millisecond at most: short tasks must
+ * not pay for it, and a task that takes much memory takes longer. */
+static bool is_over(uint64_t limit, int64_t *looked_at)
+{
+    int64_t now = shoal_clock_now();
+    uint64_t memory;
+    if (now - *looked_at < SHOAL_MILLISECOND)
+        return false;
+    *looked_at = now;
+    return shoal_memory_private(&memory) == 0 && memory > limit;
+}
+
 static PyObject *worker_run(PyObject *self, PyObject *args)
 {
     WorkerObject *worker = (WorkerObject *)self;
     Py_ssize_t most = 0, done = 0;
-    if (!PyArg_ParseTuple(args, "|n:run", &most))
+    unsigned long long memory_limit = 0;
+    int64_t looked_at = 0;
+    if (!PyArg_ParseTuple(args, "|nK:run", &most, &memory_limit))
         return NULL;
     if (worker->state->remote_error == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "shoal._engine.configure_pool() was not called");
@@ -356,13 +370,16 @@ static PyObject *worker_run(PyObject *self, PyObject *args)
         if (do_task(worker, task) != 0)
             return NULL;
         done++;
+        if (memory_limit > 0 && is_over(memory_limit, &looked_at))
+            break;
     }
     return PyLong_FromSsize_t(done);
 }
 
 static PyMethodDef worker_methods[] = {
     {"run", worker_run, METH_VARARGS,
-     "run(tasks=0)\n--\n\nServe until the pool shuts or so many tasks were done (0: no limit); how many were."},
+     "run(tasks=0, memory_limit=0)\n--\n\nServe until the pool shuts, so many tasks were done, or this process has "
+     "more private memory than so many bytes after a task (0: no limit); how many were done."},
     {NULL, NULL, 0, NULL},
 };
 

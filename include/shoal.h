@@ -40,6 +40,7 @@ enum shoal_error {
     SHOAL_ETASKTIMEOUT = -5002, /* the item ran longer than it may, and its worker was killed */
     SHOAL_ECANCELLED = -5003,   /* the item was taken back before it ran */
     SHOAL_ECORRUPT = -5004,     /* shared memory or a file holds what no sound program writes */
+    SHOAL_EOWNERDIED = -5005,   /* the process that held the lock died */
 };
 
 /** The meaning of a code, as a sentence without a full stop. Never NULL; static storage; any thread. */
@@ -50,6 +51,10 @@ SHOAL_API int64_t shoal_clock_now(void);
 
 /** How many cpus this process may run on (its affinity mask), at least 1. Not limited by a cgroup's quota. */
 SHOAL_API uint32_t shoal_cpu_count(void);
+
+/** Bytes of memory that this process alone has in use: resident, less what it shares (files, regions). Linux's own
+ * count, some pages late. Takes some 5 us. Returns 0, -EIO, or why /proc cannot be read. */
+SHOAL_API int shoal_memory_private(uint64_t *bytes);
 
 /* ---------------------------------------------------------------- memory ---- */
 
@@ -148,6 +153,259 @@ struct shoal_heap_numbers {
 SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out);
 
 /* ------------------------------------------------------------------ sync ---- */
+
+/* Lock, semaphore, condition, event, barrier: each lives in a region of its own, which the kernel frees with the last
+ * process. A child of fork goes on using the handle it inherited; any other process attaches to the descriptor of
+ * shoal_…_fd, which stays the handle's and is duplicated by the attach. Processes that share one must see each other
+ * in /proc (one pid namespace), as that is how it is known who lives. All threads may make all calls at once, but for
+ * shoal_…_close.
+ *
+ * Waiting: some microseconds of looking, then sleep. Nobody is woken but who sleeps. A process that is killed at any
+ * instruction, waiting, holding or waking, delays the others by half a second at the most; what cannot go on without it
+ * says SHOAL_EOWNERDIED. -EINTR is returned only to who sleeps; nothing was taken then.
+ *
+ * Errors that all of …_create have: -EINVAL (unknown flags, a number out of its range), and those of
+ * shoal_region_create. Of …_attach: SHOAL_ECORRUPT (not a lock, semaphore …), and those of shoal_region_attach. Of
+ * every call that must know who calls: -ENOSYS (there is no /proc). */
+
+/** Positive, not an error: what was waited for is the caller's now, but its last owner died with it. */
+#define SHOAL_INHERITED 1
+
+/**
+ * A lock that one thread holds at a time.
+ *
+ * Its state is one word that names the owner, so that there is no instant at which it is not known who holds it. Any
+ * thread of any process may release it, whoever acquired it, except a recursive one. There is no order among those who
+ * wait. A child of fork does not hold what its parent holds. A thread that ends does not release what it holds.
+ */
+typedef struct shoal_lock shoal_lock;
+
+/** The thread that holds it may acquire it again, and releases it as often; no other thread may release it. */
+#define SHOAL_LOCK_RECURSIVE 1u
+/** Whoever comes first after the owner's death gets the lock, with SHOAL_INHERITED, to repair what it protects. */
+#define SHOAL_LOCK_ROBUST 2u
+
+typedef struct shoal_lock_options {
+    uint32_t flags; /* SHOAL_LOCK_… */
+} shoal_lock_options;
+
+/** Make a lock, free. `options` may be NULL. The caller owns the handle and ends it with shoal_lock_close. */
+SHOAL_API int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out);
+SHOAL_API int shoal_lock_attach(int fd, shoal_lock **out);
+SHOAL_API int shoal_lock_fd(const shoal_lock *lock);
+/** Drop this process's handle. The lock stays as it is, also held. NULL is allowed. */
+SHOAL_API void shoal_lock_close(shoal_lock *lock);
+
+/**
+ * Take the lock, waiting for it while another holds it. A thread that holds a plain lock waits for itself (another may
+ * release it).
+ *
+ * timeout  nanoseconds to wait; 0 does not wait, SHOAL_FOREVER has no limit
+ *
+ * Returns 0, or
+ *   SHOAL_INHERITED   (robust) taken; the process that held it died, what it protects may be half done
+ *   -ETIMEDOUT        others held it all the time
+ *   -EINTR            a signal handler ran
+ *   SHOAL_EOWNERDIED  (not robust) the process that held it died. So do all calls from now on, until shoal_lock_reset
+ * or a shoal_lock_release -EOVERFLOW        (recursive) acquired 4 billion times
+ *
+ * Free, it costs some tens of nanoseconds and no system call. A death is noticed by who waits within 10 ms at first,
+ * within half a second after a long wait; and at the 10 ms by who tries again and again with timeout 0.
+ */
+SHOAL_API int shoal_lock_acquire(shoal_lock *lock, int64_t timeout);
+
+/**
+ * Give the lock back, and wake one that waits for it.
+ * Returns 0, -EINVAL (nobody holds it), -EPERM (recursive, and the calling thread does not hold it).
+ *
+ * Releasing for a process that has died makes the lock usable again: the caller says that all is well.
+ */
+SHOAL_API int shoal_lock_release(shoal_lock *lock);
+
+/** Make a lock whose owner died free again. Returns 0 (also where nobody holds it), -EBUSY (the owner lives). */
+SHOAL_API int shoal_lock_reset(shoal_lock *lock);
+
+/** Who holds a lock, at the instant of the look. */
+typedef struct shoal_lock_holder {
+    pid_t pid;       /* 0: nobody */
+    pid_t thread;    /* its thread id; 0 when `died` */
+    uint32_t count;  /* how many times it is to be released: 0 or 1, more where it is recursive */
+    int32_t is_mine; /* 1: the calling thread holds it */
+    int32_t died;    /* 1: the owner is known to have died (not asked for by this call) */
+} shoal_lock_holder;
+SHOAL_API void shoal_lock_look(const shoal_lock *lock, shoal_lock_holder *out);
+
+/**
+ * A semaphore: a number of units, taken and given back by anybody.
+ *
+ * By default a unit has no owner: one process may acquire and end, and another release, as where a semaphore counts
+ * items or is a signal. So a process that is killed with a unit takes it along, and nobody can tell that from the legal
+ * use: a false alarm would be worse than the wait. Where units stand for something that a process has while it lives
+ * (one of four licences, a place at a device), say SHOAL_SEMAPHORE_OWNED.
+ */
+typedef struct shoal_semaphore shoal_semaphore;
+
+#define SHOAL_SEMAPHORE_MOST 2147483647u /* units a semaphore may ever have */
+#define SHOAL_SEMAPHORE_OWNED_MOST 256u  /* units an owned one may have */
+
+/** Never more than `maximum` units: a release that would make it more fails. */
+#define SHOAL_SEMAPHORE_BOUNDED 1u
+/** Each unit belongs to the process that acquired it, and only that process releases it. Starts full: `value` units is
+ * all there are. When all are held, and some by the dead, an acquirer gets SHOAL_EOWNERDIED. */
+#define SHOAL_SEMAPHORE_OWNED 2u
+/** With …_OWNED: the units of the dead are given to the next acquirers, with SHOAL_INHERITED. */
+#define SHOAL_SEMAPHORE_ROBUST 4u
+
+typedef struct shoal_semaphore_options {
+    uint32_t value;   /* units at first */
+    uint32_t maximum; /* with …_BOUNDED: units it may have, at least `value` */
+    uint32_t flags;   /* SHOAL_SEMAPHORE_… */
+} shoal_semaphore_options;
+
+/** Make a semaphore. The caller owns the handle and ends it with shoal_semaphore_close. */
+SHOAL_API int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out);
+SHOAL_API int shoal_semaphore_attach(int fd, shoal_semaphore **out);
+SHOAL_API int shoal_semaphore_fd(const shoal_semaphore *semaphore);
+/** Drop this process's handle; units that it holds stay taken. NULL is allowed. */
+SHOAL_API void shoal_semaphore_close(shoal_semaphore *semaphore);
+
+/** Take one unit, waiting `timeout` nanoseconds for it. Returns 0, -ETIMEDOUT, -EINTR; of an owned one also
+ * SHOAL_INHERITED (robust) and SHOAL_EOWNERDIED (all are held, and some by processes that died). */
+SHOAL_API int shoal_semaphore_acquire(shoal_semaphore *semaphore, int64_t timeout);
+/**
+ * Give back, or add, `count` units, and wake as many that wait. All or none.
+ * Returns 0, -EINVAL (count 0), -EOVERFLOW (it would have more than its maximum), -EPERM (owned, and this process does
+ * not hold so many).
+ */
+SHOAL_API int shoal_semaphore_release(shoal_semaphore *semaphore, uint32_t count);
+/** How many units are free now. */
+SHOAL_API uint32_t shoal_semaphore_value(const shoal_semaphore *semaphore);
+SHOAL_API uint32_t shoal_semaphore_maximum(const shoal_semaphore *semaphore);
+/** Of an owned one: free the units of the dead. Out: how many (may be NULL). -EINVAL: not an owned one. */
+SHOAL_API int shoal_semaphore_reset(shoal_semaphore *semaphore, uint32_t *freed);
+
+/**
+ * A condition: waiting, with a lock given up meanwhile, until another says that something changed.
+ *
+ * A notification goes to those who wait at that time, the longest-waiting first, and to nobody who comes later. One
+ * that went to a waiter that was killed is taken over by another of them, within half a second. Apart from that, and
+ * from a death between taking a notification over and returning, each wait that returns 0 had a notification of its
+ * own. At most 4096 threads wait at a time.
+ */
+typedef struct shoal_condition shoal_condition;
+
+/** Make a condition over `lock`, a handle that must stay open as long as this one. The caller ends it with
+ * shoal_condition_close. */
+SHOAL_API int shoal_condition_create(shoal_lock *lock, shoal_condition **out);
+/** `lock` must be attached to the same lock as the condition was made over: -EINVAL otherwise. */
+SHOAL_API int shoal_condition_attach(int fd, shoal_lock *lock, shoal_condition **out);
+SHOAL_API int shoal_condition_fd(const shoal_condition *condition);
+/** Drop this process's handle, in which nobody may wait. NULL is allowed. */
+SHOAL_API void shoal_condition_close(shoal_condition *condition);
+
+/** How far a wait has come that a signal interrupted. Zero before a wait; all but `depth` is the engine's own. */
+typedef struct shoal_condition_turn {
+    uint64_t word;
+    uint32_t stage; /* 0: not waiting */
+    uint32_t slot;
+    uint32_t depth; /* how many times the lock was held */
+    uint32_t unused;
+} shoal_condition_turn;
+
+/**
+ * Release the lock, which the calling thread must hold (a recursive one wholly), wait for a notification, and take the
+ * lock again, as often as it was held.
+ *
+ * timeout  nanoseconds to wait for the notification; the lock is then waited for without limit
+ * turn     NULL: signals do not interrupt the wait. Else a zeroed structure: on -EINTR the lock is not held and the
+ * wait goes on; call again with the same turn, or shoal_condition_cancel
+ *
+ * Returns, holding the lock,
+ *   0                 notified
+ *   -ETIMEDOUT        not notified in time
+ *   SHOAL_INHERITED   (robust lock) the process that held the lock died; notified or not, look at what it protects
+ * or, not holding it,
+ *   -EINTR            a signal handler ran
+ *   SHOAL_EOWNERDIED  (lock not robust) the process that held the lock died, so nobody can notify
+ * or, as before, -EPERM (the caller does not hold the lock), -EUSERS (4096 wait).
+ */
+SHOAL_API int shoal_condition_wait(shoal_condition *condition, int64_t timeout, shoal_condition_turn *turn);
+/** End a wait that returned -EINTR, without the lock. A notification that it had got goes to another waiter. */
+SHOAL_API void shoal_condition_cancel(shoal_condition *condition, shoal_condition_turn *turn);
+/** Wake up to `count` of those who wait. The caller must hold the lock: -EPERM. Never blocks. */
+SHOAL_API int shoal_condition_notify(shoal_condition *condition, uint32_t count);
+SHOAL_API int shoal_condition_notify_all(shoal_condition *condition);
+
+/** An event: a flag that is waited for. */
+typedef struct shoal_event shoal_event;
+
+/** Make an event, not set. The caller owns the handle and ends it with shoal_event_close. */
+SHOAL_API int shoal_event_create(shoal_event **out);
+SHOAL_API int shoal_event_attach(int fd, shoal_event **out);
+SHOAL_API int shoal_event_fd(const shoal_event *event);
+SHOAL_API void shoal_event_close(shoal_event *event); /* NULL is allowed */
+/** Set the flag and wake all who wait. */
+SHOAL_API void shoal_event_set(shoal_event *event);
+SHOAL_API void shoal_event_clear(shoal_event *event);
+SHOAL_API int shoal_event_is_set(const shoal_event *event); /* 1 or 0 */
+/** Wait until the flag is set. Returns 0 (also where it was set during the wait and cleared at once), -ETIMEDOUT,
+ * -EINTR. */
+SHOAL_API int shoal_event_wait(shoal_event *event, int64_t timeout);
+
+/**
+ * A barrier: a fixed number of parties wait for each other, again and again.
+ *
+ * A party is a thread that waits; who they are does not matter. A round that cannot be completed breaks the barrier: a
+ * party timed out, its action failed, somebody called shoal_barrier_abort, or a process died while one of its threads
+ * waited. Then all waits, those under way and later ones, fail until shoal_barrier_reset. Where more threads than
+ * parties use it, those that come too early wait for the next round.
+ */
+typedef struct shoal_barrier shoal_barrier;
+
+#define SHOAL_BARRIER_MOST 4096u /* parties a barrier may have */
+
+/** Make a barrier of 1 to SHOAL_BARRIER_MOST parties. The caller owns the handle and ends it with
+ * shoal_barrier_close. */
+SHOAL_API int shoal_barrier_create(uint32_t parties, shoal_barrier **out);
+SHOAL_API int shoal_barrier_attach(int fd, shoal_barrier **out);
+SHOAL_API int shoal_barrier_fd(const shoal_barrier *barrier);
+/** Drop this process's handle, in which nobody may wait. NULL is allowed. */
+SHOAL_API void shoal_barrier_close(shoal_barrier *barrier);
+
+/** One wait at a barrier. Zero but for `action` and `context`. */
+typedef struct shoal_barrier_turn {
+    /** NULL, or runs once a round, in the party that came last, before the others go on. What it returns, if not 0,
+     * breaks the barrier and is returned by that party's wait. */
+    int (*action)(void *context);
+    void *context;
+    uint32_t index; /* out: 0 to parties - 1, another for each party of a round */
+    uint32_t stage; /* the engine's own */
+    uint64_t word;  /* the engine's own */
+} shoal_barrier_turn;
+
+/**
+ * Arrive, and wait until all parties have.
+ *
+ * timeout  nanoseconds to wait; running out breaks the barrier
+ * turn     NULL: no action, signals do not interrupt the wait, and the index is not told. Else on -EINTR the party
+ *          stays arrived; call again with the same turn, or break the barrier (shoal_barrier_abort)
+ *
+ * Returns 0, or
+ *   -ETIMEDOUT        the others did not come in time; the barrier is broken now
+ *   -EINTR            a signal handler ran
+ *   -EPIPE            the barrier is broken, or was reset meanwhile
+ *   SHOAL_EOWNERDIED  it is broken because a process died that waited at it, or in the action
+ *   what the action returned
+ */
+SHOAL_API int shoal_barrier_wait(shoal_barrier *barrier, int64_t timeout, shoal_barrier_turn *turn);
+/** Begin anew, broken or not; those who wait get -EPIPE. */
+SHOAL_API void shoal_barrier_reset(shoal_barrier *barrier);
+/** Break the barrier; those who wait get -EPIPE. With an interrupted wait's `turn`, which may be NULL, that wait is
+ * over. */
+SHOAL_API void shoal_barrier_abort(shoal_barrier *barrier, shoal_barrier_turn *turn);
+SHOAL_API uint32_t shoal_barrier_parties(const shoal_barrier *barrier);
+SHOAL_API uint32_t shoal_barrier_waiting(const shoal_barrier *barrier); /* how many have arrived in this round */
+SHOAL_API int shoal_barrier_broken(const shoal_barrier *barrier);       /* 1 or 0 */
 
 /* --------------------------------------------------------------- process ---- */
 
@@ -373,9 +631,12 @@ SHOAL_API int shoal_pool_share(shoal_pool *pool, const shoal_item *item, uint32_
 SHOAL_API void shoal_pool_unshare(shoal_pool *pool, uint32_t id);
 
 typedef struct shoal_task_options {
-    uint64_t tag;    /* comes back with the completion */
-    uint32_t shared; /* id of shoal_pool_share, or 0 */
-    uint32_t flags;  /* SHOAL_TASK_… and, in the upper 16 bits, the caller's own for the worker's side */
+    uint64_t tag;       /* comes back with the completion */
+    uint64_t group;     /* what shoal_pool_cancel names */
+    int64_t time_limit; /* ns that one item may take until its worker is killed and it fails with SHOAL_ETASKTIMEOUT;
+                           0: none. Kept by the thread that calls shoal_pool_supervise */
+    uint32_t shared;    /* id of shoal_pool_share, or 0 */
+    uint32_t flags;     /* SHOAL_TASK_… and, in the upper 16 bits, the caller's own for the worker's side */
 } shoal_task_options;
 
 #define SHOAL_TASK_KEEPS_BLOCKS                                                                                        \
@@ -391,6 +652,9 @@ SHOAL_API int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, cons
 SHOAL_API int shoal_pool_full(shoal_pool *pool);
 /** Wake sleeping workers for what was submitted; a load where none sleeps or one is awake already. */
 SHOAL_API void shoal_pool_wake(shoal_pool *pool);
+/** Begin no further item of the tasks of this group, which come back with SHOAL_ECANCELLED where items are left. Items
+ * at hand go on, or with `kill` their workers are killed. Returns how many tasks were not done yet. */
+SHOAL_API uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill);
 
 /* -- collecting -- */
 
@@ -398,7 +662,12 @@ typedef struct shoal_completion {
     uint64_t tag;
     uint32_t shared;
     uint32_t first, finished, items; /* results are here for items [first, finished) of the task's [0, items) */
-    int32_t outcome; /* 0; SHOAL_EWORKERDIED: item `finished` was with a worker that died, later ones were not begun */
+    /* 0, or what became of item `finished` (later ones were not begun): SHOAL_EWORKERDIED: it was with a worker that
+     * died; SHOAL_ETASKTIMEOUT: it took too long, and its worker was killed; SHOAL_ECANCELLED; SHOAL_ECORRUPT: the
+     * worker had no result for it */
+    int32_t outcome;
+    uint32_t
+        blameless; /* with SHOAL_EWORKERDIED: the pool killed that worker for another item: give this one out again */
     int32_t worker_pid;
     shoal_exit exit; /* how that worker ended, where it died */
     int64_t elapsed; /* nanoseconds that the worker spent on it since it took it */
@@ -481,7 +750,9 @@ typedef struct shoal_worker_numbers {
     int32_t pid;
     uint32_t owner;
     uint64_t tasks, items;
-    int64_t busy; /* nanoseconds */
+    int64_t busy;  /* nanoseconds in tasks */
+    int64_t since; /* shoal_clock_now when it began to serve; 0: it has not yet */
+    uint64_t bytes_in, bytes_out;
 } shoal_worker_numbers;
 SHOAL_API int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_worker_numbers *out);
 

@@ -20,6 +20,7 @@ static const struct {
     {SHOAL_ETASKTIMEOUT, "the item ran longer than it may, and its worker was killed"},
     {SHOAL_ECANCELLED, "the item was taken back before it ran"},
     {SHOAL_ECORRUPT, "shared memory or a file holds what no sound program writes"},
+    {SHOAL_EOWNERDIED, "the process that held the lock died"},
     {-EACCES, "permission denied"},
     {-EAGAIN, "no room, or too many processes, at the moment; try again"},
     {-EBADF, "not an open file descriptor"},

@@ -51,24 +51,27 @@ static inline uint32_t slot_generation_of(uint64_t word)
     return (uint32_t)(word >> 32);
 }
 
-#define SLOT_INLINE 168u
+#define SLOT_INLINE 144u
 
 struct slot {
     _Atomic uint64_t state;
     /* the submitter's */
-    uint64_t tag;
+    uint64_t tag, group;
     uint32_t shared, flags;
     uint32_t items, first; /* first: where this round begins; earlier items were done in a round before */
     uint64_t args_block;   /* 0: the items lie in `bytes`, from the start */
     uint64_t args_size;
+    int64_t time_limit; /* ns that an item may take; 0: no limit */
+    /* the submitter's process's, at any time: 1: no further item of the task is begun */
+    _Atomic uint32_t stop;
+    uint32_t results_from; /* where results begin in `bytes` (the submitter's, written with the items) */
     /* the owner's */
     _Atomic uint32_t finished;      /* items done, counted from 0; its increment publishes the result */
-    uint32_t results_from;          /* where results begin in `bytes` (the submitter's, written with the items) */
+    _Atomic uint32_t taken;         /* items whose blocks are the worker's, or about to be: set before they are */
     _Atomic uint64_t results_block; /* 0: in `bytes` */
     _Atomic uint64_t results_size;
-    int64_t elapsed;        /* ns */
-    _Atomic uint32_t taken; /* items whose blocks are the worker's, or about to be: set before they are */
-    uint32_t unused;
+    int64_t elapsed;       /* ns */
+    _Atomic int64_t began; /* when the item at hand was begun, where there is a limit; 0: none is at hand */
     uint8_t bytes[SLOT_INLINE];
 };
 static_assert(sizeof(struct slot) == 256, "four cache lines");
@@ -82,8 +85,10 @@ struct worker_record {
     _Atomic uint32_t cpu;         /* where it ran last */
     _Atomic uint64_t completions; /* head of its completion ring: how many it ever pushed */
     _Atomic uint64_t tasks, items;
-    _Atomic int64_t busy; /* ns */
-    uint8_t unused[128 - 48];
+    _Atomic int64_t busy;  /* ns */
+    _Atomic int64_t since; /* when it began to serve */
+    _Atomic uint64_t bytes_in, bytes_out;
+    uint8_t unused[128 - 72];
 };
 static_assert(sizeof(struct worker_record) == 128, "no two workers share a line, nor the pair that is prefetched");
 

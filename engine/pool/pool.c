@@ -76,6 +76,7 @@ int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out)
     pool->owner_process = getpid();
     pool->spin = (struct spin_budget)SPIN_INITIALIZER;
     pool->next_owner = 1;
+    pool->next_check = SHOAL_FOREVER;
 
     int error = table_create(slots, options->workers, &pool->table);
     if (error != 0)
@@ -243,6 +244,8 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     uint32_t index = pool->free_slots[--pool->free_count];
     struct slot *slot = &pool->table.slots[index];
     slot->tag = options->tag;
+    slot->group = options->group;
+    slot->time_limit = options->time_limit > 0 ? options->time_limit : 0;
     slot->shared = options->shared;
     slot->flags = options->flags;
     slot->items = batch->count;
@@ -256,13 +259,63 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     }
     atomic_store_explicit(&slot->finished, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->taken, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->stop, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->began, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->results_block, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->results_size, 0, memory_order_relaxed);
     slot->elapsed = 0;
     atomic_fetch_add_explicit(&pool->outstanding, 1, memory_order_relaxed);
+    bool look_sooner = false;
+    if (slot->time_limit > 0) {
+        pool->limited++;
+        look_sooner = shoal_clock_now() + slot->time_limit < pool->next_check;
+    }
     publish(pool, index);
     pthread_mutex_unlock(&pool->lock);
+    if (look_sooner)
+        shoal_pool_request_attention(pool, 0, 1);
     return 0;
+}
+
+/* Take back a slot that no worker has claimed. Locked. */
+static bool take_back(shoal_pool *pool, uint32_t index)
+{
+    struct slot *slot = &pool->table.slots[index];
+    uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+    if (slot_state_of(word) != SLOT_READY)
+        return false;
+    /* relaxed: what lies in the slot is this process's own; a worker that loses this race does not touch it */
+    if (!atomic_compare_exchange_strong_explicit(&slot->state, &word, slot_word(slot_generation_of(word), 0, SLOT_DONE),
+                                                 memory_order_relaxed, memory_order_relaxed))
+        return false;
+    pool->notes[index].outcome = SHOAL_ECANCELLED;
+    pool_list(pool, index);
+    return true;
+}
+
+uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
+{
+    uint32_t stopped = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->table.slot_count; i++) {
+        struct slot *slot = &pool->table.slots[i];
+        const enum slot_state state = slot_state_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
+        if (slot->group != group || (state != SLOT_READY && state != SLOT_RUNNING))
+            continue;
+        atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
+        stopped++;
+        if (take_back(pool, i) || !kill)
+            continue;
+        const uint32_t owner = slot_owner_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
+        for (uint32_t place = 0; place < pool->table.worker_count; place++) {
+            if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) == owner)
+                pool_condemn(pool, place, i, SHOAL_ECANCELLED);
+        }
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (stopped > 0)
+        shoal_pool_nudge(pool);
+    return stopped;
 }
 
 int shoal_pool_full(shoal_pool *pool)
@@ -391,15 +444,18 @@ int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
         .first = slot->first,
         .finished = finished,
         .items = slot->items,
-        .outcome = note.pid != 0 ? SHOAL_EWORKERDIED : 0,
+        .outcome = note.outcome != 0 ? note.outcome
+                   : note.pid != 0   ? SHOAL_EWORKERDIED
+                                     : 0,
+        .blameless = note.blameless,
         .worker_pid = note.pid,
         .exit = note.exit,
         .elapsed = slot->elapsed,
         .slot = index,
         .left = finished - slot->first,
     };
-    if (finished < slot->items && note.pid == 0)
-        out->outcome = SHOAL_ECORRUPT;
+    if (finished < slot->items && out->outcome == 0)
+        out->outcome = atomic_load_explicit(&slot->stop, memory_order_relaxed) != 0 ? SHOAL_ECANCELLED : SHOAL_ECORRUPT;
     if (!pool_results(pool, slot, &out->next_result, &out->results_end)) {
         out->outcome = SHOAL_ECORRUPT;
         out->finished = out->first;
@@ -468,6 +524,8 @@ void shoal_pool_release(shoal_pool *pool, shoal_completion *completion)
     atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word) + 1, 0, SLOT_FREE), memory_order_relaxed);
     pool->notes[completion->slot] = (struct slot_note){0};
     pool->free_slots[pool->free_count++] = completion->slot;
+    if (slot->time_limit > 0)
+        pool->limited--;
     atomic_fetch_sub_explicit(&pool->outstanding, 1, memory_order_relaxed);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -486,6 +544,7 @@ int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t f
     }
     slot->first = from;
     atomic_store_explicit(&slot->finished, from, memory_order_relaxed);
+    atomic_store_explicit(&slot->began, 0, memory_order_relaxed);
     slot->elapsed = 0;
     uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
     /* A new generation: entries of the ready ring that name the old one must not be taken for this round. */

@@ -19,11 +19,17 @@ struct place {
     int pidfd; /* a duplicate, in the epoll set; -1 */
     pid_t pid;
     uint64_t collected; /* tail of the worker's completion ring */
+    /* Where the pool itself had the worker killed: for which item of which slot, and the outcome that this item gets.
+     * It may have been done in the last instant; what the worker holds then is held by no fault of its own. */
+    int32_t condemned_for; /* SHOAL_ETASKTIMEOUT, SHOAL_ECANCELLED, or 0 */
+    uint32_t condemned_slot, condemned_item;
 };
 
 struct slot_note {
-    bool listed; /* in `done`, or handed to a collector */
-    pid_t pid;   /* of the worker that died with it, or 0 */
+    bool listed;     /* in `done`, or handed to a collector */
+    bool blameless;  /* that worker was killed for another item's sake */
+    int32_t outcome; /* where it is not what the rest tells */
+    pid_t pid;       /* of the worker that died with it, or 0 */
     shoal_exit exit;
 };
 
@@ -40,6 +46,8 @@ struct shoal_pool {
     uint64_t done_head, done_tail;
     uint64_t ready_tail; /* what the header's says; only the owner writes it */
     _Atomic uint32_t outstanding;
+    uint32_t limited;   /* of those, tasks whose items have a time limit */
+    int64_t next_check; /* when the supervising thread looks at them again; SHOAL_FOREVER: when it is told to */
 
     struct place *places;
     uint32_t next_owner;
@@ -62,6 +70,8 @@ void pool_list(shoal_pool *pool, uint32_t slot);
 bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
 /* The blocks of a done slot's results go from its worker to owner 0. Locked. */
 void pool_take_over(shoal_pool *pool, uint32_t slot);
+/* Kill the worker at `place` for the item that it holds of this slot. Locked. */
+void pool_condemn(shoal_pool *pool, uint32_t place, uint32_t slot, int32_t outcome);
 /* Whether the caller's process made the pool. */
 bool pool_is_owner(const shoal_pool *pool);
 

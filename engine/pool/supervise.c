@@ -10,7 +10,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/epoll.h>
+#include <sys/pidfd.h>
 #include <unistd.h>
 
 int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
@@ -31,9 +33,13 @@ int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
         atomic_store_explicit(&record->tasks, 0, memory_order_relaxed);
         atomic_store_explicit(&record->items, 0, memory_order_relaxed);
         atomic_store_explicit(&record->busy, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->since, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->bytes_in, 0, memory_order_relaxed);
+        atomic_store_explicit(&record->bytes_out, 0, memory_order_relaxed);
         atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
         atomic_store_explicit(&record->owner, number, memory_order_relaxed);
         entry->state = PLACE_ENLISTED;
+        entry->condemned_for = 0;
         entry->pid = 0;
         *owner = number;
     }
@@ -90,21 +96,89 @@ static bool note_end(shoal_pool *pool, uint32_t place, shoal_pool_event *event)
     return news;
 }
 
+/* ------------------------------------------------------------------ time limits ---- */
+
+void pool_condemn(shoal_pool *pool, uint32_t place, uint32_t slot, int32_t outcome)
+{
+    struct place *entry = &pool->places[place];
+    if (entry->state != PLACE_WATCHED || entry->condemned_for != 0)
+        return;
+    entry->condemned_for = outcome;
+    entry->condemned_slot = slot;
+    entry->condemned_item = atomic_load_explicit(&pool->table.slots[slot].finished, memory_order_relaxed);
+    (void)pidfd_send_signal(entry->pidfd, SIGKILL, NULL, 0);
+}
+
+/* When an item of this running slot is overdue; SHOAL_FOREVER: it has no limit. */
+static int64_t due_at(const struct slot *slot, int64_t now)
+{
+    int64_t limit = slot->time_limit;
+    if (limit <= 0)
+        return SHOAL_FOREVER;
+    /* acquire: pairs with the release in shoal_task_next: `finished`, read after it, is not older than this time */
+    int64_t began = atomic_load_explicit(&slot->began, memory_order_acquire);
+    if (began == 0 || began > now)
+        began = now;
+    return limit >= SHOAL_FOREVER - began ? SHOAL_FOREVER : began + limit;
+}
+
+/* Kill the workers whose item is overdue; when to look again. Locked. */
+static int64_t enforce_limits(shoal_pool *pool)
+{
+    int64_t next = SHOAL_FOREVER;
+    const int64_t now = shoal_clock_now();
+    for (uint32_t i = 0; i < pool->table.slot_count; i++) {
+        const struct slot *slot = &pool->table.slots[i];
+        /* acquire: the slot's limit comes with its state */
+        const uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (slot_state_of(word) != SLOT_RUNNING && slot_state_of(word) != SLOT_READY)
+            continue;
+        const int64_t due = due_at(slot, now);
+        if (due > now || slot_state_of(word) == SLOT_READY) {
+            next = due < next ? due : next;
+            continue;
+        }
+        for (uint32_t place = 0; place < pool->table.worker_count; place++) {
+            if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) == slot_owner_of(word))
+                pool_condemn(pool, place, i, SHOAL_ETASKTIMEOUT);
+        }
+    }
+    return next;
+}
+
+/* Milliseconds until `deadline` or until a time limit may be over. */
+static int milliseconds_to_wait(shoal_pool *pool, int64_t deadline)
+{
+    pthread_mutex_lock(&pool->lock);
+    int64_t until = pool->limited > 0 ? enforce_limits(pool) : SHOAL_FOREVER;
+    pool->next_check = until;
+    pthread_mutex_unlock(&pool->lock);
+    if (deadline < until)
+        until = deadline;
+    if (until == SHOAL_FOREVER)
+        return -1;
+    int64_t left = until - shoal_clock_now();
+    if (left <= 0)
+        return 0;
+    int64_t rounded = (left + SHOAL_MILLISECOND - 1) / SHOAL_MILLISECOND;
+    return rounded > INT32_MAX ? INT32_MAX : (int)rounded;
+}
+
 int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *events, uint32_t capacity,
                          uint32_t *count)
 {
     struct epoll_event ready[64];
     int most = capacity < 64 ? (int)capacity : 64;
-    int milliseconds = -1;
-    if (timeout != SHOAL_FOREVER) {
-        int64_t rounded = (timeout + SHOAL_MILLISECOND - 1) / SHOAL_MILLISECOND;
-        milliseconds = rounded > INT32_MAX ? INT32_MAX : (int)rounded;
-    }
-    int found = epoll_wait(pool->epoll, ready, most, milliseconds);
-    if (found < 0)
-        return -errno;
-    if (found == 0)
-        return -ETIMEDOUT;
+    const int64_t now = shoal_clock_now();
+    const int64_t deadline = timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
+    int found;
+    do {
+        found = epoll_wait(pool->epoll, ready, most, milliseconds_to_wait(pool, deadline));
+        if (found < 0)
+            return -errno;
+        if (found == 0 && shoal_clock_now() >= deadline)
+            return -ETIMEDOUT;
+    } while (found == 0);
     uint32_t told = 0;
     for (int i = 0; i < found; i++) {
         if (ready[i].data.u32 == UINT32_MAX) {
@@ -142,8 +216,24 @@ void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now)
     (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
 }
 
+/* What the dead worker's running slot is told of its end. */
+static void note_death(shoal_pool *pool, uint32_t index, const struct place *place, const shoal_exit *how)
+{
+    struct slot_note *note = &pool->notes[index];
+    note->pid = place->pid != 0 ? place->pid : 1;
+    if (how != NULL)
+        note->exit = *how;
+    if (place->condemned_for == 0)
+        return;
+    const uint32_t finished = atomic_load_explicit(&pool->table.slots[index].finished, memory_order_relaxed);
+    if (index == place->condemned_slot && finished == place->condemned_item)
+        note->outcome = place->condemned_for;
+    else
+        note->blameless = true;
+}
+
 /* The dead worker's slots. Locked. */
-static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, pid_t pid, const shoal_exit *how)
+static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, const struct place *place, const shoal_exit *how)
 {
     uint32_t held = 0;
     for (uint32_t i = 0; i < pool->table.slot_count; i++) {
@@ -153,9 +243,7 @@ static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, pid_t pid, const 
         if (slot_owner_of(word) != owner)
             continue;
         if (slot_state_of(word) == SLOT_RUNNING) {
-            pool->notes[i].pid = pid;
-            if (how != NULL)
-                pool->notes[i].exit = *how;
+            note_death(pool, i, place, how);
             atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word), owner, SLOT_DONE),
                                   memory_order_relaxed);
             held++;
@@ -186,7 +274,7 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
         close(entry->pidfd);
     uint32_t owner = atomic_load_explicit(&record->owner, memory_order_relaxed);
     pool_drain(pool, place);
-    *held = settle_slots(pool, owner, entry->pid != 0 ? entry->pid : 1, how);
+    *held = settle_slots(pool, owner, entry, how);
     entry->pidfd = -1;
     entry->state = PLACE_EMPTY;
     if (atomic_exchange_explicit(&record->awake, 0, memory_order_relaxed) != 0)
@@ -220,6 +308,9 @@ int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_work
         .tasks = atomic_load_explicit(&record->tasks, memory_order_relaxed),
         .items = atomic_load_explicit(&record->items, memory_order_relaxed),
         .busy = atomic_load_explicit(&record->busy, memory_order_relaxed),
+        .since = atomic_load_explicit(&record->since, memory_order_relaxed),
+        .bytes_in = atomic_load_explicit(&record->bytes_in, memory_order_relaxed),
+        .bytes_out = atomic_load_explicit(&record->bytes_out, memory_order_relaxed),
     };
     return 0;
 }

@@ -21,6 +21,7 @@ struct shoal_task {
     struct slot *slot;
     uint32_t index;
     uint32_t flags, shared, items;
+    bool limited;                  /* its items have a time limit */
     uint32_t given, finished;      /* items handed to the caller, and answered */
     const uint8_t *next, *end;     /* the items left */
     uint8_t *results;              /* where results go */
@@ -41,6 +42,7 @@ struct shoal_worker {
     uint32_t untold;      /* tasks done that a sleeping owner was not told of */
     int64_t untold_since; /* when the first of them was done */
     int64_t now;          /* the clock, when the last task was done: that is when the next begins */
+    uint64_t bytes_in, bytes_out;
 };
 
 static int worker_begin(shoal_worker *worker)
@@ -52,6 +54,7 @@ static int worker_begin(shoal_worker *worker)
         return -ESTALE;
     worker->spin = (struct spin_budget)SPIN_INITIALIZER;
     atomic_store_explicit(&worker->record->pid, (int32_t)getpid(), memory_order_relaxed);
+    atomic_store_explicit(&worker->record->since, shoal_clock_now(), memory_order_relaxed);
     atomic_store_explicit(&worker->record->awake, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&worker->table.header->awake, 1, memory_order_relaxed);
     return 0;
@@ -248,6 +251,7 @@ static int begin_task(shoal_worker *worker, uint32_t index)
     task->flags = slot->flags;
     task->shared = slot->shared;
     task->items = slot->items;
+    task->limited = slot->time_limit > 0;
     task->started = worker->now != 0 ? worker->now : shoal_clock_now();
     uint64_t size = slot->args_size;
     uint32_t first = slot->first, results_from = slot->results_from;
@@ -330,16 +334,31 @@ int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item *out)
     return 0;
 }
 
+static uint64_t bytes_of(const shoal_worker *worker, const shoal_item *item)
+{
+    uint64_t bytes = item->size;
+    size_t size;
+    for (uint32_t i = 0; i < item->block_count; i++) {
+        if (shoal_heap_pointer(worker->heap, item->blocks[i], &size) != NULL)
+            bytes += size;
+    }
+    return bytes;
+}
+
 int shoal_task_next(shoal_task *task, shoal_item *out)
 {
-    if (task->given >= task->items)
+    if (task->given >= task->items || atomic_load_explicit(&task->slot->stop, memory_order_relaxed) != 0)
         return -ENODATA;
+    shoal_worker *worker = worker_of(task);
     shoal_item item;
     if (item_read(&task->next, task->end, &item) != 0)
         return SHOAL_ECORRUPT;
     task->given++;
+    worker->bytes_in += bytes_of(worker, &item);
+    if (task->limited)
+        /* release: who sees the time sees the number of items finished before it */
+        atomic_store_explicit(&task->slot->began, shoal_clock_now(), memory_order_release);
     if ((task->flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
-        shoal_worker *worker = worker_of(task);
         /* release: the owner, who reads it once this process is dead, must see it before any effect of the hand-over */
         atomic_store_explicit(&task->slot->taken, task->given, memory_order_release);
         for (uint32_t i = 0; i < item.block_count; i++)
@@ -389,6 +408,7 @@ int shoal_task_answer(shoal_task *task, const shoal_item *result)
         if (error != 0)
             return error;
     }
+    worker_of(task)->bytes_out += bytes_of(worker_of(task), result);
     item_write(task->results + task->results_size, result);
     task->results_size += span;
     atomic_store_explicit(&task->slot->results_size, task->results_size, memory_order_relaxed);
@@ -448,6 +468,8 @@ void shoal_task_finish(shoal_task *task)
                           memory_order_relaxed);
     atomic_store_explicit(&record->busy, atomic_load_explicit(&record->busy, memory_order_relaxed) + elapsed,
                           memory_order_relaxed);
+    atomic_store_explicit(&record->bytes_in, worker->bytes_in, memory_order_relaxed);
+    atomic_store_explicit(&record->bytes_out, worker->bytes_out, memory_order_relaxed);
 
     uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
     uint64_t done = slot_word(slot_generation_of(word), worker->owner, SLOT_DONE);

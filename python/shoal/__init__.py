@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from shoal._engine import __version__, dot_product
-from shoal.errors import TaskCancelled, WorkerDied
+from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
 
-__all__ = ["TaskCancelled", "WorkerDied", "__version__", "dot_product", "install", "uninstall"]
+__all__ = ["TaskCancelled", "TaskTimeout", "WorkerDied", "__version__", "dot_product", "install", "uninstall"]
 
 
 def install() -> None:

@@ -1,9 +1,9 @@
 """The workers of one pool and the thread that looks after them.
 
-`multiprocessing.Pool` and `joblib.Parallel` both stand on a `Crew`: it starts the processes (how is the caller's
-affair),
-replaces those that die, runs callbacks, and ends everything. Handing out work and collecting it is the engine's, in the
-thread that waits for it. A crew does not know its pool, so a pool that is dropped can be collected.
+`multiprocessing.Pool`, `ProcessPoolExecutor` and `joblib.Parallel` all stand on a `Crew`: it starts the processes (how
+is the caller's affair), replaces those that die, runs callbacks, and ends everything. Handing out work and collecting
+it is the engine's, in the thread that waits for it. A crew does not know its pool, so a pool that is dropped can be
+collected. `serve` is what its workers run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 
 from shoal import _engine
-from shoal.errors import TaskCancelled, WorkerDied
+from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
 
 TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         def terminate(self) -> None: ...
         def kill(self) -> None: ...
 
-    StartWorker = Callable[[_engine.Pool, int, int], WorkerProcess]
-    """(engine, place, owner) -> the started process, which runs `serve` with the same place and owner."""
+    StartWorker = Callable[[_engine.Pool, int, int, int], WorkerProcess]
+    """(engine, place, owner, crash) -> the started process, which runs `serve` with the same place, owner and crash."""
 
 CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
 
@@ -45,15 +45,45 @@ _RETRY_START = 0.1  # seconds until a worker that could not be started is tried 
 _FUNCTIONS_SHARED = 1024
 
 
+class Duties:
+    """What a crew's workers do beside working; the same for all of them, and sent to each.
+
+    initializer, initargs: called before the first task.
+    worker_exit: called when the worker ends in order, after its last task.
+    max_tasks: the worker ends after so many tasks (its place is filled again).
+    memory_limit: bytes of private memory above which it ends after a task.
+    cpus: the cpus that workers are pinned to, in turn; each an int or a collection of ints.
+    threads: of the numerical libraries in each worker; None: as they are.
+    """
+
+    def __init__(
+        self,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        worker_exit: Callable[[], object] | None = None,
+        max_tasks: int | None = None,
+        memory_limit: int | None = None,
+        cpus: tuple[frozenset[int], ...] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.initializer = initializer
+        self.initargs = initargs
+        self.worker_exit = worker_exit
+        self.max_tasks = max_tasks
+        self.memory_limit = memory_limit
+        self.cpus = cpus
+        self.threads = threads
+
+
 def serve(
-    pool: _engine.Pool | tuple[int, int, int],
-    place: int,
-    owner: int,
-    initializer: Callable[..., object] | None = None,
-    initargs: tuple[Any, ...] = (),
-    tasks: int | None = None,
+    pool: _engine.Pool | tuple[int, int, int], place: int, owner: int, crash: int, duties: Duties | None = None
 ) -> None:
-    """Run in a worker process: work until the pool shuts, or so many tasks were done."""
+    """Run in a worker process: work until the pool shuts, or the worker's duties say that it ends.
+
+    crash: the descriptor that the Python stack goes to when the process crashes.
+    """
+    import faulthandler
+
     import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
     if getattr(_thread, "supervises", False):
@@ -65,10 +95,20 @@ def serve(
         # Ctrl-C goes to the whole foreground group; the parent decides what becomes of its workers. A handler, not
         # SIG_IGN: what a task starts by exec must not inherit it.
         signal.signal(signal.SIGINT, _ignore_interrupt)
+    faulthandler.enable(crash)
+    duties = duties or Duties()
+    if duties.cpus:
+        os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
+    if duties.threads is not None:
+        from shoal import _threads
+
+        _threads.limit(duties.threads)
     worker = _engine.Worker(pool, place, owner)
-    if initializer is not None:
-        initializer(*initargs)
-    worker.run(tasks or 0)
+    if duties.initializer is not None:
+        duties.initializer(*duties.initargs)
+    worker.run(duties.max_tasks or 0, duties.memory_limit or 0)
+    if duties.worker_exit is not None:
+        duties.worker_exit()
 
 
 _thread = threading.local()  # .supervises: this thread is a supervisor, which imports nothing
@@ -122,6 +162,7 @@ class Crew:
         self.size = size
         self.state = RUN
         self.processes: list[WorkerProcess | None] = [None] * size
+        self._crashes: list[int] = [-1] * size  # what each worker writes when it crashes: descriptors
         self.broken: BaseException | None = None
         self._foreign_main = foreign_main
         self._start = start
@@ -137,7 +178,7 @@ class Crew:
                 self._fill(place)
         except BaseException:
             self._kill_all()
-            self.engine.close()
+            self._close()
             raise
         self._thread = threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True)
         self._thread.start()
@@ -175,9 +216,16 @@ class Crew:
 
     # -- the workers --
 
+    def numbers(self) -> list[dict[str, Any]]:
+        """What each worker that runs now did so far; see `Pool.stats`."""
+        with self._lock:
+            return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
+
     def _fill(self, place: int) -> None:
         owner = self.engine.enlist(place)
-        process = self._start(self.engine, place, owner)
+        if self._crashes[place] < 0:
+            self._crashes[place] = os.memfd_create("shoal-crash")
+        process = self._start(self.engine, place, owner, self._crashes[place])
         self.processes[place] = process
         assert process.pid is not None
         descriptor = os.pidfd_open(process.pid)
@@ -192,6 +240,8 @@ class Crew:
             return
         process.join(5)  # it has ended: this reaps it
         took_tasks = self.engine.numbers(place)["tasks"] > 0
+        if process.pid is not None:
+            _last_words.keep(process.pid, self._read_crash(place))
         held = self.engine.bury(place, process.exitcode)
         self.processes[place] = None
         self._fruitless = 0 if held or took_tasks else self._fruitless + 1
@@ -206,6 +256,16 @@ class Crew:
             )
         elif self._restarts:
             self._fill(place)
+
+    def _read_crash(self, place: int) -> str:
+        """What the worker wrote about its crash, if anything; the next one there gets a fresh descriptor."""
+        crash = self._crashes[place]
+        if crash < 0 or os.fstat(crash).st_size == 0:
+            return ""
+        text = os.pread(crash, 20_000, 0).decode(errors="replace")
+        os.close(crash)
+        self._crashes[place] = -1
+        return text
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
@@ -289,7 +349,7 @@ class Crew:
                     self.engine.call_supervisor()
         with self._lock:
             self._kill_all()
-            self.engine.close()
+            self._close()
 
     def terminate(self) -> None:
         """Fail what is not done, end the workers at once."""
@@ -308,7 +368,14 @@ class Crew:
             self._kill_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self.engine.close()
+        for place, crash in enumerate(self._crashes):
+            if crash >= 0:
+                os.close(crash)
+                self._crashes[place] = -1
 
     def _kill_all(self) -> None:
         alive = [process for process in self.processes if process is not None]
@@ -325,8 +392,28 @@ class Crew:
         self.processes = [None] * self.size
 
 
+class _LastWords:
+    """What crashed workers left, by pid, until their items' errors are made; of the last some hundred only."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+
+    def keep(self, pid: int, text: str) -> None:
+        self._texts.pop(pid, None)  # of an earlier process with this pid
+        if text:
+            self._texts[pid] = text
+            while len(self._texts) > 256:
+                self._texts.pop(next(iter(self._texts)), None)
+
+    def of(self, pid: int) -> str:
+        return self._texts.get(pid, "")
+
+
+_last_words = _LastWords()
+
+
 def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:
-    return WorkerDied(item, pid, -signal if signal else code)
+    return WorkerDied(item, pid, -signal if signal else code, _last_words.of(pid))
 
 
 def _remote_error(error: BaseException) -> Any:
@@ -342,4 +429,4 @@ def _unsendable(error: BaseException, value: object) -> BaseException:
     return made
 
 
-_engine.configure_pool(_worker_died, _remote_error, _unsendable)
+_engine.configure_pool(_worker_died, TaskTimeout, _remote_error, _unsendable)

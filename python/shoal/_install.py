@@ -71,11 +71,18 @@ def _install_multiprocessing() -> None:
         spawn,
     )
 
+    import shoal.multiprocessing.context
     import shoal.multiprocessing.pool
     import shoal.multiprocessing.popen_fork
     import shoal.multiprocessing.queues
 
     _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
+    # The factories of the standard library know nothing of Shoal's own keyword arguments.
+    import multiprocessing
+    from multiprocessing import context
+
+    _set(context.BaseContext, "Pool", shoal.multiprocessing.context._Methods.Pool)
+    _set(multiprocessing, "Pool", context._default_context.Pool)  # type: ignore[attr-defined]
     for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
     _set(queues, "Queue", shoal.multiprocessing.queues.Queue)

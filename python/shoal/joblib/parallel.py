@@ -91,49 +91,31 @@ def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
     """What a worker that the zygote forked runs."""
     global _in_worker
     _in_worker = True
-    place, owner, size = (int(number) for number in payload.split())
-    _limit_inner_threads(size)
-    table, heap, attention = fds
-    _crew.serve((table, heap, attention), place, owner)
+    place, owner, threads = (int(number) for number in payload.split())
+    table, heap, attention, crash = fds
+    _crew.serve((table, heap, attention), place, owner, crash, _crew.Duties(threads=threads or None))
     return 0
 
 
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "SHOAL_NUM_THREADS",
-)
-
-
-def _limit_inner_threads(workers: int) -> None:
-    """Share the cores out: libraries that a worker loads start so many threads, unless the user said how many."""
-    each = str(max(1, len(os.sched_getaffinity(0)) // workers))
-    for name in _THREAD_LIMITS:
-        os.environ.setdefault(name, each)
-
-
-def _start_clean(size: int, engine: _engine.Pool, place: int, owner: int) -> _CleanProcess:
+def _start_clean(threads: int | None, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
     from shoal import _zygote
 
-    payload = b"%d %d %d" % (place, owner, size)
-    return _CleanProcess(_zygote.get().start("shoal.joblib.parallel:_clean_main", payload, engine.fds()))
+    payload = b"%d %d %d" % (place, owner, threads or 0)
+    fds = (*engine.fds(), crash)
+    return _CleanProcess(_zygote.get().start("shoal.joblib.parallel:_clean_main", payload, fds))
 
 
-def _forked_main(engine: _engine.Pool, place: int, owner: int) -> None:
+def _forked_main(engine: _engine.Pool, place: int, owner: int, crash: int, threads: int | None) -> None:
     global _in_worker
     _in_worker = True
-    _crew.serve(engine, place, owner)
+    _crew.serve(engine, place, owner, crash, _crew.Duties(threads=threads))
 
 
-def _start_forked(engine: _engine.Pool, place: int, owner: int) -> Any:
+def _start_forked(threads: int | None, engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
     from shoal.multiprocessing.context import _default_context
 
     process = _default_context.get_context("fork").Process(
-        target=_forked_main, args=(engine, place, owner), daemon=True
+        target=_forked_main, args=(engine, place, owner, crash, threads), daemon=True
     )
     process.start()
     return process
@@ -145,8 +127,12 @@ def _get_crew(n_jobs: int, backend: str) -> Crew:
     with _crews_lock:
         crew = _crews.get(key)
         if crew is None or crew.state != _crew.RUN or crew.broken is not None:
-            start = functools.partial(_start_clean, n_jobs) if backend == "loky" else _start_forked
-            crew = Crew(n_jobs, start, foreign_main=backend == "loky")
+            from shoal import _threads
+
+            start = _start_clean if backend == "loky" else _start_forked
+            if backend != "loky":
+                _threads.prepare_fork()
+            crew = Crew(n_jobs, functools.partial(start, _threads.share(n_jobs)), foreign_main=backend == "loky")
             _crews[key] = crew
         return crew
 

@@ -37,11 +37,13 @@ class _Methods:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        **options: Any,
     ) -> Any:
-        """A pool of worker processes."""
+        """A pool of worker processes; `options` are the keyword-only arguments of `shoal.multiprocessing.pool.Pool`."""
         from shoal.multiprocessing.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())  # type: ignore[attr-defined]
+        context = self.get_context()  # type: ignore[attr-defined]
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=context, **options)
 
 
 class Process(_standard.Process):

@@ -17,8 +17,9 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]
 )
 from typing import Any
 
-from shoal import _crew, _engine
+from shoal import _crew, _engine, _options, _progress, _threads
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
+from shoal.errors import TaskCancelled
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -29,47 +30,50 @@ _REEXPORTED = (ExceptionWithTraceback, MaybeEncodingError, RemoteTraceback)
 
 
 class _EngineHandle:
-    """The engine's pool, on its way to a worker: inherited by fork, as descriptors otherwise."""
+    """The engine's pool and the worker's crash descriptor, on their way to it: inherited by fork, duplicated
+    otherwise."""
 
-    def __init__(self, engine: _engine.Pool) -> None:
+    def __init__(self, engine: _engine.Pool, crash: int) -> None:
         self.engine = engine
+        self.crash = crash
 
     def __reduce__(self) -> tuple[Any, ...]:
         from multiprocessing.reduction import DupFd
 
-        return _attach, tuple(DupFd(fd) for fd in self.engine.fds())
+        return _attach, tuple(DupFd(fd) for fd in (*self.engine.fds(), self.crash))
 
 
 class _Descriptors:
-    def __init__(self, fds: tuple[int, int, int]) -> None:
+    def __init__(self, fds: tuple[int, int, int], crash: int) -> None:
         self.engine = fds
+        self.crash = crash
 
 
 def _attach(*duplicates: Any) -> _Descriptors:
-    table, heap, attention = (duplicate.detach() for duplicate in duplicates)
-    return _Descriptors((table, heap, attention))
+    table, heap, attention, crash = (duplicate.detach() for duplicate in duplicates)
+    return _Descriptors((table, heap, attention), crash)
 
 
-def _worker_main(
-    handle: _EngineHandle | _Descriptors,
-    place: int,
-    owner: int,
-    initializer: Callable[..., object] | None,
-    initargs: tuple[Any, ...],
-    maxtasks: int | None,
-) -> None:
-    _crew.serve(handle.engine, place, owner, initializer, initargs, maxtasks)
+def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, duties: _crew.Duties) -> None:
+    _crew.serve(handle.engine, place, owner, handle.crash, duties)
 
 
 class Pool:
-    """A pool of worker processes; the interface of `multiprocessing.pool.Pool`.
+    """A pool of worker processes; the interface of `multiprocessing.pool.Pool`. The keyword-only arguments are Shoal's.
 
     processes: how many; by default one a cpu.
     initializer, initargs: called in each worker before its first task.
     maxtasksperchild: a worker is replaced after so many tasks (chunks).
     context: a multiprocessing context, which says how workers start.
+    task_timeout: seconds a single item may run; then its worker is killed and the item fails with `shoal.TaskTimeout`.
+    retries: how often an item whose worker died is given out again; past that it fails with `shoal.WorkerDied`.
+    worker_memory_limit: private memory (bytes, or text like "500M") above which a worker is replaced after its task.
+    worker_exit: called, without arguments, by each worker that ends in order (after close(), or when it is replaced).
+    cpus: the cpus that workers are pinned to, in turn: ints, or collections of ints for one worker each.
+    threads: of BLAS and OpenMP in each worker; by default the cpus shared out, unless the user's environment
+    (OMP_NUM_THREADS and the like) says something.
 
-    A worker that dies fails the item it held with `shoal.WorkerDied`, and is replaced.
+    `task_timeout` and `retries` are defaults for all calls; the mapping calls and `apply_async` take their own.
     """
 
     _wrap_exception = True
@@ -85,6 +89,13 @@ class Pool:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int = 0,
+        worker_memory_limit: int | str | None = None,
+        worker_exit: Callable[[], object] | None = None,
+        cpus: Iterable[int | Iterable[int]] | None = None,
+        threads: int | None = None,
     ) -> None:
         self._state = "INIT"  # for __del__, if something below raises
         if context is None:
@@ -100,25 +111,30 @@ class Pool:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if worker_exit is not None and not callable(worker_exit):
+            raise TypeError("worker_exit must be a callable")
         self._processes = processes
         self._initializer = initializer
         self._initargs = tuple(initargs)
         self._maxtasksperchild = maxtasksperchild
-
-        make_process, initargs = self.Process, self._initargs
-
-        def start(engine: _engine.Pool, place: int, owner: int) -> Any:
-            process = make_process(
+        self._task_timeout = _options.seconds(task_timeout)
+        self._retries = _options.retries(retries)
+        self._crew = _crew.Crew(
+            processes,
+            _starter(
+                self.Process,
                 context,
-                target=_worker_main,
-                args=(_EngineHandle(engine), place, owner, initializer, initargs, maxtasksperchild),
-            )
-            process.name = process.name.replace("Process", "PoolWorker")
-            process.daemon = True
-            process.start()
-            return process
-
-        self._crew = _crew.Crew(processes, start)
+                _crew.Duties(
+                    initializer=initializer,
+                    initargs=self._initargs,
+                    worker_exit=worker_exit,
+                    max_tasks=maxtasksperchild,
+                    memory_limit=_options.memory(worker_memory_limit),
+                    cpus=_options.cpus(cpus),
+                    threads=_threads.share(processes, threads),
+                ),
+            ),
+        )
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
         self._state = RUN
 
@@ -141,6 +157,11 @@ class Pool:
         if self._crew.broken is not None:
             raise self._crew.broken
 
+    def stats(self) -> list[dict[str, Any]]:
+        """What each worker that runs now did so far: its `pid`; `tasks` (chunks) and `items` done; seconds `busy` and
+        `idle`; `bytes_in` and `bytes_out`. Shared memory counts with the size of its blocks."""
+        return self._crew.numbers()
+
     # -- one call --
 
     def apply(self, func: Callable[..., Any], args: Sequence[Any] = (), kwds: dict[str, Any] = {}) -> Any:  # noqa: B006
@@ -154,30 +175,66 @@ class Pool:
         kwds: dict[str, Any] = {},  # noqa: B006
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
     ) -> ApplyResult:
         """Have `func(*args, **kwds)` called in a worker; the callbacks run in a thread of this process."""
         self._check_running()
         crew = self._crew
         item, mode, shared = crew.call_mode(func, args, kwds)
-        result = ApplyResult(crew.engine, (item,), shared, mode, 1, callback=_callback(callback, error_callback))
+        result = ApplyResult(
+            crew.engine,
+            (item,),
+            shared,
+            mode,
+            1,
+            retries=self._retries if retries is None else _options.retries(retries),
+            callback=_callback(callback, error_callback),
+            time_limit=self._task_timeout if task_timeout is None else _options.seconds(task_timeout),
+        )
         result.submit()
         return result
 
     # -- all results at once --
 
-    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
-        """Apply `func` to each item in the workers; the results in order.
+    def map(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Apply `func` to each item in the workers; the results in order. The keyword-only arguments are Shoal's.
 
         chunksize: items a worker takes at once; by default chosen from the measured time of items.
+        progress: True: a progress bar (tqdm's); or a callable that gets (items done, items in all or None).
+        task_timeout, retries: as the pool's, for this call.
+        return_exceptions: an item that fails has its exception as its result, and nothing is raised.
+
         Raises the first exception of an item, in order of the items, with the remote traceback as its cause.
         """
-        return self._map_async(func, iterable, CALL_ONE, chunksize).get()  # type: ignore[no-any-return]
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._map(func, iterable, CALL_ONE, chunksize, options)
 
     def starmap(
-        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
     ) -> list[Any]:
         """Like `map`, but each item is unpacked into arguments."""
-        return self._map_async(func, iterable, CALL_STAR, chunksize).get()  # type: ignore[no-any-return]
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._map(func, iterable, CALL_STAR, chunksize, options)
 
     def map_async(
         self,
@@ -186,9 +243,15 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[Any]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
     ) -> MapResult:
         """`map` without waiting."""
-        return self._map_async(func, iterable, CALL_ONE, chunksize, callback, error_callback)
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._map_async(func, iterable, CALL_ONE, chunksize, options, callback, error_callback)
 
     def starmap_async(
         self,
@@ -197,23 +260,63 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[Any]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
     ) -> MapResult:
         """`starmap` without waiting."""
-        return self._map_async(func, iterable, CALL_STAR, chunksize, callback, error_callback)
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._map_async(func, iterable, CALL_STAR, chunksize, options, callback, error_callback)
+
+    def _map(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        mode: int,
+        chunksize: int | None,
+        options: _options.MapOptions,
+    ) -> list[Any]:
+        result = self._submit_map(func, iterable, mode, chunksize, options)
+        try:
+            if options.progress:
+                _progress.wait(result, options.progress)
+            return result.get()  # type: ignore[no-any-return]
+        except BaseException:
+            # Ctrl-C, or a progress function that raises: what is left is of no use to anybody.
+            result.cancel()
+            raise
 
     def _map_async(
         self,
         func: Callable[..., Any],
         iterable: Iterable[Any],
         mode: int,
-        chunksize: int | None = None,
-        callback: Callable[[list[Any]], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
+        chunksize: int | None,
+        options: _options.MapOptions,
+        callback: Callable[[list[Any]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> MapResult:
+        result = self._submit_map(func, iterable, mode, chunksize, options, _callback(callback, error_callback))
+        if options.progress:
+            _progress.follow(result, options.progress)
+        return result
+
+    def _submit_map(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        mode: int,
+        chunksize: int | None,
+        options: _options.MapOptions,
+        callback: Callable[[ApplyResult], None] | None = None,
     ) -> MapResult:
         self._check_running()
-        items = iterable if type(iterable) in (list, tuple) else list(iterable)
-        if chunksize is not None and chunksize < 1 and items:
+        if chunksize is not None and chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+        # What has no length is read as workers take it; the rest may change while it is read: a copy.
+        items = iter(iterable) if not hasattr(iterable, "__len__") else _as_sequence(iterable)
         shared, owned = self._crew.share(func)
         result = MapResult(
             self._crew.engine,
@@ -221,29 +324,67 @@ class Pool:
             shared,
             mode,
             chunksize or 0,
-            callback=_callback(callback, error_callback),
+            values=options.return_exceptions,
+            callback=callback,
             owns_shared=owned,
+            **self._limits(options),
         )
         result.submit()
         return result
 
+    def _limits(self, options: _options.MapOptions) -> dict[str, Any]:
+        return {
+            "retries": self._retries if options.retries is None else options.retries,
+            "time_limit": self._task_timeout if options.task_timeout is None else options.task_timeout,
+        }
+
     # -- results as they come --
 
-    def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+    def imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
+    ) -> IMapIterator:
         """`map` as an iterator over the results, in order; the items are taken as results are read."""
-        return self._imap(func, iterable, chunksize, 1)
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._imap(IMapIterator, func, iterable, chunksize, 1, options)
 
-    def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+    def imap_unordered(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        progress: Any = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        return_exceptions: bool = False,
+    ) -> IMapIterator:
         """Like `imap`, with the results in the order in which they come."""
-        return self._imap(func, iterable, chunksize, 2)
+        options = _options.MapOptions(progress, task_timeout, retries, return_exceptions)
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, 2, options)
 
-    def _imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int, iterate: int) -> IMapIterator:
+    def _imap(
+        self,
+        kind: type[IMapIterator],
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        iterate: int,
+        options: _options.MapOptions,
+    ) -> IMapIterator:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
         iterator = iter(iterable)
         shared, owned = self._crew.share(func)
-        result = IMapIterator(
+        result = kind(
             self._crew.engine,
             iterator,
             shared,
@@ -251,9 +392,14 @@ class Pool:
             chunksize,
             iterate=iterate,
             window=max(_WINDOW, 4 * chunksize * self._processes),
+            values=options.return_exceptions,
             owns_shared=owned,
+            **self._limits(options),
         )
         result.submit()
+        if options.progress:
+            total = len(iterable) if hasattr(iterable, "__len__") else None
+            _progress.follow(result, options.progress, total)
         return result
 
     # -- the end --
@@ -286,6 +432,27 @@ class Pool:
 
     def __exit__(self, exc_type: object, exc_val: object, exc_tb: object) -> None:
         self.terminate()
+
+
+def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
+    return iterable if type(iterable) in (list, tuple) else list(iterable)  # type: ignore[return-value]
+
+
+def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Duties) -> _crew.StartWorker:
+    """What starts a worker; it does not know its pool, so that a pool that is dropped can be collected."""
+
+    def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
+        if context.get_start_method() == "fork":
+            _threads.prepare_fork()
+        process = make_process(
+            context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties)
+        )
+        process.name = process.name.replace("Process", "PoolWorker")
+        process.daemon = True
+        process.start()
+        return process
+
+    return start
 
 
 def _callback(
@@ -328,6 +495,12 @@ class ApplyResult(_engine.Job):
             raise TimeoutError
         return self._value()
 
+    def cancel(self, *, kill: bool = False) -> bool:
+        """Take back what no worker has begun: those items fail with `shoal.TaskCancelled`. What workers are at goes
+        on, or, with `kill`, their workers are killed (and replaced). Whether there was anything to take back.
+        """
+        return super().cancel(TaskCancelled("the task was cancelled"), kill)
+
     def _value(self) -> Any:
         return self.results()[0]
 
@@ -345,7 +518,11 @@ class MapResult(ApplyResult):
 
 
 class IMapIterator(_engine.Job):
-    """Results of `imap` or `imap_unordered`, as they come."""
+    """Results of `imap`, as they come."""
+
+    def cancel(self, *, kill: bool = False) -> bool:
+        """Take back what no worker has begun, as `AsyncResult.cancel`; results that are there can still be read."""
+        return super().cancel(TaskCancelled("the task was cancelled"), kill)
 
     def next(self, timeout: float | None = None) -> Any:
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""
@@ -357,4 +534,5 @@ class IMapIterator(_engine.Job):
             raise TimeoutError from None
 
 
-IMapUnorderedIterator = IMapIterator
+class IMapUnorderedIterator(IMapIterator):
+    """Results of `imap_unordered`, as they come."""

@@ -1,0 +1,138 @@
+/* base/identity.c: who a process is, and whether it lives. The forms are in the header.
+ *
+ * Life is read from /proc/PID/stat. Waiters ask again and again, so a wrong "dead" must not come from the asker's own
+ * trouble: only a process that is certainly gone counts as dead. A leader that ended (pthread_exit in main) while other
+ * threads run on looks like a corpse but for its count of threads.
+ *
+ * Global to the process, and documented as such: its identity, and how many forks deep it is. Both are set right in a
+ * child by an atfork handler, while the child has one thread.
+ */
+#include "base/identity.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TIME_MASK ((UINT64_C(1) << IDENTITY_TIME_BITS) - 1)
+#define COMPACT_TIME_MASK ((UINT64_C(1) << IDENTITY_COMPACT_TIME_BITS) - 1)
+
+static _Atomic uint32_t generation; /* 0: the handler is not in place yet */
+static _Atomic uint64_t self;       /* 0: not looked up in this generation */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static _Thread_local struct {
+    uint64_t word;
+    uint32_t generation; /* that `word` is from */
+} thread;
+
+static void in_child(void)
+{
+    atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+    atomic_store_explicit(&self, 0, memory_order_relaxed);
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, in_child);
+    atomic_store_explicit(&generation, 1, memory_order_relaxed);
+}
+
+uint32_t identity_generation(void)
+{
+    uint32_t now = atomic_load_explicit(&generation, memory_order_relaxed);
+    if (now == 0) {
+        pthread_once(&once, watch_forks);
+        now = atomic_load_explicit(&generation, memory_order_relaxed);
+    }
+    return now;
+}
+
+enum life { LIFE_GONE, LIFE_RUNS, LIFE_UNKNOWN };
+
+/* Whether there is a process of this pid, and when it started. */
+static enum life look(pid_t pid, uint64_t *started)
+{
+    if (pid <= 0)
+        return LIFE_GONE; /* nobody's; to kill(2) it would mean a group */
+    char path[40], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        if (errno != ENOENT && errno != ESRCH)
+            return LIFE_UNKNOWN;
+        /* Not in /proc: gone, or hidden from us, or /proc is not there. */
+        return kill(pid, 0) != 0 && errno == ESRCH ? LIFE_GONE : LIFE_UNKNOWN;
+    }
+    ssize_t size;
+    do
+        size = read(fd, text, sizeof text - 1);
+    while (size < 0 && errno == EINTR);
+    int error = errno;
+    close(fd);
+    if (size < 0)
+        return error == ESRCH ? LIFE_GONE : LIFE_UNKNOWN;
+    text[size] = '\0';
+    /* The second field is the program's name in parentheses, which may itself hold spaces and parentheses. */
+    const char *at = strrchr(text, ')');
+    char state = '\0';
+    int threads = 0;
+    unsigned long long time = 0;
+    if (at == NULL || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
+                             &state, &threads, &time) != 3)
+        return LIFE_UNKNOWN;
+    if (state == 'X' || (state == 'Z' && threads <= 1))
+        return LIFE_GONE;
+    *started = (uint64_t)time;
+    return LIFE_RUNS;
+}
+
+uint64_t identity_self(void)
+{
+    (void)identity_generation(); /* a fork from here on is noticed */
+    uint64_t known = atomic_load_explicit(&self, memory_order_relaxed);
+    if (known != 0)
+        return known;
+    const pid_t pid = getpid();
+    uint64_t started = 0;
+    if (look(pid, &started) != LIFE_RUNS)
+        return 0;
+    known = (uint64_t)pid << IDENTITY_TIME_BITS | (started & TIME_MASK);
+    atomic_store_explicit(&self, known, memory_order_relaxed); /* threads that race here store the same */
+    return known;
+}
+
+uint64_t identity_of_thread(void)
+{
+    const uint32_t now = identity_generation();
+    if (thread.generation == now)
+        return thread.word;
+    uint64_t identity = identity_self();
+    if (identity == 0)
+        return 0;
+    thread.word = identity_compact(identity) << IDENTITY_THREAD_BITS | ((uint64_t)gettid() & IDENTITY_THREAD_MASK);
+    thread.generation = now;
+    return thread.word;
+}
+
+bool identity_lives(uint64_t identity)
+{
+    uint64_t started = 0;
+    if (identity == 0)
+        return false;
+    enum life life = look((pid_t)(identity >> IDENTITY_TIME_BITS), &started);
+    return life == LIFE_UNKNOWN || (life == LIFE_RUNS && (started & TIME_MASK) == (identity & TIME_MASK));
+}
+
+bool identity_lives_compact(uint64_t compact)
+{
+    uint64_t started = 0;
+    if (compact == 0)
+        return false;
+    enum life life = look(identity_pid_compact(compact), &started);
+    return life == LIFE_UNKNOWN ||
+           (life == LIFE_RUNS && (started & COMPACT_TIME_MASK) == (compact & COMPACT_TIME_MASK));
+}
