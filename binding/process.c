@@ -285,7 +285,8 @@ static PyObject *zygote_start(PyObject *object, PyObject *args)
     ZygoteObject *self = (ZygoteObject *)object;
     Py_buffer request;
     PyObject *descriptors, *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*O:start", &request, &descriptors))
+    int outlives = 0;
+    if (!PyArg_ParseTuple(args, "y*O|p:start", &request, &descriptors, &outlives))
         return NULL;
     int fds[SHOAL_ZYGOTE_FDS];
     PyObject *list = PySequence_Fast(descriptors, "descriptors must be a sequence of int");
@@ -306,7 +307,8 @@ static PyObject *zygote_start(PyObject *object, PyObject *args)
     int error;
     self->users++;
     Py_BEGIN_ALLOW_THREADS
-    error = shoal_zygote_start_process(self->zygote, request.buf, (size_t)request.len, fds, (uint32_t)count, &process);
+    error = shoal_zygote_start_process(self->zygote, request.buf, (size_t)request.len, fds, (uint32_t)count,
+                                       outlives ? SHOAL_ZYGOTE_OUTLIVES : 0, &process);
     Py_END_ALLOW_THREADS
     self->users--;
     result = error != 0 ? module_raise(error, "cannot have a process forked") : wrap(self->state, process);
@@ -356,8 +358,8 @@ static PyObject *serve_zygote(PyObject *module, PyObject *args)
 
 static PyMethodDef zygote_methods[] = {
     {"start", zygote_start, METH_VARARGS,
-     "start(request, fds)\n--\n\nHave a process forked with these bytes and descriptors. BrokenPipeError: the zygote "
-     "is gone."},
+     "start(request, fds, outlives=False)\n--\n\nHave a process forked with these bytes and descriptors. It ends with "
+     "this one, unless it outlives it. BrokenPipeError: the zygote is gone."},
     {"close", zygote_close, METH_NOARGS, "close()\n--\n\nEnd the zygote and what it forked."},
     {NULL, NULL, 0, NULL},
 };

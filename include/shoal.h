@@ -473,20 +473,24 @@ typedef struct shoal_zygote_service {
     pid_t (*fork)(void *context); /* as in shoal_process_options */
 } shoal_zygote_service;
 
-#define SHOAL_ZYGOTE_FDS 16u                 /* descriptors a request may carry */
+#define SHOAL_ZYGOTE_FDS 240u                /* descriptors a request may carry */
 #define SHOAL_ZYGOTE_REQUEST ((size_t)65536) /* bytes a request may carry; larger things go in a region */
 
-/** Serve requests until the asker closes its end or is gone; then every process the zygote forked is killed with it.
- * Returns 0, or the socket's error. */
+/** Serve requests until the asker closes its end or is gone; then every process the zygote forked is killed, but for
+ * those that outlive it. The asker is the process that made the socket pair. Returns 0, or the socket's error. */
 SHOAL_API int shoal_zygote_serve(int socket, const shoal_zygote_service *service);
 /** The asker's side. `socket` is the handle's from now on; `pid` is the zygote's process, a child of the caller's or
  * not. */
 SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
-/** Have a process forked. It ends with the zygote, and shoal_process_wait on it tells how it ended (the zygote reports
- * it). -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's
- * process. */
+
+#define SHOAL_ZYGOTE_OUTLIVES 1u /* the process lives on when the asker is gone */
+
+/** Have a process forked. It is killed when the asker is gone, unless `flags` says otherwise, and shoal_process_wait on
+ * it tells how it ended (the zygote reports it). It goes on when the zygote is killed, but how it ends is not known
+ * then (-ECHILD). -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the
+ * caller's process. */
 SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
-                                         uint32_t fd_count, shoal_process **out);
+                                         uint32_t fd_count, uint32_t flags, shoal_process **out);
 /** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
 SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
 

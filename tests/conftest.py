@@ -31,6 +31,9 @@ def nothing_is_left_behind() -> Iterator[None]:
         parallel._end_crews()
     if (zygote := sys.modules.get("shoal._zygote")) is not None:
         zygote._drop()
+    # The standard library's own helper of spawned processes, one a program for as long as it runs.
+    if (tracker := sys.modules.get("multiprocessing.resource_tracker")) is not None:
+        tracker._resource_tracker._stop()
     gc.collect()
     deadline = time.monotonic() + 5
     while (left := _children() - children_before) and time.monotonic() < deadline:

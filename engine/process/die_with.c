@@ -3,15 +3,16 @@
  * The parent-death signal is sent when the *thread* that forked ends, not only when its process does. So it serves
  * where the parent's main thread forked; else a thread of this process, with all signals blocked, waits on the parent's
  * pidfd. Either way the end is SIGKILL, whatever this process is doing at that moment. Called in the child by start.c
- * and zygote.c, and by users' processes.
+ * and zygote_serve.c, and by users' processes.
  */
 #include "process/process.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdint.h>
+#include <stdlib.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -19,10 +20,37 @@
 
 #define GUARDIAN_STACK ((size_t)65536)
 
+/* Above the standard streams: a program that puts its own there must not take the guardian's. */
+static int open_guarded(pid_t parent)
+{
+    int low = pidfd_open(parent, 0);
+    if (low < 0 || low > 2)
+        return low >= 0 ? low : -errno;
+    int fd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+    int error = -errno;
+    close(low);
+    return fd >= 0 ? fd : error;
+}
+
+struct guarded {
+    pid_t parent;
+    int fd;
+};
+
 static void *guard(void *argument)
 {
-    struct pollfd parent = {.fd = (int)(intptr_t)argument, .events = POLLIN};
-    while (poll(&parent, 1, -1) < 0) {
+    struct guarded guarded = *(struct guarded *)argument;
+    free(argument);
+    for (;;) {
+        struct pollfd end = {.fd = guarded.fd, .events = POLLIN};
+        if (poll(&end, 1, -1) < 0)
+            continue;
+        if ((end.revents & POLLNVAL) == 0)
+            break;
+        /* The program closed every descriptor it could find, as daemons do. */
+        guarded.fd = open_guarded(guarded.parent);
+        if (guarded.fd < 0)
+            break;
     }
     kill(getpid(), SIGKILL);
     return NULL;
@@ -30,9 +58,15 @@ static void *guard(void *argument)
 
 static int start_guardian(pid_t parent)
 {
-    int fd = pidfd_open(parent, 0);
-    if (fd < 0)
-        return -errno;
+    struct guarded *guarded = malloc(sizeof *guarded);
+    if (guarded == NULL)
+        return -ENOMEM;
+    *guarded = (struct guarded){parent, open_guarded(parent)};
+    if (guarded->fd < 0) {
+        int error = guarded->fd;
+        free(guarded);
+        return error;
+    }
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -42,11 +76,13 @@ static int start_guardian(pid_t parent)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_t thread;
-    int error = -pthread_create(&thread, &attributes, guard, (void *)(intptr_t)fd);
+    int error = -pthread_create(&thread, &attributes, guard, guarded);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
-    if (error != 0)
-        close(fd);
+    if (error != 0) {
+        close(guarded->fd);
+        free(guarded);
+    }
     return error;
 }
 

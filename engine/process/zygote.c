@@ -200,13 +200,13 @@ static int send_request(shoal_zygote *zygote, const struct zygote_request *head,
 }
 
 int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
-                               uint32_t fd_count, shoal_process **out)
+                               uint32_t fd_count, uint32_t flags, shoal_process **out)
 {
     if (size > SHOAL_ZYGOTE_REQUEST || fd_count > SHOAL_ZYGOTE_FDS)
         return -EMSGSIZE;
     if (zygote->owner != getpid())
         return -EPIPE;
-    struct zygote_request head = {.magic = ZYGOTE_MAGIC, .size = (uint32_t)size, .fds = fd_count};
+    struct zygote_request head = {.magic = ZYGOTE_MAGIC, .size = (uint32_t)size, .fds = fd_count, .flags = flags};
     pthread_mutex_lock(&zygote->lock);
     int error = -EPIPE;
     if (!zygote->gone) {

@@ -15,8 +15,10 @@ struct zygote_request {
     uint64_t magic;
     uint64_t number; /* comes back in the reply */
     uint32_t size, fds;
+    uint32_t flags; /* SHOAL_ZYGOTE_… */
+    uint32_t unused;
 };
-static_assert(sizeof(struct zygote_request) == 24, "the same on both sides");
+static_assert(sizeof(struct zygote_request) == 32, "the same on both sides");
 
 enum zygote_reply_kind { ZYGOTE_STARTED = 1, ZYGOTE_EXITED = 2 };
 

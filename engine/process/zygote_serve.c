@@ -1,14 +1,16 @@
 /* process/zygote_serve.c: the zygote: forks a process for each request and reports how each ended.
  *
  * Single-threaded, so that a fork copies nothing that runs. It waits for requests and for SIGCHLD (blocked, read from a
- * signalfd) at once. Its children ask the kernel to be killed with it, and it ends when the asker's end of the socket
- * is closed: so when the asker is gone, however that happened, all are gone.
+ * signalfd) at once. It ends when the asker's end of the socket is closed, and kills its children then. When the asker
+ * is killed, each child sees that by itself (a guardian thread on the asker's pidfd): so a zygote that is killed does
+ * its children no harm, and they still end with the asker.
  */
 #include "process/zygote.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
@@ -17,8 +19,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+struct child {
+    pid_t pid;
+    bool outlives; /* the asker, and us */
+};
+
 struct server {
     int socket, signals;
+    pid_t asker;
+    struct child *children; /* that have not ended */
+    size_t child_count, child_room;
     const shoal_zygote_service *service;
     sigset_t before; /* the signal mask that children get back */
     uint8_t *buffer;
@@ -49,7 +59,31 @@ static int tell(const struct server *server, const struct zygote_reply *reply, i
     return 0;
 }
 
-static void report_ends(const struct server *server)
+static int note_child(struct server *server, pid_t pid, bool outlives)
+{
+    if (server->child_count == server->child_room) {
+        size_t room = server->child_room == 0 ? 64 : server->child_room * 2;
+        struct child *children = realloc(server->children, room * sizeof *children);
+        if (children == NULL)
+            return -ENOMEM;
+        server->children = children;
+        server->child_room = room;
+    }
+    server->children[server->child_count++] = (struct child){pid, outlives};
+    return 0;
+}
+
+static void forget_child(struct server *server, pid_t pid)
+{
+    for (size_t i = 0; i < server->child_count; i++) {
+        if (server->children[i].pid == pid) {
+            server->children[i] = server->children[--server->child_count];
+            return;
+        }
+    }
+}
+
+static void report_ends(struct server *server)
 {
     struct signalfd_siginfo signals;
     while (read(server->signals, &signals, sizeof signals) > 0) {
@@ -65,37 +99,42 @@ static void report_ends(const struct server *server)
             .code = WIFEXITED(status) ? WEXITSTATUS(status) : 0,
             .signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0,
         };
+        forget_child(server, pid);
         (void)tell(server, &reply, -1); /* the asker is gone: seen at the next receive */
     }
 }
 
 /* The child: leaves the zygote's things behind and does what the request says. */
 static void run_child(const struct server *server, const uint8_t *request, size_t size, const int *fds, uint32_t count,
-                      pid_t zygote)
+                      bool outlives)
 {
     close(server->socket);
     close(server->signals);
-    if (process_die_with(zygote, true) != 0)
+    if (!outlives && process_die_with(server->asker, false) != 0)
         _exit(127);
     sigprocmask(SIG_SETMASK, &server->before, NULL);
     _exit(server->service->main(server->service->context, request, size, fds, count));
 }
 
-static int start_child(const struct server *server, const struct zygote_request *head, const uint8_t *request,
+static int start_child(struct server *server, const struct zygote_request *head, const uint8_t *request,
                        const int *fds, uint32_t count)
 {
-    const pid_t zygote = getpid();
+    const bool outlives = (head->flags & SHOAL_ZYGOTE_OUTLIVES) != 0;
     pid_t pid = server->service->fork != NULL ? server->service->fork(server->service->context) : fork();
     if (pid == 0)
-        run_child(server, request, head->size, fds, count, zygote);
+        run_child(server, request, head->size, fds, count, outlives);
     int code = pid > 0 ? 0 : -EAGAIN;
     /* Opened here, where the child cannot be reaped meanwhile: the asker might come too late for one that ends at once.
      */
     int pidfd = pid > 0 ? pidfd_open(pid, 0) : -1;
-    if (pid > 0 && pidfd < 0) {
+    if (pid > 0 && pidfd < 0)
         code = -errno;
-        kill(pid, SIGKILL);
+    if (pidfd >= 0 && (code = note_child(server, pid, outlives)) != 0) {
+        close(pidfd);
+        pidfd = -1;
     }
+    if (pid > 0 && pidfd < 0)
+        kill(pid, SIGKILL);
     const struct zygote_reply reply = {
         .magic = ZYGOTE_MAGIC,
         .kind = ZYGOTE_STARTED,
@@ -110,7 +149,7 @@ static int start_child(const struct server *server, const struct zygote_request 
 }
 
 /* Take one request and serve it. 0, 1: the asker is gone; or a negative code. */
-static int serve_request(const struct server *server)
+static int serve_request(struct server *server)
 {
     union {
         struct cmsghdr header;
@@ -150,9 +189,17 @@ static int serve_request(const struct server *server)
     return error == -EPIPE ? 1 : error;
 }
 
+/* Who made the socket pair: the asker, or this process itself where that is not known. */
+static pid_t asker_of(int socket)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.pid > 0 ? peer.pid : getpid();
+}
+
 int shoal_zygote_serve(int socket, const shoal_zygote_service *service)
 {
-    struct server server = {.socket = socket, .service = service};
+    struct server server = {.socket = socket, .service = service, .asker = asker_of(socket)};
     server.buffer = malloc(SHOAL_ZYGOTE_REQUEST);
     if (server.buffer == NULL)
         return -ENOMEM;
@@ -180,6 +227,11 @@ int shoal_zygote_serve(int socket, const shoal_zygote_service *service)
     /* The asker is gone: so are the children, at once, and not only when this process has ended. */
     if (result == 1)
         result = 0;
+    for (size_t i = 0; i < server.child_count; i++) {
+        if (!server.children[i].outlives)
+            kill(server.children[i].pid, SIGKILL); /* ours and not reaped: the pid is its own */
+    }
+    free(server.children);
     close(server.signals);
 restore_signals:
     sigprocmask(SIG_SETMASK, &server.before, NULL);

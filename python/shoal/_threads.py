@@ -26,6 +26,7 @@ VARIABLES = (
 _LIBRARIES = (b"openblas", b"mkl_rt", b"libgomp", b"libomp", b"libiomp", b"blis")
 
 _controller: Any = None
+_modules = 0  # how many there were when the list of mappings was read last
 _loaded: tuple[int, ...] = ()  # how often the list of mappings named each library when the controller was made
 
 
@@ -45,9 +46,11 @@ def share(workers: int, wanted: int | None = None) -> int | None:
 
 def prepare_fork() -> None:
     """In the parent, before workers are forked: find the libraries that are loaded, once for all workers."""
-    global _controller, _loaded
-    if "ctypes" not in sys.modules and "numpy" not in sys.modules:
-        return  # nothing that loads such libraries is there: spares reading the list of mappings
+    global _controller, _loaded, _modules
+    # Reading the list of mappings costs as much as a fork: only after something was imported that may load a library.
+    if _modules == len(sys.modules) or ("ctypes" not in sys.modules and "numpy" not in sys.modules):
+        return
+    _modules = len(sys.modules)
     with open("/proc/self/maps", "rb") as maps:
         text = maps.read()
     loaded = tuple(text.count(name) for name in _LIBRARIES)

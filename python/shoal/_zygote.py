@@ -1,8 +1,12 @@
-"""A clean interpreter that forks clean workers: `get().start(…)`.
+"""Clean interpreters that fork clean workers: `get().start(…)`.
 
-Started once a process, when first needed: a fresh Python that imports what every worker needs and then only forks,
-half a millisecond
-a worker, however large or threaded this program is. It and all it forked are gone as soon as this process is.
+A zygote is started once a process, when first needed: a fresh Python that imports what its workers need and then only
+forks, half a millisecond a worker, however large or threaded this program is. What it forks stands where its asker
+stands: same sys.path, arguments, directory, environment and cpus. It is gone as soon as this process is, and with it
+what it forked, unless that may outlive us.
+
+There may be several, told apart by what they import beforehand ("warmth"): workers of `Parallel` need little and must
+be there soon, those of `spawn` and `forkserver` import the program's modules anyway.
 """
 
 from __future__ import annotations
@@ -16,25 +20,29 @@ from shoal import _engine
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
-_zygote: Zygote | None = None
+_zygotes: dict[str, Zygote] = {}
 _lock = threading.Lock()
 
 
 class Zygote:
-    """The asker's side."""
+    """The asker's side. modules: what it imports before it forks, as far as that works; main: the path of a main module
+    that it runs as `__mp_main__`."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = (), main: str | None = None) -> None:
         import socket
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = list(map(str, sys.path))
         program = (
-            f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; "
-            f"from shoal import _zygote; _zygote.serve({os.getpid()})"
+            f"import sys; sys.path[:] = {path!r}; from shoal import _zygote; "
+            f"_zygote.serve({os.getpid()}, {list(modules)!r}, {main!r})"
         )
         arguments = [sys.executable, *_interpreter_flags(), "-c", program]
+        self._environment = dict(os.environ)
+        self._cpus = os.sched_getaffinity(0)
         with theirs:
             # Its descriptor 0 is the socket; all others are close-on-exec.
             self.pid = os.posix_spawn(
@@ -46,13 +54,28 @@ class Zygote:
         self._engine = _engine.Zygote(ours.detach(), self.pid)
         self.owner = os.getpid()
 
-    def start(self, function: str, payload: bytes, fds: Sequence[int]) -> _engine.Process:
+    def start(
+        self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False
+    ) -> _engine.Process:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
 
+        outlives: it is not killed when this process is gone.
         BrokenPipeError: the zygote is gone.
         """
-        request = marshal.dumps((function, payload, list(map(str, sys.path)), list(map(str, sys.argv)), _directory()))
-        return self._engine.start(request, fds)
+        environment = dict(os.environ)
+        cpus = os.sched_getaffinity(0)
+        request = marshal.dumps(
+            (
+                function,
+                payload,
+                list(map(str, sys.path)),
+                list(map(str, sys.argv)),
+                _directory(),
+                environment if environment != self._environment else None,
+                cpus if cpus != self._cpus else None,
+            )
+        )
+        return self._engine.start(request, fds, outlives)
 
     def close(self) -> None:
         """End the zygote and everything it forked."""
@@ -89,51 +112,61 @@ def _interpreter_flags() -> list[str]:
 
 
 class _Restarting:
-    """A zygote that is made again when it turns out to have died."""
+    """A zygote of one warmth, that is made again when it turns out to have died."""
 
-    def start(self, function: str, payload: bytes, fds: Sequence[int]) -> _engine.Process:
+    def __init__(self, warmth: str, make: Callable[[], Zygote]) -> None:
+        self._warmth = warmth
+        self._make = make
+
+    def start(
+        self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False
+    ) -> _engine.Process:
+        """As Zygote.start."""
         try:
-            return _current().start(function, payload, fds)
+            return self.current().start(function, payload, fds, outlives=outlives)
         except BrokenPipeError:
-            _drop()
-            return _current().start(function, payload, fds)
+            _drop(self._warmth)
+            return self.current().start(function, payload, fds, outlives=outlives)
+
+    def current(self) -> Zygote:
+        """The zygote itself, made if need be."""
+        with _lock:
+            zygote = _zygotes.get(self._warmth)
+            if zygote is None or zygote.owner != os.getpid():
+                zygote = _zygotes[self._warmth] = self._make()
+            return zygote
 
 
-def _current() -> Zygote:
-    global _zygote
+def _drop(warmth: str | None = None) -> None:
+    """End the zygote of this warmth, or all."""
     with _lock:
-        if _zygote is None or _zygote.owner != os.getpid():
-            _zygote = Zygote()
-        return _zygote
-
-
-def _drop() -> None:
-    global _zygote
-    with _lock:
-        zygote, _zygote = _zygote, None
-    if zygote is not None:
-        zygote.close()
+        names = list(_zygotes) if warmth is None else [warmth] if warmth in _zygotes else []
+        dropped = [_zygotes.pop(name) for name in names]
+    for zygote in dropped:
+        if zygote.owner == os.getpid():
+            zygote.close()
 
 
 def _after_fork() -> None:
-    # The zygote is the parent's; its socket must not be kept open by a child that lives longer.
-    global _zygote, _lock
+    # The zygotes are the parent's; their sockets must not be kept open by a child that lives longer.
+    global _lock
     _lock = threading.Lock()
-    _zygote = None
+    _zygotes.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def get() -> _Restarting:
-    """What starts clean processes for this process."""
-    return _Restarting()
+def get(warmth: str = "", make: Callable[[], Zygote] = Zygote) -> _Restarting:
+    """What starts clean processes for this process. make: how the zygote of this warmth is made, where there is
+    none."""
+    return _Restarting(warmth, make)
 
 
 # ------------------------------------------------------------------------ in the zygote
 
 
-def serve(asker: int) -> None:
+def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
     """Be a zygote on descriptor 0 until the asker is gone."""
     import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
@@ -147,8 +180,29 @@ def serve(asker: int) -> None:
     import shoal._pickling
     import shoal.joblib.parallel  # noqa: F401
 
+    if modules or main is not None:
+        _warm(modules, main)
     _engine.serve_zygote(0, _run)
     os._exit(0)
+
+
+def _warm(modules: Sequence[str], main: str | None) -> None:
+    """Import what the workers will, so that they find it there. What fails here fails again where it matters."""
+    for name in modules:
+        try:
+            __import__(name)
+        except BaseException:  # noqa: S110
+            pass
+    if main is not None:
+        from multiprocessing import process, spawn
+
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        try:
+            spawn.import_main_path(main)
+        except BaseException:
+            pass
+        finally:
+            del process.current_process()._inheriting  # type: ignore[attr-defined]
 
 
 def _run(request: bytes, fds: tuple[int, ...]) -> Any:
@@ -159,9 +213,17 @@ def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    function, payload, path, argv, directory = marshal.loads(request)
+    function, payload, path, argv, directory, environment, cpus = marshal.loads(request)
     sys.path[:] = path
     sys.argv[:] = argv
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    # Every process that imports it seeds its own.
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed()
     try:
         os.chdir(directory)
     except OSError:

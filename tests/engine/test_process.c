@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -217,7 +218,7 @@ static void a_zygotes_process_gets_the_request_and_its_descriptors_and_tells_how
     assert_int_equal(pipe(ends), 0);
     const int twice[2] = {ends[1], ends[1]};
     shoal_process *process;
-    assert_int_equal(shoal_zygote_start_process(zygote, "hello", 5, twice, 2, &process), 0);
+    assert_int_equal(shoal_zygote_start_process(zygote, "hello", 5, twice, 2, 0, &process), 0);
     shoal_exit how;
     assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
     assert_int_equal(how.code, 5);
@@ -226,7 +227,7 @@ static void a_zygotes_process_gets_the_request_and_its_descriptors_and_tells_how
     assert_string_equal(text, "hellohello");
     shoal_process_close(process);
 
-    assert_int_equal(shoal_zygote_start_process(zygote, "k", 1, NULL, 0, &process), 0);
+    assert_int_equal(shoal_zygote_start_process(zygote, "k", 1, NULL, 0, 0, &process), 0);
     assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
     assert_int_equal(how.signal, SIGKILL);
     shoal_process_close(process);
@@ -242,7 +243,7 @@ static void *ask_zygote(void *zygote)
         shoal_exit how = {-1, -1};
         char request[20];
         memset(request, 'x', sizeof request);
-        if (shoal_zygote_start_process(zygote, request, i, NULL, 0, &process) != 0)
+        if (shoal_zygote_start_process(zygote, request, i, NULL, 0, 0, &process) != 0)
             return zygote;
         int error = shoal_process_wait(process, SHOAL_FOREVER, &how);
         shoal_process_close(process);
@@ -267,19 +268,69 @@ static void threads_that_ask_a_zygote_at_once_each_get_their_own(void **state)
     end_zygote(zygote);
 }
 
-static void a_dead_zygote_is_told_of_and_takes_its_processes_along(void **state)
+static void a_killed_zygote_does_its_processes_no_harm(void **state)
 {
     (void)state;
     shoal_zygote *zygote = start_zygote();
     shoal_process *process;
-    assert_int_equal(shoal_zygote_start_process(zygote, "s", 1, NULL, 0, &process), 0);
+    assert_int_equal(shoal_zygote_start_process(zygote, "s", 1, NULL, 0, 0, &process), 0);
     kill(zygote_pid, SIGKILL);
     waitpid(zygote_pid, NULL, 0);
     shoal_exit how;
+    assert_int_equal(shoal_process_wait(process, 200 * SHOAL_MILLISECOND, &how), -ETIMEDOUT);
+    shoal_process *other;
+    assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, NULL, 0, 0, &other), -EPIPE);
+    assert_int_equal(shoal_process_signal(process, SIGKILL), 0);
     assert_int_equal(shoal_process_wait(process, 5 * SHOAL_SECOND, &how), -ECHILD);
     shoal_process_close(process);
-    assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, NULL, 0, &process), -EPIPE);
     shoal_zygote_close(zygote);
+}
+
+/* Be an asker that has two processes forked, of which the second outlives it; tell their pids, wait to be killed. */
+static void run_asker(int ready, bool kill_zygote)
+{
+    shoal_zygote *zygote = start_zygote();
+    shoal_process *bound, *outliving;
+    if (shoal_zygote_start_process(zygote, "s", 1, NULL, 0, 0, &bound) != 0 ||
+        shoal_zygote_start_process(zygote, "s", 1, NULL, 0, SHOAL_ZYGOTE_OUTLIVES, &outliving) != 0)
+        _exit(1);
+    usleep(50000); /* a process that was forked a moment ago has yet to bind itself */
+    if (kill_zygote)
+        kill(zygote_pid, SIGKILL);
+    const pid_t pids[2] = {shoal_process_pid(bound), shoal_process_pid(outliving)};
+    if (write(ready, pids, sizeof pids) != (ssize_t)sizeof pids)
+        _exit(1);
+    pause();
+}
+
+static void a_killed_askers_processes_end_but_for_those_that_outlive_it(void **state)
+{
+    (void)state;
+    for (int kill_zygote = 0; kill_zygote < 2; kill_zygote++) {
+        int ready[2];
+        assert_int_equal(pipe(ready), 0);
+        pid_t asker = fork();
+        if (asker == 0) {
+            run_asker(ready[1], kill_zygote != 0);
+            _exit(1);
+        }
+        pid_t pids[2];
+        assert_int_equal(read(ready[0], pids, sizeof pids), sizeof pids);
+        shoal_process *bound, *outliving;
+        assert_int_equal(shoal_process_adopt(pids[0], &bound), 0);
+        assert_int_equal(shoal_process_adopt(pids[1], &outliving), 0);
+        kill(asker, SIGKILL);
+        waitpid(asker, NULL, 0);
+        shoal_exit how;
+        assert_int_equal(shoal_process_wait(bound, 5 * SHOAL_SECOND, &how), -ECHILD);
+        assert_int_equal(shoal_process_wait(outliving, 100 * SHOAL_MILLISECOND, &how), -ETIMEDOUT);
+        assert_int_equal(shoal_process_signal(outliving, SIGKILL), 0);
+        assert_int_equal(shoal_process_wait(outliving, 5 * SHOAL_SECOND, &how), -ECHILD);
+        shoal_process_close(bound);
+        shoal_process_close(outliving);
+        close(ready[0]);
+        close(ready[1]);
+    }
 }
 
 static void what_is_too_large_for_a_zygote_is_refused(void **state)
@@ -288,9 +339,9 @@ static void what_is_too_large_for_a_zygote_is_refused(void **state)
     shoal_zygote *zygote = start_zygote();
     char *large = calloc(1, SHOAL_ZYGOTE_REQUEST + 1);
     shoal_process *process;
-    assert_int_equal(shoal_zygote_start_process(zygote, large, SHOAL_ZYGOTE_REQUEST + 1, NULL, 0, &process), -EMSGSIZE);
+    assert_int_equal(shoal_zygote_start_process(zygote, large, SHOAL_ZYGOTE_REQUEST + 1, NULL, 0, 0, &process), -EMSGSIZE);
     int fds[SHOAL_ZYGOTE_FDS + 1] = {0};
-    assert_int_equal(shoal_zygote_start_process(zygote, large, 1, fds, SHOAL_ZYGOTE_FDS + 1, &process), -EMSGSIZE);
+    assert_int_equal(shoal_zygote_start_process(zygote, large, 1, fds, SHOAL_ZYGOTE_FDS + 1, 0, &process), -EMSGSIZE);
     free(large);
     end_zygote(zygote);
 }
@@ -332,7 +383,8 @@ int main(void)
         cmocka_unit_test_setup(a_zygotes_process_gets_the_request_and_its_descriptors_and_tells_how_it_ended,
                                start_clock),
         cmocka_unit_test_setup(threads_that_ask_a_zygote_at_once_each_get_their_own, start_clock),
-        cmocka_unit_test_setup(a_dead_zygote_is_told_of_and_takes_its_processes_along, start_clock),
+        cmocka_unit_test_setup(a_killed_zygote_does_its_processes_no_harm, start_clock),
+        cmocka_unit_test_setup(a_killed_askers_processes_end_but_for_those_that_outlive_it, start_clock),
         cmocka_unit_test_setup(what_is_too_large_for_a_zygote_is_refused, start_clock),
         cmocka_unit_test_setup(a_zygote_passes_over_what_its_asker_would_not_send, start_clock),
     };

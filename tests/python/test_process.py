@@ -195,7 +195,7 @@ def test_a_zygotes_process_is_clean_and_stands_where_its_asker_stands() -> None:
 def test_a_zygote_that_was_killed_is_made_again() -> None:
     from shoal import _zygote
 
-    first = _zygote._current()
+    first = _zygote.get().current()
     os.kill(first.pid, signal.SIGKILL)
     time.sleep(0.05)
     read, write = os.pipe()
@@ -203,7 +203,7 @@ def test_a_zygote_that_was_killed_is_made_again() -> None:
     process = _zygote.get().start("test_process:answer", b"x", [write])
     sys.path.pop(0)
     assert process.wait(10) == 1
-    assert _zygote._current().pid != first.pid
+    assert _zygote.get().current().pid != first.pid
     os.close(read)
     os.close(write)
 

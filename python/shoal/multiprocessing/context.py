@@ -5,6 +5,7 @@ library's, so that `isinstance` agrees; what is not ours yet is theirs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from multiprocessing import context as _standard
 from multiprocessing import process as _process
@@ -66,12 +67,38 @@ class ForkContext(_Methods, _standard.ForkContext):
     Process = ForkProcess
 
 
+def _clean_popen(process_obj: Any, method: str) -> Any:
+    """Started by a warm zygote; by the standard library's own way where the user named another interpreter."""
+    import sys
+    from multiprocessing import spawn
+
+    if os.fsdecode(spawn.get_executable()) != sys.executable:
+        if method == "spawn":
+            return _standard.SpawnProcess._Popen(process_obj)
+        return _standard.ForkServerProcess._Popen(process_obj)
+    from shoal.multiprocessing import popen_clean
+
+    return popen_clean.PopenSpawn(process_obj) if method == "spawn" else popen_clean.PopenForkServer(process_obj)
+
+
+class SpawnProcess(_standard.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _clean_popen(process_obj, "spawn")
+
+
+class ForkServerProcess(_standard.ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _clean_popen(process_obj, "forkserver")
+
+
 class SpawnContext(_Methods, _standard.SpawnContext):
-    pass
+    Process = SpawnProcess
 
 
 class ForkServerContext(_Methods, _standard.ForkServerContext):
-    pass
+    Process = ForkServerProcess
 
 
 _concrete_contexts: dict[str, Any] = {

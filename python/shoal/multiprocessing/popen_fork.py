@@ -48,7 +48,7 @@ class Popen(popen_fork.Popen):
             try:
                 self.returncode = self._process.poll() if flag == os.WNOHANG else self._process.wait()
             except ChildProcessError:
-                return None  # reaped by somebody else, who alone knows how it ended
+                self.returncode = self._unknown_end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -56,8 +56,12 @@ class Popen(popen_fork.Popen):
             try:
                 self.returncode = self._process.wait(timeout)
             except ChildProcessError:
-                return None
+                self.returncode = self._unknown_end()
         return self.returncode
+
+    def _unknown_end(self) -> int | None:
+        """The exit code of a process that somebody else reaped, who alone knows how it ended."""
+        return None
 
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:
