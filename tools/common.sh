@@ -7,9 +7,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-VENV=${VENV:-.venv}
-BUILD=${BUILD:-build/release}
 TOP=$PWD
+VENV=${VENV:-.venv}
+VENV=${VENV#"$TOP/"}
+BUILD=${BUILD:-build/release}
 
 say() {
     printf '== %s\n' "$*"

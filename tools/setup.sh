@@ -47,8 +47,6 @@ need_command gcc gcc
 [ -f /usr/include/stdio.h ] || missing+=(libc6-dev)
 need_command pkg-config pkg-config
 need_library libxxhash libxxhash-dev
-need_library libzstd libzstd-dev
-need_library liblz4 liblz4-dev
 case $purpose in
 test | lint) need_library cmocka libcmocka-dev ;;
 esac

@@ -24,7 +24,7 @@ static const struct {
     {-EACCES, "permission denied"},
     {-EAGAIN, "no room, or too many processes, at the moment; try again"},
     {-EBADF, "not an open file descriptor"},
-    {-EBADMSG, "the message was cut short when its sender died"},
+    {-EBADMSG, "the item was overwritten in shared memory, and was dropped"},
     {-EBUSY, "it is in use"},
     {-ECHILD, "not a child of this process, or already reaped"},
     {-EDEADLK, "the caller would wait for itself"},

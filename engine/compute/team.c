@@ -1,7 +1,7 @@
 /* compute/team.c: the engine's own threads, and the parallel loop on them.
  *
- * The team is made when a loop first wants more than one thread, sleeps between loops, and is never larger than the
- * cpus that this process may use. A fork leaves the child without threads: the child forgets the team and makes its
+ * The team is made when a loop first wants more than one thread, sleeps between loops, and is as large as the largest
+ * number that was asked for, one a cpu by default. A fork leaves the child without threads: the child forgets the team and makes its
  * own, which GNU OpenMP's cannot. One loop has the team at a time; a loop that finds it taken, or that runs inside of
  * one, is done by its own thread alone.
  *

@@ -18,7 +18,7 @@
 #define DEFAULT_SLOTS 1024u
 /* A sleep for "any task done" may be told late (workers group short tasks), so it is cut into slices that double from
  * the first to the last: a waiter is late by at most the time it has waited already, and a long wait costs 50 looks a
- * second. */
+ * second (twice that where the caller cuts its wait into slices of its own). */
 #define FIRST_SLICE (200 * SHOAL_MICROSECOND)
 #define LAST_SLICE (20 * SHOAL_MILLISECOND)
 
@@ -306,11 +306,10 @@ uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
         stopped++;
         if (take_back(pool, i) || !kill)
             continue;
-        const uint32_t owner = slot_owner_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
-        for (uint32_t place = 0; place < pool->table.worker_count; place++) {
-            if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) == owner)
-                pool_condemn(pool, place, i, SHOAL_ECANCELLED);
-        }
+        const uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+        if (slot_state_of(word) == SLOT_RUNNING)
+            pool_condemn(pool, slot_owner_of(word), i, atomic_load_explicit(&slot->finished, memory_order_relaxed),
+                         SHOAL_ECANCELLED);
     }
     pthread_mutex_unlock(&pool->lock);
     if (stopped > 0)
@@ -649,7 +648,7 @@ int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64
         if (result == -EINTR)
             break;
         result = 0;
-        if (low_water == 0 || slice < LAST_SLICE)
+        if (slice < LAST_SLICE)
             slice = slice * 2 > LAST_SLICE ? LAST_SLICE : slice * 2;
         /* After a slice whatever is done counts, low water or not. */
         if (atomic_load_explicit(&pool->nudges, memory_order_relaxed) != nudges || has_completions(pool))

@@ -1,7 +1,8 @@
 /* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out, collecting) and supervise.c (deaths).
  *
- * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions at the most,
- * never across a wait, and never taken by a worker: a worker that dies cannot leave it locked.
+ * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions on the way
+ * of a task, for a walk over the slots where a worker died or a time limit is enforced; never across a wait, and never
+ * taken by a worker: a worker that dies cannot leave it locked.
  */
 #ifndef SHOAL_POOL_POOL_H
 #define SHOAL_POOL_POOL_H
@@ -70,8 +71,8 @@ void pool_list(shoal_pool *pool, uint32_t slot);
 bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
 /* The blocks of a done slot's results go from its worker to owner 0. Locked. */
 void pool_take_over(shoal_pool *pool, uint32_t slot);
-/* Kill the worker at `place` for the item that it holds of this slot. Locked. */
-void pool_condemn(shoal_pool *pool, uint32_t place, uint32_t slot, int32_t outcome);
+/* Kill this worker for an item that it holds of this slot, which then has that outcome. Locked. */
+void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item, int32_t outcome);
 /* Whether the caller's process made the pool. */
 bool pool_is_owner(const shoal_pool *pool);
 

@@ -98,25 +98,35 @@ static bool note_end(shoal_pool *pool, uint32_t place, shoal_pool_event *event)
 
 /* ------------------------------------------------------------------ time limits ---- */
 
-void pool_condemn(shoal_pool *pool, uint32_t place, uint32_t slot, int32_t outcome)
+void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item, int32_t outcome)
 {
-    struct place *entry = &pool->places[place];
-    if (entry->state != PLACE_WATCHED || entry->condemned_for != 0)
-        return;
-    entry->condemned_for = outcome;
-    entry->condemned_slot = slot;
-    entry->condemned_item = atomic_load_explicit(&pool->table.slots[slot].finished, memory_order_relaxed);
-    (void)pidfd_send_signal(entry->pidfd, SIGKILL, NULL, 0);
+    for (uint32_t place = 0; place < pool->table.worker_count; place++) {
+        struct place *entry = &pool->places[place];
+        if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) != owner ||
+            entry->state != PLACE_WATCHED || entry->condemned_for != 0)
+            continue;
+        entry->condemned_for = outcome;
+        entry->condemned_slot = slot;
+        entry->condemned_item = item;
+        (void)pidfd_send_signal(entry->pidfd, SIGKILL, NULL, 0);
+    }
 }
 
-/* When an item of this running slot is overdue; SHOAL_FOREVER: it has no limit. */
-static int64_t due_at(const struct slot *slot, int64_t now)
+/* When the item at hand of this slot is overdue, and which it is; SHOAL_FOREVER: it has no limit. */
+static int64_t due_at(const struct slot *slot, int64_t now, uint32_t *item)
 {
     int64_t limit = slot->time_limit;
+    *item = 0;
     if (limit <= 0)
         return SHOAL_FOREVER;
-    /* acquire: pairs with the release in shoal_task_next: `finished`, read after it, is not older than this time */
-    int64_t began = atomic_load_explicit(&slot->began, memory_order_acquire);
+    int64_t began, again = atomic_load_explicit(&slot->began, memory_order_relaxed);
+    do {
+        began = again;
+        /* acquire: pairs with the release in shoal_task_answer, which comes after `began` was cleared: the same time
+         * before and after this look is the time of this very item */
+        *item = atomic_load_explicit(&slot->finished, memory_order_acquire);
+        again = atomic_load_explicit(&slot->began, memory_order_relaxed);
+    } while (again != began);
     if (began == 0 || began > now)
         began = now;
     return limit >= SHOAL_FOREVER - began ? SHOAL_FOREVER : began + limit;
@@ -133,15 +143,12 @@ static int64_t enforce_limits(shoal_pool *pool)
         const uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
         if (slot_state_of(word) != SLOT_RUNNING && slot_state_of(word) != SLOT_READY)
             continue;
-        const int64_t due = due_at(slot, now);
-        if (due > now || slot_state_of(word) == SLOT_READY) {
+        uint32_t item;
+        const int64_t due = due_at(slot, now, &item);
+        if (due > now || slot_state_of(word) == SLOT_READY)
             next = due < next ? due : next;
-            continue;
-        }
-        for (uint32_t place = 0; place < pool->table.worker_count; place++) {
-            if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) == slot_owner_of(word))
-                pool_condemn(pool, place, i, SHOAL_ETASKTIMEOUT);
-        }
+        else
+            pool_condemn(pool, slot_owner_of(word), i, item, SHOAL_ETASKTIMEOUT);
     }
     return next;
 }
@@ -256,6 +263,16 @@ static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, const struct plac
     return held;
 }
 
+/* Set the number of workers that are awake right: one that was killed in the middle of its change left it wrong. A live
+ * worker that changes meanwhile makes it wrong by one until the next death; it decides over spinning alone. */
+static void count_awake(shoal_pool *pool)
+{
+    uint32_t awake = 0;
+    for (uint32_t i = 0; i < pool->table.worker_count; i++)
+        awake += atomic_load_explicit(&pool->table.workers[i].awake, memory_order_relaxed) != 0;
+    atomic_store_explicit(&pool->table.header->awake, awake, memory_order_relaxed);
+}
+
 int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held)
 {
     if (place >= pool->table.worker_count)
@@ -277,8 +294,8 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
     *held = settle_slots(pool, owner, entry, how);
     entry->pidfd = -1;
     entry->state = PLACE_EMPTY;
-    if (atomic_exchange_explicit(&record->awake, 0, memory_order_relaxed) != 0)
-        atomic_fetch_sub_explicit(&header->awake, 1, memory_order_relaxed);
+    atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
+    count_awake(pool);
     uint32_t looker = owner;
     atomic_compare_exchange_strong_explicit(&header->looking, &looker, 0, memory_order_relaxed, memory_order_relaxed);
     pthread_mutex_unlock(&pool->lock);

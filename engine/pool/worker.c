@@ -412,6 +412,8 @@ int shoal_task_answer(shoal_task *task, const shoal_item *result)
     item_write(task->results + task->results_size, result);
     task->results_size += span;
     atomic_store_explicit(&task->slot->results_size, task->results_size, memory_order_relaxed);
+    if (task->limited) /* before `finished`: nobody may take this item's time for the next one's */
+        atomic_store_explicit(&task->slot->began, 0, memory_order_relaxed);
     /* release: counts the result as given; its bytes and their size come before */
     atomic_store_explicit(&task->slot->finished, ++task->finished, memory_order_release);
     return 0;

@@ -226,13 +226,20 @@ class Crew:
         if self._crashes[place] < 0:
             self._crashes[place] = os.memfd_create("shoal-crash")
         process = self._start(self.engine, place, owner, self._crashes[place])
-        self.processes[place] = process
         assert process.pid is not None
-        descriptor = os.pidfd_open(process.pid)
         try:
-            self.engine.watch(place, process.pid, descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = os.pidfd_open(process.pid)
+            try:
+                self.engine.watch(place, process.pid, descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            # Nobody would see it die.
+            process.kill()
+            process.join()
+            self.engine.bury(place, process.exitcode)
+            raise
+        self.processes[place] = process
 
     def _replace(self, place: int) -> None:
         process = self.processes[place]

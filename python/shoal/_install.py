@@ -86,6 +86,7 @@ def _install_multiprocessing() -> None:
     for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
     _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
+    _set(queues, "JoinableQueue", shoal.multiprocessing.queues.JoinableQueue)
     _set(popen_fork, "Popen", shoal.multiprocessing.popen_fork.Popen)
 
     command_line = spawn.get_command_line

@@ -66,15 +66,29 @@ def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None, foreign_ma
         return _functions.dumps(obj, buffer_callback, _reducers(), foreign_main)
     except (_functions.NotPlain, _pickle.PicklingError, AttributeError, TypeError, ValueError):
         pass  # not for us: cloudpickle does it, or has the right words for why it cannot be done
-    import cloudpickle
-
     _forget_buffers(buffer_callback)
     file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, 5, buffer_callback=buffer_callback)
-    # cloudpickle would send a copy of an open file's text: not what a file handed to another process means.
-    pickler.dispatch_table = {**pickler.dispatch_table, io.TextIOWrapper: _refuse, **_reducers()}
-    pickler.dump(obj)
+    _by_value_pickler()(file, 5, buffer_callback=buffer_callback).dump(obj)
     return file.getvalue()  # the buffer's own bytes, not a copy
+
+
+_pickler_class: Any = None
+_pickler_table: dict[type, Any] | None = None
+
+
+def _by_value_pickler() -> Any:
+    """cloudpickle's pickler with the reducers that count here."""
+    global _pickler_class, _pickler_table
+    table = _reducers()
+    if _pickler_class is None or _pickler_table is not table:
+        import cloudpickle
+
+        # A table of the class: cloudpickle's own is one, and hides what is set on an instance. It would send a copy of
+        # an open file's text: not what a file handed to another process means.
+        known = {**cloudpickle.Pickler.dispatch_table, io.TextIOWrapper: _refuse, **table}
+        _pickler_class = type("_ByValuePickler", (cloudpickle.Pickler,), {"dispatch_table": known})
+        _pickler_table = table
+    return _pickler_class
 
 
 def dumps(obj: Any, buffer_callback: BufferCallback | None) -> bytes:

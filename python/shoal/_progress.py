@@ -84,11 +84,13 @@ def _follow(reference: Any, shown: _Shown) -> None:
             job = reference()
             if job is None:
                 return
+            shown.look(job)
             try:
                 done = job.wait_ready(INTERVAL)
             except (ValueError, RuntimeError):  # its pool was closed
                 done = True
-            shown.look(job)
+            if done:
+                shown.look(job)
             del job
     except BaseException:  # a progress function that raises: reported as of any thread; the work goes on
         threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))

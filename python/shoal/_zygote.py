@@ -193,6 +193,9 @@ def _warm(modules: Sequence[str], main: str | None) -> None:
             __import__(name)
         except BaseException:  # noqa: S110
             pass
+    from shoal import _threads
+
+    _threads.prepare_fork()
     if main is not None:
         from multiprocessing import process, spawn
 

@@ -139,7 +139,7 @@ def test_every_mapping_call_shows_its_progress(pool: Any, call: str) -> None:
         time.sleep(0.01)
     assert seen[-1] == (20, 20)
     assert seen == sorted(seen)
-    assert len(seen) > 2
+    assert len(seen) > 1
 
 
 def test_a_progress_bar_is_tqdms(pool: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shoal
 from helpers import run_program
 from shoal import _engine
 from shoal import multiprocessing as mp
@@ -226,3 +227,200 @@ def test_a_process_object_of_the_engine_tells_who_it_is() -> None:
     process.close()
     with pytest.raises(ValueError, match="closed"):
         process.pid  # noqa: B018
+
+
+# -- queues of other kinds --
+
+
+def deal_with(queue: Any) -> None:
+    while queue.get() is not None:
+        queue.task_done()
+    queue.task_done()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_joinable_queue_is_joined_once_all_is_dealt_with(method: str) -> None:
+    context = mp.get_context(method)
+    queue = context.JoinableQueue()
+    process = context.Process(target=deal_with, args=(queue,))
+    process.start()
+    for item in [*range(100), None]:
+        queue.put(item)
+    queue.join()
+    assert queue.empty()
+    process.join()
+    with pytest.raises(ValueError, match="too many times"):
+        queue.task_done()
+
+
+def test_a_full_joinable_queue_does_not_count_what_it_refused() -> None:
+    import queue as standard_queue
+
+    queue = mp.JoinableQueue(1)
+    queue.put(1)
+    with pytest.raises(standard_queue.Full):
+        queue.put(2, timeout=0.01)
+    queue.get()
+    queue.task_done()
+    queue.join()
+
+
+def test_classes_made_on_the_insides_of_the_standard_queue_go_on_working(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, multiprocessing.queues
+        ours = multiprocessing.queues.Queue
+
+        class Reporting(ours):
+            def _on_queue_feeder_error(self, error, obj):
+                print("could not send", obj)
+
+        if __name__ == "__main__":
+            queue = Reporting(ctx=multiprocessing.get_context())
+            queue.put(lambda: 0) if False else queue.put(5)
+            print(queue.get(timeout=10), ours.__module__, issubclass(Reporting, ours))
+            joinable = multiprocessing.JoinableQueue()
+            joinable.put(1)
+            print(joinable.get(), type(joinable).__module__)
+            joinable.task_done()
+            joinable.join()
+        """,
+        shoal=True,
+    )
+    assert done.stdout.splitlines() == [
+        "5 shoal.multiprocessing.queues False",
+        "1 shoal.multiprocessing.queues",
+    ], done.stderr
+
+
+# -- processes of the clean start --
+
+
+def surroundings() -> tuple[Any, ...]:
+    return os.environ.get("SHOAL_TEST"), os.getcwd(), sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_clean_process_stands_where_its_parent_stands_now(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = mp.get_context(method)
+    with context.Pool(1) as pool:
+        pool.apply(surroundings)  # the zygote is there before what follows
+    monkeypatch.setenv("SHOAL_TEST", "later")
+    monkeypatch.chdir(tmp_path)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        with context.Pool(1) as pool:
+            assert pool.apply(surroundings) == ("later", str(tmp_path), [min(cpus)])
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def random_number(_: Any) -> float:
+    import random
+
+    import numpy
+
+    time.sleep(0.01)
+    return float(numpy.random.random()) + random.random()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_clean_processes_have_random_numbers_of_their_own(method: str) -> None:
+    import numpy  # noqa: F401  (so that the zygote imports it)
+
+    with mp.get_context(method).Pool(3) as pool:
+        numbers = pool.map(random_number, range(12), chunksize=1)
+    assert len(set(numbers)) == 12
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_clean_process_prints_where_its_parent_does(method: str, size: int, tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import os, sys
+        from shoal.multiprocessing import get_context
+
+        def say(text):
+            print(len(text), flush=True)
+            os.write(2, b"error\\n")
+
+        if __name__ == "__main__":
+            context = get_context({method!r})
+            context.Process(target=str).start()
+            with open("output", "w") as file:
+                os.dup2(file.fileno(), 1)
+            process = context.Process(target=say, args=("x" * {size},))
+            process.start()
+            process.join()
+            sys.exit(process.exitcode)
+        """,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output").read_text() == f"{size}\n"
+    assert done.stderr == "error\n"
+
+
+def test_the_main_module_of_a_fork_server_is_imported_once(tmp_path: Path) -> None:
+    source = """
+        import os, sys
+        from shoal.multiprocessing import get_context
+
+        if __name__ != "__main__":
+            with open("imported", "a") as file:
+                file.write(f"{{os.getpid()}}\\n")
+
+        def pid():
+            return os.getpid()
+
+        if __name__ == "__main__":
+            for _ in range(3):
+                with get_context({method!r}).Pool(1) as pool:
+                    pool.apply(pid)
+        """
+    for method, times in (("forkserver", 1), ("spawn", 3)):
+        (tmp_path / "imported").unlink(missing_ok=True)
+        done = run_program(tmp_path, source.format(method=method), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len((tmp_path / "imported").read_text().split()) == times
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_killed_program_takes_the_workers_of_its_clean_pools_along(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\nfrom shoal.multiprocessing import get_context\n"
+        "if __name__ == '__main__':\n"
+        f"    pool = get_context({method!r}).Pool(2)\n"
+        "    pool.map(abs, [0])\n"
+        "    print(*[process.pid for process in pool._pool], flush=True)\n"
+        "    pool.map(time.sleep, [30, 30], chunksize=1)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert len(pids) == 2
+    assert all(_gone(pid, within=1) for pid in pids)
+
+
+def test_a_killed_zygote_harms_no_task() -> None:
+    from shoal import _zygote
+
+    with mp.get_context("spawn").Pool(2) as pool:
+        result = pool.map_async(time.sleep, [0.3] * 4, chunksize=1)
+        time.sleep(0.1)
+        os.kill(_zygote._zygotes["spawn"].pid, signal.SIGKILL)
+        assert result.get(30) == [None] * 4
+        with pytest.raises(shoal.WorkerDied):
+            pool.apply(os._exit, (3,))
+        assert pool.map(abs, [-1, -2]) == [1, 2]  # by a worker of a new zygote

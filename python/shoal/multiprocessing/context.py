@@ -32,6 +32,12 @@ class _Methods:
 
         return Queue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
 
+    def JoinableQueue(self, maxsize: int = 0) -> Any:
+        """A queue that also tells when all that was put has been dealt with."""
+        from shoal.multiprocessing.queues import JoinableQueue
+
+        return JoinableQueue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
+
     def Pool(
         self,
         processes: int | None = None,
