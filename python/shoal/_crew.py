@@ -278,6 +278,12 @@ class Crew:
         self.broken = error
         self.engine.abandon(error)
 
+    def refill(self) -> None:
+        """Start what is missing. OSError where that fails."""
+        with self._lock:
+            if self._thread is not None and not self._refill():
+                raise OSError("cannot start a worker process")
+
     def _refill(self) -> bool:
         """Start what could not be started; whether all places are filled."""
         if self.state == TERMINATE or self._shut or self.broken is not None or not self._restarts:

@@ -621,3 +621,96 @@ def test_a_pool_in_a_non_daemonic_child_works() -> None:
     process.start()
     assert queue.get(timeout=20) == [0, 1, 4, 9]
     process.join()
+
+
+# -- pools in pools --
+
+
+def sum_by_a_pool(count: int) -> int:
+    with Pool(2) as pool:
+        return sum(pool.map(square, range(count)))
+
+
+def map_forever_in_a_pool(path: str) -> None:
+    with Pool(2) as pool:
+        Path(path).write_text(" ".join(str(process.pid) for process in pool._pool))
+        pool.map(time.sleep, [60, 60], chunksize=1)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_may_have_a_pool_of_its_own(method: str) -> None:
+    with get_context(method).Pool(2) as pool:
+        assert pool.map(sum_by_a_pool, [3, 4, 5]) == [5, 14, 30]
+        assert pool.apply(is_daemon)
+
+
+def is_daemon() -> bool:
+    return multiprocessing.current_process().daemon
+
+
+def test_the_pool_of_a_killed_worker_ends_with_it(own_pool: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    result = own_pool.apply_async(map_forever_in_a_pool, (str(path),))
+    while not path.exists() or not path.read_text():
+        time.sleep(0.01)
+    pids = [int(pid) for pid in path.read_text().split()]
+    assert result.cancel(kill=True)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(is_running(pid) for pid in pids):
+        time.sleep(0.01)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -- limits of the machine --
+
+
+@pytest.mark.parametrize(
+    "limit, value, error",
+    [("NOFILE", 12, OSError), ("NPROC", 1, OSError), ("AS", 20 << 20, (OSError, MemoryError)), ("FSIZE", 4096, OSError)],
+)
+def test_a_pool_that_the_machine_has_no_room_for_says_so_and_leaves_nothing(
+    tmp_path: Path, limit: str, value: int, error: Any
+) -> None:
+    names = error.__name__ if isinstance(error, type) else " ".join(one.__name__ for one in error)
+    done = run_program(
+        tmp_path,
+        f"""
+        import os, resource, sys, time, threading
+        from shoal.multiprocessing import Pool
+
+        if __name__ == "__main__":
+            with Pool(1) as pool:  # all that is imported on need
+                pool.map(abs, [-1])
+            pool.join()
+            if {limit!r} == "NPROC" and os.getuid() == 0:
+                os.setuid(65534)  # the limit does not hold for root
+            before = set(os.listdir("/proc/self/fd")), threading.active_count()
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * 4096 if {limit!r} == "AS" else 0
+            hard = resource.getrlimit(resource.RLIMIT_{limit})[1]
+            resource.setrlimit(resource.RLIMIT_{limit}, (used + {value}, hard))
+            started = time.monotonic()
+            try:
+                pool = Pool(30)
+                print(pool.map(abs, [-1]))
+            except Exception as error:
+                print(type(error).__mro__)
+                print(error)
+            print(time.monotonic() - started < 5)
+            resource.setrlimit(resource.RLIMIT_{limit}, (hard, hard))
+            print(set(os.listdir("/proc/self/fd")) == before[0], threading.active_count() == before[1])
+            with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
+                print(file.read().split())
+        """,
+    )
+    lines = done.stdout.splitlines()
+    assert any(name in lines[0] for name in names.split()), done.stdout + done.stderr
+    assert lines[2:] == ["True", "True True", "[]"], done.stdout + done.stderr

@@ -4,11 +4,13 @@ library's."""
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
+import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import TimeoutError, util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import TimeoutError, process, util
 from multiprocessing.pool import (  # type: ignore[attr-defined]
     ExceptionWithTraceback,
     MaybeEncodingError,
@@ -149,7 +151,11 @@ class Pool:
     @property
     def _pool(self) -> list[Any]:
         """The worker processes that run now."""
-        return [process for process in self._crew.processes if process is not None]
+        return [worker for worker in self._crew.processes if worker is not None]
+
+    def _repopulate_pool(self) -> None:
+        """Start what is missing now, rather than when the supervisor comes to it."""
+        self._crew.refill()
 
     def _check_running(self) -> None:
         if self._state != RUN:
@@ -444,15 +450,40 @@ def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Dutie
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
         if context.get_start_method() == "fork":
             _threads.prepare_fork()
-        process = make_process(
-            context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties)
-        )
-        process.name = process.name.replace("Process", "PoolWorker")
-        process.daemon = True
-        process.start()
-        return process
+        worker = make_process(context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties))
+        worker.name = worker.name.replace("Process", "PoolWorker")
+        worker.daemon = True
+        with _children_allowed():
+            worker.start()
+        return worker
 
     return start
+
+
+_family_lock = threading.Lock()
+
+
+def _new_family_lock() -> None:
+    # A child is forked while the lock is held.
+    global _family_lock
+    _family_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_family_lock)
+
+
+@contextlib.contextmanager
+def _children_allowed() -> Iterator[None]:
+    """A worker of a pool is daemonic, so multiprocessing lets it have no children, lest they stay behind when it is
+    killed. Workers of a pool of its own do not: they end with it."""
+    current: Any = process.current_process()
+    with _family_lock:
+        daemonic = current._config.pop("daemon", None)
+        try:
+            yield
+        finally:
+            if daemonic is not None:
+                current._config["daemon"] = daemonic
 
 
 def _callback(
