@@ -314,6 +314,25 @@ static int encode_tuple(struct codec_writer *writer, PyObject *object)
     return 0;
 }
 
+size_t codec_encode_small(PyObject *object, uint8_t *at)
+{
+    if (PyLong_CheckExact(object)) {
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+        *at = 'i';
+        memcpy(at + 1, &value, 8);
+        return overflow == 0 ? 9 : 0;
+    }
+    if (PyFloat_CheckExact(object)) {
+        double value = PyFloat_AS_DOUBLE(object);
+        *at = 'd';
+        memcpy(at + 1, &value, 8);
+        return 9;
+    }
+    *at = object == Py_None ? 'N' : object == Py_True ? 'T' : 'F';
+    return object == Py_None || PyBool_Check(object) ? 1 : 0;
+}
+
 int codec_encode(module_state *state, struct codec_writer *writer, PyObject *object)
 {
     int result = PyTuple_CheckExact(object) ? encode_tuple(writer, object) : encode_plain(writer, object, false);

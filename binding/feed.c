@@ -54,11 +54,17 @@ static PyObject *next_item(JobObject *job)
 static int encode_item(PoolObject *pool, PyObject *item)
 {
     struct codec_writer *writer = &pool->writer;
+    void *data;
+    /* Straight into the batch, where it is a word. */
+    if (shoal_batch_begin_item(pool->batch, CODEC_SMALL, &data) == 0) {
+        const size_t size = codec_encode_small(item, data);
+        if (size > 0)
+            return shoal_batch_end_item(pool->batch, size, NULL, 0); /* its room is there: never fails */
+    }
     if (codec_encode(pool->state, writer, item) != 0) {
         codec_writer_end(writer, false);
         goto failed;
     }
-    void *data;
     int error = shoal_batch_begin_item(pool->batch, writer->size, &data);
     if (error == 0) {
         memcpy(data, writer->data, writer->size);

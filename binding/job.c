@@ -94,6 +94,13 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
     }
     if (job->iterates)
         return settle_iterating(job, index, value, failed);
+    if (!failed && index >= 0 && index < job->room && index < PyList_GET_SIZE(job->results) && !job->have[index]) {
+        job->have[index] = 1; /* what most items are: a result in a place that is there */
+        job->settled++;
+        Py_DECREF(PyList_GET_ITEM(job->results, index)); /* None */
+        PyList_SET_ITEM(job->results, index, value);
+        return 0;
+    }
     if (make_place(job, index) != 0) {
         Py_DECREF(value);
         return -1;

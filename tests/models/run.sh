@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Check the models of this folder exhaustively, and that the mutations are found. Needs spin and a C compiler.
+# Takes about a minute; with FULL=1, larger cases too, some minutes. Prints a line a check; fails if one went another way than it must.
+set -euo pipefail
+cd "$(dirname "$0")"
+command -v spin >/dev/null || { echo "please install spin (apt-get install spin)" >&2; exit 1; }
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+models=$PWD
+status=0
+
+check() { # sound|found model definitions…
+    local expected=$1 model=$2 definitions=() result
+    shift 2
+    local name
+    for name in "$@"; do
+        definitions+=("-D$name")
+    done
+    rm -rf "$folder"/*
+    (cd "$folder" && spin "${definitions[@]}" -a "$models/$model.pml" >spin.log 2>&1 &&
+        "${CC:-cc}" -O2 -w -DSAFETY -DCOLLAPSE -DNOFAIR -DMEMLIM=3000 -o pan pan.c &&
+        timeout 600 ./pan -m1000000 -w24 >pan.log 2>&1) || { cat "$folder"/*.log; status=1; }
+    if grep -q "errors: 0" "$folder/pan.log" && ! grep -qE "max search depth too small|reached -DMEMLIM" "$folder/pan.log"; then
+        result=sound
+    elif grep -qE "errors: [1-9]" "$folder/pan.log"; then
+        result=found
+    else
+        result=unfinished
+    fi
+    printf '%-10s %-10s %-60s %s states\n' "$result" "$model" "$*" \
+        "$(awk '/states, stored/ {print $1; exit}' "$folder/pan.log")"
+    if [ "$result" != "$expected" ]; then
+        echo "    expected: $expected" >&2
+        sed -n 1,5p "$folder/pan.log" >&2
+        status=1
+    fi
+}
+
+echo "== as in the engine"
+check sound eventcount WAITERS=2
+check sound eventcount ONE_RELEASER
+check sound eventcount WAITERS=2 KILL SLICES
+check sound eventcount ONE_RELEASER KILL SLICES
+check sound lock
+check sound lock KILL SLICES TURNS=1
+check sound lock KILL SLICES PROCESSES=2
+check sound lock KILL SLICES ROBUST TURNS=1
+check sound lock KILL SLICES ROBUST PROCESSES=2
+check sound pool
+check sound pool KILL
+check sound pool LIMIT
+check sound pool KILL SLOTS=2
+check sound barrier TURNS=4
+check sound barrier PROCESSES=4 TURNS=1
+if [ -n "${FULL:-}" ]; then
+    check sound barrier PROCESSES=4 TURNS=2
+    check sound eventcount
+    check sound eventcount KILL SLICES
+    check sound lock KILL SLICES
+    check sound lock KILL SLICES ROBUST
+fi
+
+echo "== mutations, each of which must be found"
+check found eventcount MUTATION_LOOK_BEFORE_ANNOUNCING
+check found eventcount MUTATION_NOTIFY_BEFORE_PUBLISHING
+check found eventcount MUTATION_NO_COUNT
+check found eventcount MUTATION_BIT_LEFT_CLEARED
+check found eventcount MUTATION_WAKE_NOT_PASSED_ON
+check found eventcount KILL # a killed waiter takes its wake along, where sleeps have no end
+check found lock MUTATION_NO_WAKE
+check found lock KILL SLICES TURNS=1 MUTATION_NOBODY_LOOKS
+check found lock KILL SLICES TURNS=1 MUTATION_NAME_WRITTEN_LATER
+check found lock KILL SLICES ROBUST TURNS=1 MUTATION_MARK_BY_STORE
+check found lock KILL TURNS=1 # without slices nobody notices the death
+check found pool KILL MUTATION_OWNER_NAMED_LATER
+check found pool KILL MUTATION_ONLY_THE_CLAIMER_MOVES_THE_HEAD
+check found pool KILL MUTATION_COUNTED_BEFORE_WRITTEN
+check found pool KILL MUTATION_DONE_SLOTS_NOT_LISTED
+check found pool LIMIT MUTATION_TIME_READ_ONCE
+check found pool LIMIT MUTATION_TIME_LEFT_STANDING
+check found barrier MUTATION_FREE_SLOTS_FORGET
+check found barrier MUTATION_OWN_SLOT_ONLY
+exit $status
