@@ -131,8 +131,8 @@ SHOAL_API int shoal_heap_sweep(shoal_heap *heap, uint32_t owner, size_t *freed);
  *
  * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private
  * memory: the block's pages are copied on write from then on, and the block is not used again while the heap lives. The
- * heap is retained until the loan is returned. A child of fork that inherits the loan must not return it; a call there
- * does nothing.
+ * heap is retained until the loan is returned. A child of fork that inherits the loan returns its own share of it: the
+ * block stays the parent's.
  *
  * Returns 0, -EINVAL (no such block, or too small), -ENOMEM.
  */
@@ -799,18 +799,37 @@ SHOAL_API void shoal_task_finish(shoal_task *task);
 typedef int (*shoal_map_function)(const void *input, size_t input_size, void *output, size_t output_size,
                                   void *context);
 
-/** A pool with `workers` forked workers (0: one a cpu) and a thread that supervises them. The functions given to
- * shoal_pool_map must be loaded by now. Ended by shoal_pool_stop. */
-SHOAL_API int shoal_pool_start(uint32_t workers, shoal_pool **out);
+typedef struct shoal_start_options {
+    uint32_t workers; /* 0: one a cpu */
+    uint32_t threads; /* of shoal_parallel_for in each worker; 0: the cpus shared out, or SHOAL_NUM_THREADS if set */
+    const uint32_t *cpus; /* NULL, or `cpu_count` cpus that workers are pinned to, in turn */
+    uint32_t cpu_count;
+    uint64_t memory_limit; /* bytes of private memory above which a worker is replaced after a task; 0: none */
+    /** In each worker, before its first item; a result other than 0 ends it with that exit status. May be NULL. */
+    int (*worker_start)(void *context);
+    /** In each worker that ends in order. May be NULL. */
+    void (*worker_exit)(void *context);
+    void *context; /* of both */
+} shoal_start_options;
+
+/** A pool with forked workers and a thread that supervises them. `options` may be NULL; it is copied, `context` is not.
+ * The functions given to shoal_pool_map must be loaded by now. Ended by shoal_pool_stop. Errors as shoal_pool_create
+ * and shoal_process_start; -EINVAL: a cpu that this process may not use. */
+SHOAL_API int shoal_pool_start(const shoal_start_options *options, shoal_pool **out);
 /** Workers finish (kill = 0) or are killed (1), and the pool is closed. */
 SHOAL_API void shoal_pool_stop(shoal_pool *pool, int kill);
 
 typedef struct shoal_map_options {
     const void *context; /* copied to every worker once */
     size_t context_size;
-    uint32_t chunk;   /* items a worker takes at once; 0: chosen from measured time */
-    uint32_t retries; /* how often an item whose worker died is given out again */
-    int *codes;       /* NULL, or `count` codes: 0, the function's, or SHOAL_EWORKERDIED */
+    uint32_t chunk;     /* items a worker takes at once; 0: chosen from measured time */
+    uint32_t retries;   /* how often an item whose worker died is given out again */
+    int *codes;         /* NULL, or `count` codes: 0, the function's, or one of those below */
+    int64_t time_limit; /* ns that an item may take until its worker is killed; 0: none */
+    /** Called now and then in the calling thread, and at the end. A result other than 0 cancels the map: no further
+     * item is begun. May be NULL. */
+    int (*progress)(size_t done, size_t count, void *context);
+    void *progress_context;
 } shoal_map_options;
 
 /**
@@ -818,7 +837,8 @@ typedef struct shoal_map_options {
  * item is done or failed; signals do not interrupt it. Threads that map on one pool take turns. `options` may be NULL.
  *
  * Returns 0, or the code of the first item, in order, that failed (SHOAL_EWORKERDIED for one whose worker died more
- * than `retries` times); -ENOMEM; -EAGAIN and the like where no worker can be started any more.
+ * than `retries` times, SHOAL_ETASKTIMEOUT for one that took too long, SHOAL_ECANCELLED for one that was not begun);
+ * -ENOMEM; -EAGAIN and the like where no worker can be started any more.
  */
 SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *inputs, size_t input_size,
                              void *outputs, size_t output_size, size_t count, const shoal_map_options *options);

@@ -57,6 +57,7 @@ static const struct {
     {-ESRCH, "no such process"},
     {-ESTALE, "it was replaced by another since"},
     {-ETIMEDOUT, "nothing happened within the given time"},
+    {-EUSERS, "too many processes or threads use it at a time"},
     {-EXDEV, "it lies on another file system"},
 };
 

@@ -103,10 +103,41 @@ static uint32_t grow_top(shoal_heap *heap, uint32_t pages, uint64_t word)
     return top;
 }
 
+/* The free extent that ends where this page begins, or HEAP_NO_PAGE. */
+static uint32_t free_before(const shoal_heap *heap, uint32_t page)
+{
+    if (page == 0)
+        return HEAP_NO_PAGE;
+    /* A free extent's last page tells where it begins; verified there, as the pointer is left over when extents
+     * change. */
+    uint32_t before = atomic_load_explicit(&heap->records[page - 1].start, memory_order_relaxed);
+    uint64_t word = before < page ? load_word(heap, before) : 0;
+    return extent_kind_of(word) == EXTENT_FREE && extent_pages_of(word) == page - before ? before : HEAP_NO_PAGE;
+}
+
+/* Lengthen the free extent at the end up to so many pages: else a heap that is free, but was used in smaller blocks
+ * once, would not serve a larger one. */
+static uint32_t grow_last(shoal_heap *heap, uint32_t pages)
+{
+    uint32_t top = atomic_load_explicit(&heap->header->top, memory_order_relaxed);
+    uint32_t last = free_before(heap, top);
+    if (last == HEAP_NO_PAGE || pages <= top - last || pages - (top - last) > heap->pages - top)
+        return HEAP_NO_PAGE;
+    const uint64_t heat = load_word(heap, last) & EXTENT_TOUCHED; /* what is new is not warm */
+    const uint32_t have = top - last;
+    bin_remove(heap, last, have);
+    grow_top(heap, pages - have, extent_word(EXTENT_NONE, 0, 0, pages - have));
+    store_word(heap, last, extent_word(EXTENT_FREE, heat, 0, pages));
+    bin_insert(heap, last, pages);
+    return last;
+}
+
 int extent_take(shoal_heap *heap, uint32_t pages, enum extent_kind kind, uint32_t class, uint32_t owner,
                 uint32_t *start)
 {
     uint32_t found = find_free(heap, pages);
+    if (found == HEAP_NO_PAGE)
+        found = grow_last(heap, pages);
     if (found == HEAP_NO_PAGE) {
         uint32_t top = atomic_load_explicit(&heap->header->top, memory_order_relaxed);
         if (pages > heap->pages - top)
@@ -118,13 +149,13 @@ int extent_take(shoal_heap *heap, uint32_t pages, enum extent_kind kind, uint32_
         uint32_t have = extent_pages_of(word);
         bin_remove(heap, found, have);
         if (have > pages) {
-            store_word(heap, found + pages, extent_word(EXTENT_NONE, word & EXTENT_WARM, 0, have - pages));
-            store_word(heap, found, extent_word(EXTENT_FREE, word & EXTENT_WARM, 0, pages));
-            store_word(heap, found + pages, extent_word(EXTENT_FREE, word & EXTENT_WARM, 0, have - pages));
+            store_word(heap, found + pages, extent_word(EXTENT_NONE, word & EXTENT_HEAT, 0, have - pages));
+            store_word(heap, found, extent_word(EXTENT_FREE, word & EXTENT_HEAT, 0, pages));
+            store_word(heap, found + pages, extent_word(EXTENT_FREE, word & EXTENT_HEAT, 0, have - pages));
             bin_insert(heap, found + pages, have - pages);
         }
         atomic_store_explicit(&heap->records[found].owner, owner, memory_order_relaxed);
-        store_word(heap, found, extent_word(kind, word & EXTENT_WARM, class, pages));
+        store_word(heap, found, extent_word(kind, word & EXTENT_HEAT, class, pages));
     }
     *start = found;
     return 0;
@@ -134,8 +165,8 @@ void extent_give(shoal_heap *heap, uint32_t start)
 {
     uint64_t word = load_word(heap, start);
     uint32_t pages = extent_pages_of(word);
-    uint64_t warm = EXTENT_WARM; /* it was used, so its pages are there */
-    store_word(heap, start, extent_word(EXTENT_FREE, warm, 0, pages));
+    uint64_t heat = EXTENT_HEAT; /* it was used, so its pages are there */
+    store_word(heap, start, extent_word(EXTENT_FREE, heat, 0, pages));
 
     uint32_t top = atomic_load_explicit(&heap->header->top, memory_order_relaxed);
     uint32_t after = start + pages;
@@ -144,26 +175,52 @@ void extent_give(shoal_heap *heap, uint32_t start)
         if (extent_kind_of(next) == EXTENT_FREE) {
             bin_remove(heap, after, extent_pages_of(next));
             pages += extent_pages_of(next);
-            warm &= next;
-            store_word(heap, after, extent_word(EXTENT_NONE, next & EXTENT_WARM, 0, extent_pages_of(next)));
-            store_word(heap, start, extent_word(EXTENT_FREE, warm, 0, pages));
+            heat = extent_joined_heat(heat, next);
+            store_word(heap, after, extent_word(EXTENT_NONE, next & EXTENT_HEAT, 0, extent_pages_of(next)));
+            store_word(heap, start, extent_word(EXTENT_FREE, heat, 0, pages));
         }
     }
-    if (start > 0) {
-        /* A free extent's last page tells where it begins; verified there, as the pointer is left over when extents
-         * change. */
-        uint32_t before = atomic_load_explicit(&heap->records[start - 1].start, memory_order_relaxed);
-        uint64_t previous = before < start ? load_word(heap, before) : 0;
-        if (extent_kind_of(previous) == EXTENT_FREE && extent_pages_of(previous) == start - before) {
-            bin_remove(heap, before, start - before);
-            pages += start - before;
-            warm &= previous;
-            store_word(heap, start, extent_word(EXTENT_NONE, warm, 0, extent_pages_of(load_word(heap, start))));
-            store_word(heap, before, extent_word(EXTENT_FREE, warm, 0, pages));
-            start = before;
-        }
+    uint32_t before = free_before(heap, start);
+    if (before != HEAP_NO_PAGE) {
+        bin_remove(heap, before, start - before);
+        store_word(heap, start, extent_word(EXTENT_NONE, heat, 0, pages));
+        heat = extent_joined_heat(heat, load_word(heap, before));
+        pages += start - before;
+        store_word(heap, before, extent_word(EXTENT_FREE, heat, 0, pages));
+        start = before;
     }
     bin_insert(heap, start, pages);
+}
+
+/* Whether a walk finds memory of nobody at this page. NONE: a process died in the middle of a split or a join; a used
+ * block of nobody: of the making of a slab. */
+static bool is_vacant(const shoal_heap *heap, uint32_t page)
+{
+    enum extent_kind kind = extent_kind_of(load_word(heap, page));
+    uint32_t owner = atomic_load_explicit(&heap->records[page].owner, memory_order_relaxed);
+    return kind == EXTENT_FREE || kind == EXTENT_NONE || (kind == EXTENT_USED && owner == HEAP_NOBODY);
+}
+
+/* Make one free extent of this one and the vacant ones behind it: what a death kept apart nobody would join later, as
+ * both are free already. Returns its pages. */
+static uint32_t join_vacant(shoal_heap *heap, uint32_t page, uint32_t top)
+{
+    uint64_t heat = load_word(heap, page) & EXTENT_HEAT;
+    uint32_t end = extent_next(heap, page);
+    if (end > top)
+        end = top; /* overwritten memory */
+    store_word(heap, page, extent_word(EXTENT_FREE, heat, 0, end - page));
+    while (end < top && is_vacant(heap, end)) {
+        uint64_t word = load_word(heap, end);
+        uint32_t next = extent_next(heap, end);
+        if (next > top)
+            next = top;
+        heat = extent_joined_heat(heat, word);
+        store_word(heap, end, extent_word(EXTENT_NONE, word & EXTENT_HEAT, 0, next - end));
+        store_word(heap, page, extent_word(EXTENT_FREE, heat, 0, next - page));
+        end = next;
+    }
+    return end - page;
 }
 
 void extent_repair(shoal_heap *heap)
@@ -179,15 +236,10 @@ void extent_repair(shoal_heap *heap)
     uint32_t top = atomic_load_explicit(&header->top, memory_order_relaxed);
     for (uint32_t page = 0; page < top; page = extent_next(heap, page)) {
         uint64_t word = load_word(heap, page);
-        uint32_t pages = extent_pages_of(word);
-        uint32_t owner = atomic_load_explicit(&heap->records[page].owner, memory_order_relaxed);
-        bool unfinished_slab = extent_kind_of(word) == EXTENT_USED && owner == HEAP_NOBODY;
-        if (extent_kind_of(word) == EXTENT_FREE || extent_kind_of(word) == EXTENT_NONE || unfinished_slab) {
-            /* NONE: the process died in the middle of a split or a join. */
-            store_word(heap, page, extent_word(EXTENT_FREE, word & EXTENT_WARM, 0, pages));
-            bin_insert(heap, page, pages);
+        if (is_vacant(heap, page)) {
+            bin_insert(heap, page, join_vacant(heap, page, top));
         } else if (extent_kind_of(word) == EXTENT_USED) {
-            header->used_bytes += (uint64_t)pages * HEAP_PAGE;
+            header->used_bytes += (uint64_t)extent_pages_of(word) * HEAP_PAGE;
             header->blocks++;
         } else if (extent_kind_of(word) == EXTENT_SLAB) {
             slab_repair(heap, page, word);

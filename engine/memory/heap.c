@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define LEAST_LIMIT ((size_t)64 << 20)
@@ -209,26 +210,33 @@ static bool find(const shoal_heap *heap, shoal_block block, struct found *out)
     return out->small != NULL && (atomic_load_explicit(out->small, memory_order_relaxed) & SMALL_USED) != 0;
 }
 
+/* Locked. */
+static int take(shoal_heap *heap, size_t size, uint32_t owner, shoal_block *out)
+{
+    if (size < SHOAL_VIEW_MINIMUM)
+        return slab_take(heap, size, owner, out);
+    uint32_t start, pages = (uint32_t)((size + HEAP_PAGE - 1) / HEAP_PAGE);
+    int error = extent_take(heap, pages, EXTENT_USED, 0, owner, &start);
+    if (error != 0)
+        return error;
+    heap->header->used_bytes += (uint64_t)pages * HEAP_PAGE;
+    heap->header->blocks++;
+    *out = (uint64_t)start * HEAP_PAGE + heap->header->data_at;
+    return 0;
+}
+
 int shoal_heap_allocate(shoal_heap *heap, size_t size, uint32_t owner, shoal_block *out)
 {
     if (size == 0 || owner == HEAP_NOBODY)
         return -EINVAL;
     uint64_t pages = ((uint64_t)size + HEAP_PAGE - 1) / HEAP_PAGE;
-    if (size > SIZE_MAX - HEAP_PAGE || pages >= heap->pages)
+    if (size > SIZE_MAX - HEAP_PAGE || pages > heap->pages)
         return -ENOMEM;
-    int error;
     heap_lock(heap);
-    if (size < SHOAL_VIEW_MINIMUM) {
-        error = slab_take(heap, size, owner, out);
-    } else {
-        uint32_t start;
-        error = extent_take(heap, (uint32_t)pages, EXTENT_USED, 0, owner, &start);
-        if (error == 0) {
-            heap->header->used_bytes += pages * HEAP_PAGE;
-            heap->header->blocks++;
-            *out = (uint64_t)start * HEAP_PAGE + heap->header->data_at;
-        }
-    }
+    int error = take(heap, size, owner, out);
+    /* Each class keeps a slab that holds nothing, for its next block; here others need the memory more. */
+    if (error == -ENOMEM && slab_reclaim(heap))
+        error = take(heap, size, owner, out);
     heap_unlock(heap);
     return error;
 }
@@ -271,6 +279,10 @@ void *shoal_heap_pointer(shoal_heap *heap, shoal_block block, size_t *size)
 
 static int write_through(const shoal_heap *heap, uint64_t at, const uint8_t *data, size_t size)
 {
+    /* As in region.c: over the limit the kernel would end the process. */
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && at + size > limit.rlim_cur)
+        return -EFBIG;
     while (size > 0) {
         ssize_t written = pwrite(shoal_region_fd(heap->region), data, size, (off_t)at);
         if (written < 0 && errno == EINTR)
@@ -371,17 +383,18 @@ int shoal_heap_trim(shoal_heap *heap)
 {
     int error = 0;
     heap_lock(heap);
+    (void)slab_reclaim(heap);
     uint32_t top = atomic_load_explicit(&heap->header->top, memory_order_relaxed);
     for (uint32_t page = 0; page < top && error == 0; page = extent_next(heap, page)) {
         uint64_t word = atomic_load_explicit(&heap->records[page].word, memory_order_relaxed);
-        if (extent_kind_of(word) != EXTENT_FREE || (word & EXTENT_WARM) == 0)
+        if (extent_kind_of(word) != EXTENT_FREE || (word & EXTENT_TOUCHED) == 0)
             continue;
         off_t at = (off_t)(heap->header->data_at + (uint64_t)page * HEAP_PAGE);
         if (fallocate(shoal_region_fd(heap->region), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at,
                       (off_t)extent_pages_of(word) * (off_t)HEAP_PAGE) != 0)
             error = -errno;
         else
-            atomic_store_explicit(&heap->records[page].word, word & ~EXTENT_WARM, memory_order_relaxed);
+            atomic_store_explicit(&heap->records[page].word, word & ~EXTENT_HEAT, memory_order_relaxed);
     }
     heap_unlock(heap);
     return error;
@@ -400,7 +413,7 @@ int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out)
         uint64_t bytes = (uint64_t)extent_pages_of(word) * HEAP_PAGE;
         if (extent_kind_of(word) == EXTENT_FREE)
             numbers.free += bytes;
-        if (extent_kind_of(word) != EXTENT_FREE || (word & EXTENT_WARM) != 0)
+        if (extent_kind_of(word) != EXTENT_FREE || (word & EXTENT_TOUCHED) != 0)
             numbers.touched += bytes;
     }
     heap_unlock(heap);

@@ -31,12 +31,21 @@
 
 enum extent_kind { EXTENT_NONE = 0, EXTENT_FREE = 1, EXTENT_USED = 2, EXTENT_SLAB = 3, EXTENT_RETIRED = 4 };
 
-/* An extent's word: bits 0-7 kind, 8: warm (its pages were touched), 16-23 slab class, 32-63 pages. */
+/* An extent's word: bits 0-7 kind, 8-9 heat, 16-23 slab class, 32-63 pages. Heat is what is known of the extent's
+ * pages: all were touched (it is as fast to write to them as it gets), or some may have been (there is memory to give
+ * back). */
 #define EXTENT_WARM (UINT64_C(1) << 8)
+#define EXTENT_TOUCHED (UINT64_C(1) << 9)
+#define EXTENT_HEAT (EXTENT_WARM | EXTENT_TOUCHED)
 
-static inline uint64_t extent_word(enum extent_kind kind, uint64_t warm, uint32_t class, uint32_t pages)
+static inline uint64_t extent_word(enum extent_kind kind, uint64_t heat, uint32_t class, uint32_t pages)
 {
-    return (uint64_t)pages << 32 | (uint64_t) class << 16 | warm | (uint64_t)kind;
+    return (uint64_t)pages << 32 | (uint64_t) class << 16 | heat | (uint64_t)kind;
+}
+/* What is known of two extents that become one. */
+static inline uint64_t extent_joined_heat(uint64_t word, uint64_t other)
+{
+    return (word & other & EXTENT_WARM) | ((word | other) & EXTENT_TOUCHED);
 }
 static inline enum extent_kind extent_kind_of(uint64_t word)
 {
@@ -106,7 +115,7 @@ int extent_take(shoal_heap *heap, uint32_t pages, enum extent_kind kind, uint32_
                 uint32_t *start);
 void extent_give(shoal_heap *heap, uint32_t start);
 void extent_repair(shoal_heap *heap);
-/* The first page of the used or retired extent that starts exactly there, else false. Without the lock. */
+/* The first page of the extent after the one that starts here. */
 static inline uint32_t extent_next(const shoal_heap *heap, uint32_t page)
 {
     uint64_t word = atomic_load_explicit(&heap->records[page].word, memory_order_relaxed);
@@ -118,6 +127,7 @@ static inline uint32_t extent_next(const shoal_heap *heap, uint32_t page)
 /* slab.c: small blocks; locked but for slab_word */
 int slab_take(shoal_heap *heap, size_t size, uint32_t owner, shoal_block *out);
 void slab_give(shoal_heap *heap, uint32_t start, uint32_t index);
+bool slab_reclaim(shoal_heap *heap); /* gives back the slabs that hold no block; whether there were any */
 void slab_repair(shoal_heap *heap, uint32_t start, uint64_t word);
 /* The word of the small block at this offset of the data area, and where it lies; NULL: no small block starts there. */
 _Atomic uint64_t *slab_word(const shoal_heap *heap, uint64_t offset, uint32_t *start, uint32_t *index, size_t *size);

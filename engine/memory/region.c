@@ -6,8 +6,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +25,15 @@ static size_t whole_pages(size_t size)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     return (size + page - 1) / page * page;
+}
+
+/* RLIMIT_FSIZE applies to a memfd, and to go over it is not only an error but a signal that ends the process: ask
+ * before.
+ */
+static bool within_file_limit(size_t size)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || size <= limit.rlim_cur;
 }
 
 static int map(shoal_region *region)
@@ -47,6 +58,10 @@ int shoal_region_create(const char *name, size_t size, shoal_region **out)
     if (region->fd < 0) {
         error = -errno;
         goto free_region;
+    }
+    if (!within_file_limit(region->size)) {
+        error = -EFBIG;
+        goto close_region;
     }
     if (ftruncate(region->fd, (off_t)region->size) != 0 ||
         fcntl(region->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {

@@ -161,6 +161,25 @@ void slab_give(shoal_heap *heap, uint32_t start, uint32_t index)
     }
 }
 
+bool slab_reclaim(shoal_heap *heap)
+{
+    bool any = false;
+    for (uint32_t class = 0; class < CLASSES_IN_USE; class ++) {
+        uint32_t at = heap->header->slabs[class];
+        /* No more steps than there can be slabs: a list that was overwritten may lead in a circle. */
+        for (uint32_t steps = 0; at < heap->pages && steps < heap->pages / SLAB_LEAST_PAGES; steps++) {
+            uint32_t next = heap->records[at].next;
+            if (heap->records[at].used == 0) {
+                list_remove(heap, class, at);
+                extent_give(heap, at);
+                any = true;
+            }
+            at = next;
+        }
+    }
+    return any;
+}
+
 void slab_repair(shoal_heap *heap, uint32_t start, uint64_t word)
 {
     uint32_t class = extent_class_of(word);

@@ -6,7 +6,9 @@
 #include "pool/crew.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
@@ -21,6 +23,7 @@ struct crew_place {
 };
 
 struct crew {
+    shoal_start_options options;
     pthread_t supervisor;
     pthread_mutex_t map_lock;
     _Atomic bool stopping;
@@ -65,15 +68,51 @@ finish:
     shoal_task_finish(task);
 }
 
+static int pin(uint32_t cpu)
+{
+    cpu_set_t *set = CPU_ALLOC(cpu + 1);
+    if (set == NULL)
+        return -ENOMEM;
+    CPU_ZERO_S(CPU_ALLOC_SIZE(cpu + 1), set);
+    CPU_SET_S(cpu, CPU_ALLOC_SIZE(cpu + 1), set);
+    int error = sched_setaffinity(0, CPU_ALLOC_SIZE(cpu + 1), set) == 0 ? 0 : -errno;
+    CPU_FREE(set);
+    return error;
+}
+
+/* How many threads the team of a worker has is said by its environment, where nobody has said so yet. */
+static void share_threads(const shoal_start_options *options)
+{
+    char text[16];
+    uint32_t each = options->threads;
+    if (each == 0)
+        each = shoal_cpu_count() / options->workers;
+    snprintf(text, sizeof text, "%u", (unsigned)(each > 0 ? each : 1));
+    (void)setenv("SHOAL_NUM_THREADS", text, options->threads != 0);
+}
+
+static bool is_above_limit(const shoal_start_options *options)
+{
+    uint64_t memory;
+    return options->memory_limit > 0 && shoal_memory_private(&memory) == 0 && memory > options->memory_limit;
+}
+
 static int worker_main(void *argument)
 {
     struct crew_place *place = argument;
+    const shoal_start_options *options = &place->pool->crew->options;
     shoal_worker *worker;
     /* Ctrl-C is for the program, which stops its pool; a worker goes when told, or with the program. */
     signal(SIGINT, SIG_IGN);
+    share_threads(options);
+    if (options->cpu_count > 0 && pin(options->cpus[place->place % options->cpu_count]) != 0)
+        return 1;
+    int status = options->worker_start != NULL ? options->worker_start(options->context) : 0;
+    if (status != 0)
+        return status;
     if (shoal_worker_open(place->pool, place->place, place->owner, &worker) != 0)
         return 1;
-    for (;;) {
+    while (!is_above_limit(options)) {
         shoal_task *task;
         int error = shoal_worker_claim(worker, SHOAL_FOREVER, &task);
         if (error == -ESHUTDOWN)
@@ -82,6 +121,8 @@ static int worker_main(void *argument)
             do_task(worker, task);
     }
     shoal_worker_close(worker);
+    if (options->worker_exit != NULL)
+        options->worker_exit(options->context);
     return 0;
 }
 
@@ -165,17 +206,66 @@ int crew_broken(const shoal_pool *pool)
     return pool->crew == NULL ? -EINVAL : atomic_load_explicit(&pool->crew->broken, memory_order_relaxed);
 }
 
-int shoal_pool_start(uint32_t workers, shoal_pool **out)
+static void free_crew(struct crew *crew)
 {
-    const shoal_pool_options options = {.workers = workers != 0 ? workers : shoal_cpu_count()};
+    free((void *)(uintptr_t)crew->options.cpus);
+    free(crew);
+}
+
+/* A crew with these options, its own copy of the list of cpus among them. */
+static int make_crew(const shoal_start_options *options, uint32_t workers, struct crew **out)
+{
+    struct crew *crew = calloc(1, sizeof *crew + workers * sizeof crew->places[0]);
+    if (crew == NULL)
+        return -ENOMEM;
+    crew->options = *options;
+    crew->options.workers = workers;
+    crew->options.cpus = NULL;
+    if (options->cpu_count > 0) {
+        uint32_t *cpus = malloc(options->cpu_count * sizeof *cpus);
+        if (cpus == NULL) {
+            free(crew);
+            return -ENOMEM;
+        }
+        memcpy(cpus, options->cpus, options->cpu_count * sizeof *cpus);
+        crew->options.cpus = cpus;
+    }
+    *out = crew;
+    return 0;
+}
+
+/* Whether this process may use all of these cpus. */
+static bool may_use(const uint32_t *cpus, uint32_t count)
+{
+    cpu_set_t allowed;
+    if (count == 0)
+        return true;
+    if (cpus == NULL || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+        return cpus != NULL; /* more cpus than the fixed set holds: the workers will tell */
+    for (uint32_t i = 0; i < count; i++) {
+        if (cpus[i] >= CPU_SETSIZE || !CPU_ISSET(cpus[i], &allowed))
+            return false;
+    }
+    return true;
+}
+
+int shoal_pool_start(const shoal_start_options *start, shoal_pool **out)
+{
+    static const shoal_start_options defaults;
+    if (start == NULL)
+        start = &defaults;
+    if (!may_use(start->cpus, start->cpu_count))
+        return -EINVAL;
+    const shoal_pool_options options = {.workers = start->workers != 0 ? start->workers : shoal_cpu_count()};
     shoal_pool *pool;
     int error = shoal_pool_create(&options, &pool);
     if (error != 0)
         return error;
-    struct crew *crew = calloc(1, sizeof *crew + options.workers * sizeof crew->places[0]);
-    if (crew == NULL) {
+    struct crew *crew;
+    error = make_crew(start, options.workers, &crew);
+    if (error != 0) {
         shoal_pool_close(pool);
-        return -ENOMEM;
+        return error;
     }
     pool->crew = crew;
     pthread_mutex_init(&crew->map_lock, NULL);
@@ -200,7 +290,7 @@ int shoal_pool_start(uint32_t workers, shoal_pool **out)
             }
         }
         pool->crew = NULL;
-        free(crew);
+        free_crew(crew);
         shoal_pool_close(pool);
         return error;
     }
@@ -227,6 +317,6 @@ void shoal_pool_stop(shoal_pool *pool, int kill)
     shoal_pool_request_attention(pool, 0, 1);
     pthread_join(crew->supervisor, NULL);
     pool->crew = NULL;
-    free(crew);
+    free_crew(crew);
     shoal_pool_close(pool);
 }

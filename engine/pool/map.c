@@ -7,9 +7,11 @@
 #include "pool/crew.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define PROGRESS_INTERVAL (100 * SHOAL_MILLISECOND)
 #define TASKS_AHEAD 4u /* a worker: enough for the time it takes to wake the caller, who hands out more */
 
 struct map_job {
@@ -26,6 +28,8 @@ struct map_job {
     size_t first_failed;
     int failure;      /* of that item */
     uint32_t *deaths; /* one an item, if there are retries */
+    int64_t told;     /* when the progress function was called last */
+    bool cancelled;
 };
 
 static void settle(struct map_job *job, size_t item, int code)
@@ -68,7 +72,12 @@ static int hand_out(struct map_job *job)
         int error = fill_batch(job, count);
         if (error != 0)
             return error;
-        const shoal_task_options options = {.tag = job->next, .shared = job->shared};
+        const shoal_task_options options = {
+            .tag = job->next,
+            .group = job->shared, /* never 0, and this map's alone */
+            .shared = job->shared,
+            .time_limit = job->options->time_limit,
+        };
         error = shoal_pool_submit(job->pool, job->batch, &options);
         if ((error == -EAGAIN || error == -ENOMEM) && job->tasks_out > 0)
             break; /* what comes back makes room */
@@ -79,6 +88,15 @@ static int hand_out(struct map_job *job)
     }
     shoal_pool_wake(job->pool);
     return 0;
+}
+
+/* Whether the item that a worker left undone is given out again. */
+static bool is_tried_again(struct map_job *job, const shoal_completion *completion)
+{
+    const size_t held = (size_t)completion->tag + completion->finished;
+    if (completion->outcome != SHOAL_EWORKERDIED || held >= job->count)
+        return false;
+    return completion->blameless || (job->deaths != NULL && job->deaths[held]++ < job->options->retries);
 }
 
 /* One task came back: its results to their places; what a dead worker left goes out again or is settled as failed. */
@@ -99,25 +117,37 @@ static void take_in(struct map_job *job, shoal_completion *completion)
     shoal_pace_note(&job->pace, completion);
 
     uint32_t from = completion->finished;
-    if (from < completion->items) {
-        size_t held = (size_t)completion->tag + from;
-        bool again = completion->outcome == SHOAL_EWORKERDIED && held < job->count && job->deaths != NULL &&
-                     job->deaths[held]++ < job->options->retries;
-        if (!again) {
-            settle(job, held, completion->outcome);
-            from++;
-        }
+    if (from < completion->items && !job->cancelled && !is_tried_again(job, completion)) {
+        settle(job, (size_t)completion->tag + from, completion->outcome);
+        from++;
     }
-    if (from < completion->items && crew_broken(job->pool) == 0) {
+    if (from < completion->items && !job->cancelled && crew_broken(job->pool) == 0) {
         if (shoal_pool_resume(job->pool, completion, from) == 0) {
             shoal_pool_wake(job->pool);
             return;
         }
     }
     for (; from < completion->items; from++)
-        settle(job, (size_t)completion->tag + from, SHOAL_EWORKERDIED);
+        settle(job, (size_t)completion->tag + from, job->cancelled ? SHOAL_ECANCELLED : SHOAL_EWORKERDIED);
     shoal_pool_release(job->pool, completion);
     job->tasks_out--;
+}
+
+/* Tell how far the map is, some ten times a second and at the end, and cancel it if that is the answer. */
+static void tell_progress(struct map_job *job)
+{
+    if (job->options->progress == NULL || job->cancelled)
+        return;
+    const int64_t now = shoal_clock_now();
+    if (job->settled < job->count && now - job->told < PROGRESS_INTERVAL)
+        return;
+    job->told = now;
+    if (job->options->progress(job->settled, job->count, job->options->progress_context) == 0)
+        return;
+    job->cancelled = true;
+    (void)shoal_pool_cancel(job->pool, job->shared, 0);
+    while (job->next < job->count)
+        settle(job, job->next++, SHOAL_ECANCELLED);
 }
 
 static int run(struct map_job *job)
@@ -125,6 +155,7 @@ static int run(struct map_job *job)
     int error = 0;
     while (job->settled < job->count) {
         uint64_t nudges = shoal_pool_nudges(job->pool);
+        tell_progress(job);
         if (error == 0)
             error = crew_broken(job->pool);
         if (error == 0)
@@ -142,8 +173,10 @@ static int run(struct map_job *job)
         if (crew_broken(job->pool) != 0)
             return crew_broken(job->pool); /* nobody is left to do what is out */
         uint32_t mark = job->next < job->count ? job->tasks_most / 2 : 1;
-        (void)shoal_pool_wait(job->pool, mark, nudges, SHOAL_FOREVER);
+        (void)shoal_pool_wait(job->pool, mark, nudges,
+                              job->options->progress != NULL ? PROGRESS_INTERVAL : SHOAL_FOREVER);
     }
+    tell_progress(job);
     return job->failure;
 }
 

@@ -310,8 +310,12 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
 
 void shoal_pool_shut(shoal_pool *pool, int how)
 {
+    struct eventcount *work = &pool->table.header->work;
     atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_relaxed);
-    (void)eventcount_notify_all(&pool->table.header->work); /* a full barrier comes first */
+    /* A worker that was killed just as it was woken, and is not buried yet, leaves a word that says that nobody sleeps,
+     * while others do. This call is the last one, and must reach them all: so say that somebody may. */
+    (void)eventcount_prepare(work);
+    (void)eventcount_notify_all(work); /* a full barrier comes first */
 }
 
 int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_worker_numbers *out)

@@ -4,11 +4,14 @@
  * slot has one state word, which names state, owner and position, and changes by compare-and-swap only:
  *
  *     FREE -> WRITING(owner) -> FULL -> READING(owner) -> DONE
- *               |                ^----- owner died ----/
- *               \------------------- owner died -------> DONE
+ *               |                ^----- owner died ----/    ^
+ *               \--- owner died --> DROPPING(who found it) -/
  *
  * So a claim and its owner's name are one atomic step: a slot that a dead process left is recognised by its word alone.
  * A dead producer's unfinished slot is skipped; what a dead consumer was reading is delivered to another.
+ *
+ * An item's heap blocks are the producer's while it writes, the queue's (owner 0) once the item is FULL, and the
+ * consumer's before it is DONE: so at each instant somebody is known to own them, and a death leaks none.
  *
  * Slots lie in segments of 256, which come from a free list when the tail reaches them and go back when the head has
  * passed them, so that a queue uses as much memory as it holds items, and warm memory where it holds few. A recycled
@@ -21,6 +24,7 @@
 
 #include <assert.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,7 +38,14 @@
 #define SEGMENTS (1u << 16) /* 16.7 million items at a time */
 #define PARTICIPANTS 4096u
 
-enum queue_slot_state { QSLOT_FREE = 0, QSLOT_WRITING = 1, QSLOT_FULL = 2, QSLOT_READING = 3, QSLOT_DONE = 4 };
+enum queue_slot_state {
+    QSLOT_FREE = 0,
+    QSLOT_WRITING = 1,
+    QSLOT_FULL = 2,
+    QSLOT_READING = 3,
+    QSLOT_DONE = 4,
+    QSLOT_DROPPING = 5
+};
 
 /* The word: bits 0-3 state, 4-15 owner (a participant's index), 16-63 position. */
 static inline uint64_t qslot_word(uint64_t position, uint32_t owner, enum queue_slot_state state)
@@ -53,12 +64,18 @@ static inline uint64_t qslot_position(uint64_t word)
 {
     return word >> 16;
 }
+/* Whether the slot is in the hands of its owner, who may be dead. */
+static inline bool qslot_is_held(uint64_t word)
+{
+    enum queue_slot_state state = qslot_state(word);
+    return state == QSLOT_WRITING || state == QSLOT_READING || state == QSLOT_DROPPING;
+}
 static_assert(PARTICIPANTS <= 0x1000, "an index fits into the word");
 
 struct queue_slot {
     _Atomic uint64_t state;
     uint32_t size;   /* of the item's data */
-    uint32_t blocks; /* how many go with it */
+    uint32_t blocks; /* how many go with it; not 0 only when their references are all there */
     uint64_t block;  /* 0: data and block references lie in `bytes`; else in this block, in the same form */
     uint8_t bytes[SHOAL_RECEIVED_INLINE];
 };

@@ -2,64 +2,13 @@
  *
  * An owner in a slot's word is an index into this table. An entry holds pid and start time in one word, so it is taken
  * by one compare-and-swap and is not fooled by a pid that is used again. A child of fork is another user than its
- * parent: a generation, counted by an atfork handler, tells it that the index in its handle is not its own.
+ * parent: the generation that base/identity.c counts tells it that the index in its handle is not its own.
  */
 #include "queue/queue.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
-/* Global to the process, and documented as such: how many forks deep it is. Written by the handler alone, in a child
- * that has one thread. */
-static _Atomic uint32_t fork_generation;
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-
-static void in_child(void)
-{
-    atomic_fetch_add_explicit(&fork_generation, 1, memory_order_relaxed);
-}
-
-static void watch_forks(void)
-{
-    pthread_atfork(NULL, NULL, in_child);
-}
-
-/* The time a process started, in clock ticks since boot; 0: there is no such process, or only its corpse. */
-static uint64_t start_time(pid_t pid)
-{
-    char path[40], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return 0;
-    size_t size = fread(text, 1, sizeof text - 1, file);
-    fclose(file);
-    text[size] = '\0';
-    /* The second field is the program's name in parentheses, which may itself hold spaces and parentheses. */
-    const char *at = strrchr(text, ')');
-    char state = '\0';
-    unsigned long long started = 0;
-    if (at == NULL || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-                             &state, &started) != 2)
-        return 0;
-    return state == 'Z' || state == 'X' ? 0 : (uint64_t)started;
-}
-
-#define TIME_MASK ((UINT64_C(1) << 42) - 1)
-
-static uint64_t identity_of(pid_t pid)
-{
-    uint64_t started = start_time(pid);
-    return started == 0 ? 0 : (uint64_t)pid << 42 | (started & TIME_MASK);
-}
-
-static bool identity_lives(uint64_t identity)
-{
-    return identity != 0 && identity_of((pid_t)(identity >> 42)) == identity;
-}
+#include "base/identity.h"
 
 bool participant_alive(const shoal_queue *queue, uint32_t index)
 {
@@ -94,8 +43,7 @@ static bool holds_a_slot(shoal_queue *queue, uint32_t index)
         if (slot == NULL)
             continue;
         uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
-        enum queue_slot_state state = qslot_state(word);
-        if ((state == QSLOT_WRITING || state == QSLOT_READING) && qslot_owner(word) == index)
+        if (qslot_is_held(word) && qslot_owner(word) == index)
             return true;
     }
     return false;
@@ -112,7 +60,7 @@ void participants_sweep(shoal_queue *queue)
 
 static int register_self(shoal_queue *queue, uint32_t *index)
 {
-    uint64_t identity = identity_of(getpid());
+    uint64_t identity = identity_self();
     if (identity == 0)
         return -ENOSYS; /* no /proc: who lives cannot be known */
     for (int round = 0; round < 2; round++) {
@@ -137,12 +85,11 @@ static int register_self(shoal_queue *queue, uint32_t *index)
 int participant_self(shoal_queue *queue, uint32_t *index)
 {
     uint64_t known = atomic_load_explicit(&queue->self, memory_order_relaxed);
-    uint32_t generation = atomic_load_explicit(&fork_generation, memory_order_relaxed);
+    uint32_t generation = identity_generation();
     if ((uint32_t)known != 0 && (uint32_t)(known >> 32) == generation) {
         *index = (uint32_t)known - 1;
         return 0;
     }
-    pthread_once(&fork_once, watch_forks);
     int error = register_self(queue, index);
     if (error == 0)
         atomic_store_explicit(&queue->self, (uint64_t)generation << 32 | (*index + 1), memory_order_relaxed);

@@ -2,8 +2,8 @@
  *
  * put: large contents go to a block of this process first; then the slot at the tail is claimed, filled, its blocks are
  * given to the queue (owner 0), and it is FULL: from then on the item is there, whatever becomes of the producer. get:
- * the first FULL slot from the head on is claimed, its contents are copied out, it is DONE, and its blocks are taken
- * over. Who waits looks for some microseconds first; it sleeps in short slices only while a slot in its way is in the
+ * the first FULL slot from the head on is claimed, its contents are copied out, its blocks are taken over, and it is
+ * DONE. Who waits looks for some microseconds first; it sleeps in short slices only while a slot in its way is in the
  * hands of another process, which may be dead.
  */
 #include "queue/queue.h"
@@ -157,6 +157,71 @@ uint64_t shoal_queue_capacity(const shoal_queue *queue)
     return queue->capacity;
 }
 
+/* ------------------------------------------------------------------ contents ---- */
+
+static size_t padded(size_t size)
+{
+    return (size + 7) & ~(size_t)7;
+}
+
+/* The contents of a slot that nobody writes; false: malformed. */
+static bool read_contents(shoal_queue *queue, const struct queue_slot *slot, shoal_item *out)
+{
+    const uint32_t size = slot->size, blocks = slot->blocks;
+    const shoal_block block = slot->block;
+    const size_t span = padded(size) + (size_t)blocks * sizeof(shoal_block);
+    const uint8_t *bytes = slot->bytes;
+    size_t capacity = SHOAL_RECEIVED_INLINE;
+    if (block != 0)
+        bytes = shoal_heap_pointer(queue->heap, block, &capacity);
+    if (bytes == NULL || span > capacity)
+        return false;
+    *out = (shoal_item){
+        .data = bytes,
+        .size = size,
+        .blocks = blocks == 0 ? NULL : (const shoal_block *)(const void *)(bytes + padded(size)),
+        .block_count = blocks,
+    };
+    return true;
+}
+
+/* Hand an item's memory from one owner to another, where it is the first one's. */
+static void give_contents(shoal_queue *queue, shoal_block block, const shoal_item *item, uint32_t from, uint32_t to)
+{
+    if (block != 0)
+        (void)shoal_heap_give(queue->heap, block, from, to);
+    for (uint32_t i = 0; i < item->block_count; i++)
+        (void)shoal_heap_give(queue->heap, item->blocks[i], from, to);
+}
+
+/* Take the contents of a slot in this process's hands over, with their memory. False: malformed; out->block is this
+ * process's all the same, or 0. */
+static bool take_contents(shoal_queue *queue, struct queue_slot *slot, uint32_t self, shoal_received *out)
+{
+    out->block = slot->block;
+    bool sound = read_contents(queue, slot, &out->item);
+    if (!sound) {
+        if (out->block != 0 && shoal_heap_give(queue->heap, out->block, 0, self + 1) != 0)
+            out->block = 0;
+        return false;
+    }
+    if (out->block == 0) {
+        memcpy(out->bytes, slot->bytes, sizeof out->bytes);
+        out->item.data = out->bytes;
+        if (out->item.blocks != NULL)
+            out->item.blocks = (const shoal_block *)(const void *)(out->bytes + padded(out->item.size));
+    }
+    give_contents(queue, out->block, &out->item, 0, self + 1);
+    return true;
+}
+
+static void free_if_owned(shoal_queue *queue, shoal_block block, uint32_t owner)
+{
+    uint32_t found;
+    if (block != 0 && shoal_heap_owner(queue->heap, block, &found) == 0 && found == owner)
+        (void)shoal_heap_free(queue->heap, block);
+}
+
 /* ------------------------------------------------------------------ the ends ---- */
 
 /* Help the head past slots that are DONE. */
@@ -191,19 +256,42 @@ static void advance_head(shoal_queue *queue)
         (void)eventcount_notify_one(&header->space);
 }
 
+/* The slot of a producer that died half way is this process's (DROPPING): free what it had given to the queue already.
+ * What it had not is swept with the rest of its own. */
+static void drop(shoal_queue *queue, struct queue_slot *slot, uint64_t position, uint32_t self)
+{
+    shoal_received dropped;
+    bool sound = take_contents(queue, slot, self, &dropped);
+    uint64_t dropping = qslot_word(position, self, QSLOT_DROPPING);
+    /* release: this process is through with the slot before anybody uses it again */
+    atomic_compare_exchange_strong_explicit(&slot->state, &dropping, qslot_word(position, 0, QSLOT_DONE),
+                                            memory_order_release, memory_order_relaxed);
+    for (uint32_t i = 0; sound && i < dropped.item.block_count; i++)
+        free_if_owned(queue, dropped.item.blocks[i], self + 1);
+    free_if_owned(queue, dropped.block, self + 1);
+}
+
 /* A slot in another's hands: settle it if its owner is dead. True: it was. */
-static bool settle_dead(shoal_queue *queue, struct queue_slot *slot, uint64_t word)
+static bool settle_dead(shoal_queue *queue, uint32_t self, struct queue_slot *slot, uint64_t word)
 {
     uint32_t owner = qslot_owner(word);
     if (participant_alive(queue, owner))
         return false;
     uint64_t position = qslot_position(word);
-    /* A reader's item is given to the next one; a writer's is not there. */
-    uint64_t next =
-        qslot_state(word) == QSLOT_READING ? qslot_word(position, 0, QSLOT_FULL) : qslot_word(position, 0, QSLOT_DONE);
-    /* acq_rel: what the dead process wrote is passed on to the next owner of the slot */
-    if (atomic_compare_exchange_strong_explicit(&slot->state, &word, next, memory_order_acq_rel, memory_order_relaxed))
+    if (qslot_state(word) == QSLOT_READING) {
+        /* Its item is given to the next one. What it had taken over goes back to the queue before that: as soon as the
+         * slot is not the dead one's any more, all that it owns may be swept. */
+        shoal_item item;
+        if (read_contents(queue, slot, &item))
+            give_contents(queue, slot->block, &item, owner + 1, 0);
+        /* acq_rel: what the dead process wrote is passed on to the next owner of the slot */
+        atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(position, 0, QSLOT_FULL),
+                                                memory_order_acq_rel, memory_order_relaxed);
+    } else if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(position, self, QSLOT_DROPPING),
+                                                       memory_order_acq_rel, memory_order_relaxed)) {
+        drop(queue, slot, position, self);
         advance_head(queue);
+    }
     return true;
 }
 
@@ -226,8 +314,7 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
             uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
             if (qslot_position(word) != at)
                 continue; /* passed and used again since */
-            enum queue_slot_state state = qslot_state(word);
-            if (state == QSLOT_FULL) {
+            if (qslot_state(word) == QSLOT_FULL) {
                 /* acquire: pairs with the release in put; the contents come with it */
                 if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(at, self, QSLOT_READING),
                                                             memory_order_acquire, memory_order_relaxed)) {
@@ -235,9 +322,9 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
                     *position = at;
                     return SCAN_CLAIMED;
                 }
-            } else if (state == QSLOT_WRITING || state == QSLOT_READING) {
+            } else if (qslot_is_held(word)) {
                 busy = true;
-                if (bury && settle_dead(queue, slot, word))
+                if (bury && settle_dead(queue, self, slot, word))
                     settled = true;
             }
         }
@@ -275,8 +362,29 @@ static bool has_space(const shoal_queue *queue)
     return queue->capacity == 0 || shoal_queue_count(queue) < queue->capacity;
 }
 
+/* The head may be held up by a process that died. Out: whether by any. True: it was, look again. */
+static bool settle_head(shoal_queue *queue, uint32_t self, bool *busy)
+{
+    uint64_t head = atomic_load_explicit(&queue->header->head, memory_order_acquire);
+    struct queue_slot *slot = slot_find(queue, head);
+    uint64_t word = slot == NULL ? 0 : atomic_load_explicit(&slot->state, memory_order_relaxed);
+    *busy = qslot_is_held(word) && qslot_position(word) == head;
+    return *busy && settle_dead(queue, self, slot, word);
+}
+
+/* Whether a call that does not wait may ask now: to ask whether a process lives costs a look into /proc, too much for
+ * each of a thousand polls. */
+static bool may_ask(_Atomic int64_t *asked_at)
+{
+    int64_t now = shoal_clock_now();
+    if (now - atomic_load_explicit(asked_at, memory_order_relaxed) < OWNER_SLICE)
+        return false;
+    atomic_store_explicit(asked_at, now, memory_order_relaxed);
+    return true;
+}
+
 /* Sleep until there may be space. 0: look again. */
-static int wait_for_space(shoal_queue *queue, int64_t deadline)
+static int wait_for_space(shoal_queue *queue, uint32_t self, int64_t deadline)
 {
     struct queue_header *header = queue->header;
     bool ready = false;
@@ -290,12 +398,8 @@ static int wait_for_space(shoal_queue *queue, int64_t deadline)
     uint32_t seen = eventcount_prepare(&header->space);
     if (has_space(queue))
         return 0;
-    /* The head may be held up by a reader that died. */
-    uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
-    struct queue_slot *slot = slot_find(queue, head);
-    uint64_t word = slot == NULL ? 0 : atomic_load_explicit(&slot->state, memory_order_relaxed);
-    bool busy = qslot_state(word) == QSLOT_READING || qslot_state(word) == QSLOT_WRITING;
-    if (busy && qslot_position(word) == head && settle_dead(queue, slot, word))
+    bool busy;
+    if (settle_head(queue, self, &busy))
         return 0;
     int error = eventcount_wait(&header->space, seen, slice_until(deadline, busy ? OWNER_SLICE : EVENTCOUNT_SLICE));
     if (error == -ETIMEDOUT)
@@ -311,9 +415,14 @@ static int claim_free(shoal_queue *queue, uint32_t self, int64_t deadline, struc
     for (;;) {
         uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
         if (queue->capacity != 0 && !has_space(queue)) {
-            if (deadline == 0)
-                return -ETIMEDOUT;
-            int error = wait_for_space(queue, deadline);
+            bool busy;
+            if (deadline == 0) {
+                /* Nobody may ever wait here, and the dead must not keep the queue full all the same. */
+                if (!may_ask(&queue->put_asked_at) || !settle_head(queue, self, &busy))
+                    return -ETIMEDOUT;
+                continue;
+            }
+            int error = wait_for_space(queue, self, deadline);
             if (error != 0)
                 return error;
             slept = true;
@@ -346,11 +455,6 @@ static int claim_free(shoal_queue *queue, uint32_t self, int64_t deadline, struc
             return 0;
         }
     }
-}
-
-static size_t padded(size_t size)
-{
-    return (size + 7) & ~(size_t)7;
 }
 
 static void write_contents(uint8_t *at, const shoal_item *item)
@@ -400,14 +504,14 @@ int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t tim
     if (error != 0)
         goto free_block;
     slot->size = (uint32_t)item->size;
-    slot->blocks = item->block_count;
     slot->block = block;
     if (block == 0)
         write_contents(slot->bytes, item);
-    else
-        (void)shoal_heap_give(queue->heap, block, self + 1, 0);
-    for (uint32_t i = 0; i < item->block_count; i++)
-        (void)shoal_heap_give(queue->heap, item->blocks[i], self + 1, 0);
+    /* Should this process die from here on, who drops the item finds in the slot what was given to the queue. The fence
+     * is one for the compiler: a dead process's stores are all there, in their order. */
+    atomic_signal_fence(memory_order_release);
+    slot->blocks = item->block_count;
+    give_contents(queue, block, item, self + 1, 0);
     uint64_t writing = qslot_word(position, self, QSLOT_WRITING);
     /* release: pairs with the acquire in claim_full; publishes the contents. From here on the item is there. */
     atomic_compare_exchange_strong_explicit(&slot->state, &writing, qslot_word(position, 0, QSLOT_FULL),
@@ -439,12 +543,9 @@ static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, s
         return 0;
     enum scan found = SCAN_EMPTY;
     if (deadline == 0) {
-        /* A dead process's slot must not hide what it held from those who never wait; but to ask for it costs a look
-         * into /proc, too much for each of a thousand polls. */
-        int64_t now = shoal_clock_now(), last = atomic_load_explicit(&queue->asked_at, memory_order_relaxed);
-        if (shoal_queue_count(queue) == 0 || now - last < OWNER_SLICE)
+        /* A dead process's slot must not hide what it held from those who never wait. */
+        if (shoal_queue_count(queue) == 0 || !may_ask(&queue->get_asked_at))
             return -ETIMEDOUT;
-        atomic_store_explicit(&queue->asked_at, now, memory_order_relaxed);
         return claim_full(queue, self, true, slot, position) == SCAN_CLAIMED ? 0 : -ETIMEDOUT;
     }
     struct spin spin = spin_begin(&queue->item_spin, atomic_load_explicit(&header->producer_cpu, memory_order_relaxed));
@@ -466,27 +567,6 @@ static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, s
     if (shoal_queue_count(queue) > 1)
         (void)eventcount_notify_one(&header->items); /* pass the wake on */
     return 0;
-}
-
-/* The contents of a slot this process is reading; false: malformed. */
-static bool read_contents(shoal_queue *queue, const struct queue_slot *slot, shoal_item *out)
-{
-    const uint32_t size = slot->size, blocks = slot->blocks;
-    const shoal_block block = slot->block;
-    const size_t span = padded(size) + (size_t)blocks * sizeof(shoal_block);
-    const uint8_t *bytes = slot->bytes;
-    size_t capacity = SHOAL_RECEIVED_INLINE;
-    if (block != 0)
-        bytes = shoal_heap_pointer(queue->heap, block, &capacity);
-    if (bytes == NULL || span > capacity)
-        return false;
-    *out = (shoal_item){
-        .data = bytes,
-        .size = size,
-        .blocks = blocks == 0 ? NULL : (const shoal_block *)(const void *)(bytes + padded(size)),
-        .block_count = blocks,
-    };
-    return true;
 }
 
 static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t position, uint32_t self,
@@ -514,23 +594,12 @@ int shoal_queue_get_item(shoal_queue *queue, int64_t timeout, shoal_received *ou
     error = wait_and_claim(queue, self, deadline, &slot, &position);
     if (error != 0)
         return error;
-    out->block = slot->block;
-    bool sound = read_contents(queue, slot, &out->item);
-    if (sound && out->block == 0) {
-        memcpy(out->bytes, slot->bytes, sizeof out->bytes);
-        out->item.data = out->bytes;
-        if (out->item.blocks != NULL)
-            out->item.blocks = (const shoal_block *)(const void *)(out->bytes + padded(out->item.size));
-    }
+    bool sound = take_contents(queue, slot, self, out);
     finish_reading(queue, slot, position, self, QSLOT_DONE);
     note_cpu(&queue->header->consumer_cpu);
     if (!sound)
-        return -EBADMSG;
-    if (out->block != 0)
-        (void)shoal_heap_give(queue->heap, out->block, 0, self + 1);
-    for (uint32_t i = 0; i < out->item.block_count; i++)
-        (void)shoal_heap_give(queue->heap, out->item.blocks[i], 0, self + 1);
-    return 0;
+        shoal_queue_release(queue, out);
+    return sound ? 0 : -EBADMSG;
 }
 
 void shoal_queue_release(shoal_queue *queue, shoal_received *received)
@@ -564,8 +633,10 @@ int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t t
         memcpy(buffer, item.data, item.size);
         *size = item.size;
     }
+    /* This process's before the item is DONE: should it die between the two, the block is swept with its own. */
+    bool owned = block != 0 && shoal_heap_give(queue->heap, block, 0, self + 1) == 0;
     finish_reading(queue, slot, position, self, QSLOT_DONE);
-    if (block != 0)
+    if (owned)
         (void)shoal_heap_free(queue->heap, block);
     note_cpu(&queue->header->consumer_cpu);
     return sound ? 0 : -EBADMSG;

@@ -16,8 +16,9 @@ struct shoal_queue {
     _Atomic uint32_t *next_free;
     struct queue_segment *segments;
     uint64_t capacity;
-    _Atomic uint64_t self;    /* fork generation << 32 | participant index + 1; 0: not registered */
-    _Atomic int64_t asked_at; /* when a get that does not wait last asked whether an owner lives */
+    _Atomic uint64_t self; /* fork generation << 32 | participant index + 1; 0: not registered */
+    /* when a get, and a put, that does not wait last asked whether an owner lives */
+    _Atomic int64_t get_asked_at, put_asked_at;
     struct spin_budget item_spin, space_spin;
 };
 

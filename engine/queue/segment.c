@@ -95,9 +95,13 @@ int segment_provide(shoal_queue *queue, uint64_t position)
     if (!take_segment(queue, &index))
         return -ENOMEM;
     struct queue_segment *segment = &queue->segments[index];
-    for (uint32_t i = 0; i < SEGMENT_SLOTS; i++)
+    for (uint32_t i = 0; i < SEGMENT_SLOTS; i++) {
+        /* What the slot's last item referred to is not what a producer that dies early in the next one left. */
+        segment->slots[i].block = 0;
+        segment->slots[i].blocks = 0;
         atomic_store_explicit(&segment->slots[i].state, qslot_word(number * SEGMENT_SLOTS + i, 0, QSLOT_FREE),
                               memory_order_relaxed);
+    }
     /* release: pairs with the acquire in slot_find; publishes the states */
     if (!atomic_compare_exchange_strong_explicit(place, &entry, entry_of(number, index), memory_order_release,
                                                  memory_order_relaxed))

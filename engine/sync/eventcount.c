@@ -39,7 +39,7 @@ bool eventcount_has_sleepers(struct eventcount *ec)
     return (atomic_load_explicit(&ec->word, memory_order_relaxed) & SLEEPERS) != 0;
 }
 
-static bool notify(struct eventcount *ec, int count)
+bool eventcount_notify(struct eventcount *ec, uint32_t count)
 {
     atomic_thread_fence(memory_order_seq_cst); /* as in has_sleepers() */
     uint32_t word = atomic_load_explicit(&ec->word, memory_order_relaxed);
@@ -49,16 +49,16 @@ static bool notify(struct eventcount *ec, int count)
         /* release: a waiter that reads the new word also sees what was published before */
     } while (!atomic_compare_exchange_weak_explicit(&ec->word, &word, (word & ~SLEEPERS) + NOTIFICATION,
                                                     memory_order_release, memory_order_relaxed));
-    futex_wake(&ec->word, count);
+    futex_wake(&ec->word, count < INT_MAX ? (int)count : INT_MAX);
     return true;
 }
 
 bool eventcount_notify_one(struct eventcount *ec)
 {
-    return notify(ec, 1);
+    return eventcount_notify(ec, 1);
 }
 
 bool eventcount_notify_all(struct eventcount *ec)
 {
-    return notify(ec, INT_MAX);
+    return eventcount_notify(ec, UINT32_MAX);
 }

@@ -37,8 +37,9 @@ int eventcount_wait(struct eventcount *ec, uint32_t seen, int64_t deadline);
 /* Whether somebody may sleep. Full barrier before the look: what the caller published comes before it. */
 bool eventcount_has_sleepers(struct eventcount *ec);
 
-/* Wake one or all, if there may be any. Full barrier first. Returns whether a system call was made. */
+/* Wake one, all, or `count`, if there may be any. Full barrier first. Returns whether a system call was made. */
 bool eventcount_notify_one(struct eventcount *ec);
 bool eventcount_notify_all(struct eventcount *ec);
+bool eventcount_notify(struct eventcount *ec, uint32_t count);
 
 #endif

@@ -132,7 +132,7 @@ int main(int count, char **arguments)
 
     /* Workers first: they are forks of this process, which is small now. */
     shoal_pool *pool;
-    int error = shoal_pool_start(2, &pool);
+    int error = shoal_pool_start(&(shoal_start_options){.workers = 2}, &pool);
     if (error != 0)
         return show("cannot start a pool", error, NULL, 0) != 0;
     char path[] = "/tmp/memo_dot-XXXXXX";

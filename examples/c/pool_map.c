@@ -22,7 +22,7 @@ int main(void)
     long outputs[4];
 
     shoal_pool *pool;
-    int error = shoal_pool_start(shoal_cpu_count(), &pool);
+    int error = shoal_pool_start(NULL, &pool);
     if (error != 0) {
         fprintf(stderr, "cannot start a pool: %s\n", shoal_error_text(error));
         return 1;

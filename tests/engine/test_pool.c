@@ -49,7 +49,7 @@ static int64_t *numbers(size_t count)
 static shoal_pool *start_pool(uint32_t workers)
 {
     shoal_pool *pool;
-    assert_int_equal(shoal_pool_start(workers, &pool), 0);
+    assert_int_equal(shoal_pool_start(&(shoal_start_options){.workers = workers}, &pool), 0);
     return pool;
 }
 

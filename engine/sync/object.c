@@ -1,0 +1,48 @@
+/* sync/object.c: making and attaching the regions of this room's objects, and sleeping in slices. */
+#include "sync/object.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+
+int sync_create(const char *name, struct sync_header header, shoal_region **region)
+{
+    int error = shoal_region_create(name, header.size, region);
+    if (error != 0)
+        return error;
+    header.magic = SYNC_MAGIC;
+    header.version = SYNC_VERSION;
+    memcpy(shoal_region_base(*region), &header, sizeof header);
+    return 0;
+}
+
+int sync_attach(int fd, enum sync_kind kind, struct sync_header *header, shoal_region **region)
+{
+    shoal_region *mapped;
+    int error = shoal_region_attach(fd, &mapped);
+    if (error != 0)
+        return error;
+    struct sync_header found = {0};
+    if (shoal_region_size(mapped) >= sizeof found)
+        memcpy(&found, shoal_region_base(mapped), sizeof found);
+    if (found.magic != SYNC_MAGIC || found.version != SYNC_VERSION || found.kind != (uint32_t)kind ||
+        found.size > shoal_region_size(mapped)) {
+        shoal_region_close(mapped);
+        return SHOAL_ECORRUPT;
+    }
+    *header = found;
+    *region = mapped;
+    return 0;
+}
+
+int sync_sleep(struct eventcount *ec, uint32_t seen, struct slices *slices, int64_t deadline)
+{
+    const int64_t end = clock_deadline(slices->next);
+    slices->next = slices->next < SLICE_LAST / 2 ? slices->next * 2 : SLICE_LAST;
+    return eventcount_wait(ec, seen, end < deadline ? end : deadline);
+}
+
+bool sync_is_over(int64_t deadline)
+{
+    return deadline != SHOAL_FOREVER && shoal_clock_now() >= deadline;
+}
