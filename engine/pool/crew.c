@@ -14,6 +14,7 @@
 #include <sys/pidfd.h>
 
 #define START_AGAIN (50 * SHOAL_MILLISECOND)
+#define FRUITLESS_MOST 8u
 #define START_TRIES 20 /* in vain, with no worker alive, before the pool is given up */
 
 struct crew_place {
@@ -28,7 +29,8 @@ struct crew {
     pthread_mutex_t map_lock;
     _Atomic bool stopping;
     _Atomic int broken;
-    uint32_t alive; /* the supervisor's, after start */
+    uint32_t alive;     /* the supervisor's, after start */
+    uint32_t fruitless; /* workers in a row that ended before they took a task: the supervisor's */
     struct crew_place places[];
 };
 
@@ -152,18 +154,29 @@ static int start_worker(struct crew *crew, struct crew_place *place)
 static void bury_worker(struct crew *crew, struct crew_place *place)
 {
     shoal_exit how;
-    uint32_t held;
+    uint32_t held = 0;
+    shoal_worker_numbers did = {0};
+    (void)shoal_pool_worker_numbers(place->pool, place->place, &did);
     bool known = shoal_process_wait(place->process, SHOAL_SECOND, &how) == 0;
     shoal_process_close(place->process);
     place->process = NULL;
     crew->alive--;
     (void)shoal_pool_bury(place->pool, place->place, known ? &how : NULL, &held);
+    if (held > 0 || did.tasks > 0) {
+        crew->fruitless = 0;
+    } else if (++crew->fruitless > FRUITLESS_MOST + 2 * crew->options.workers) {
+        /* Starting more of them would go on for ever. */
+        atomic_store_explicit(&crew->broken, SHOAL_EWORKERDIED, memory_order_relaxed);
+        shoal_pool_nudge(place->pool);
+    }
 }
 
 /* Start what is missing; false: something still is. */
 static bool complete(struct crew *crew, shoal_pool *pool, int *tries)
 {
-    int error = 0;
+    int error = atomic_load_explicit(&crew->broken, memory_order_relaxed);
+    if (error != 0)
+        return true; /* given up: nobody is missing any more */
     for (uint32_t i = 0; i < pool->table.worker_count && error == 0; i++) {
         if (crew->places[i].process == NULL)
             error = start_worker(crew, &crew->places[i]);

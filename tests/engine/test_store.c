@@ -393,9 +393,7 @@ static void no_changed_byte_of_a_small_entry_goes_unseen(void **state)
     for (size_t at = 0; at < size; at++) {
         for (int change = 0; change < 3; change++) {
             uint8_t was = data[at];
-            data[at] = change == 0   ? (uint8_t)(was ^ (1u << (at % 8)))
-                       : change == 1 ? (uint8_t)~was
-                                     : (uint8_t)(was + 1);
+            data[at] = (uint8_t)(change == 0 ? was ^ (1u << (at % 8)) : change == 1 ? ~(unsigned)was : was + 1u);
             store_file(place->file, data, size);
             data[at] = was;
             if (get_pattern(place->folder, &place->key, NULL) != SHOAL_ECORRUPT)
