@@ -32,8 +32,8 @@ void codec_writer_end(struct codec_writer *writer, bool keep_blocks);
 
 #define CODEC_SMALL ((size_t)9) /* bytes that codec_encode_small writes at the most */
 
-/* Write an object that is a machine word or less (an int of 64 bits, a float, None, True, False) at `at`. How many bytes;
- * 0: it is something else, nothing was written. */
+/* Write an object that is a machine word or less (an int of 64 bits, a float, None, True, False) at `at`. How many
+ * bytes; 0: it is something else, nothing was written. */
 size_t codec_encode_small(PyObject *object, uint8_t *at);
 
 /* Append one object. 0, or -1 with an exception set (the blocks taken so far stay the writer's). */

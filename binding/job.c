@@ -326,16 +326,16 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
 }
 
 /* Fail what no worker has begun; with `kill` also what is at hand. Whether there was any. */
-static PyObject *job_cancel(PyObject *self, PyObject *args)
+static PyObject *job_withdraw(PyObject *self, PyObject *args)
 {
     JobObject *job = (JobObject *)self;
     PoolObject *pool = job->pool;
     PyObject *error;
     int kill = 0;
-    if (!PyArg_ParseTuple(args, "O|p:cancel", &error, &kill))
+    if (!PyArg_ParseTuple(args, "O|p:withdraw", &error, &kill))
         return NULL;
     if (!PyExceptionInstance_Check(error)) {
-        PyErr_SetString(PyExc_TypeError, "cancel() takes an exception instance");
+        PyErr_SetString(PyExc_TypeError, "withdraw() takes an exception instance");
         return NULL;
     }
     if (job->complete || pool->pool == NULL)
@@ -487,8 +487,9 @@ static PyMethodDef job_methods[] = {
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
      "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
-    {"cancel", job_cancel, METH_VARARGS,
-     "cancel(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this exception; "
+    {"withdraw", job_withdraw, METH_VARARGS,
+     "withdraw(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this "
+     "exception; "
      "whether there was any."},
     {"finish_callback", job_finish_callback, METH_NOARGS,
      "finish_callback()\n--\n\nThe callback ran: the job counts as ready from now on."},

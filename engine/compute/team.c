@@ -1,9 +1,9 @@
 /* compute/team.c: the engine's own threads, and the parallel loop on them.
  *
  * The team is made when a loop first wants more than one thread, sleeps between loops, and is as large as the largest
- * number that was asked for, one a cpu by default. A fork leaves the child without threads: the child forgets the team and makes its
- * own, which GNU OpenMP's cannot. One loop has the team at a time; a loop that finds it taken, or that runs inside of
- * one, is done by its own thread alone.
+ * number that was asked for, one a cpu by default. A fork leaves the child without threads: the child forgets the team
+ * and makes its own, which GNU OpenMP's cannot. One loop has the team at a time; a loop that finds it taken, or that
+ * runs inside of one, is done by its own thread alone.
  *
  * Global to the process, and documented as such: the team and its lock.
  */

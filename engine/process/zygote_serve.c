@@ -116,8 +116,8 @@ static void run_child(const struct server *server, const uint8_t *request, size_
     _exit(server->service->main(server->service->context, request, size, fds, count));
 }
 
-static int start_child(struct server *server, const struct zygote_request *head, const uint8_t *request,
-                       const int *fds, uint32_t count)
+static int start_child(struct server *server, const struct zygote_request *head, const uint8_t *request, const int *fds,
+                       uint32_t count)
 {
     const bool outlives = (head->flags & SHOAL_ZYGOTE_OUTLIVES) != 0;
     pid_t pid = server->service->fork != NULL ? server->service->fork(server->service->context) : fork();

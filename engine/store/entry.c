@@ -1,6 +1,7 @@
 /* store/entry.c: laying out and checking the bytes of one entry (entry.h has the format).
  *
- * Invariant: nothing that entry_parse accepted makes entry_part_at return a range outside the entry. Called by read.c and write.c.
+ * Invariant: nothing that entry_parse accepted makes entry_part_at return a range outside the entry. Called by read.c
+ * and write.c.
  */
 #include "store/entry.h"
 

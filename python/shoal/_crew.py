@@ -82,9 +82,8 @@ def serve(
 
     crash: the descriptor that the Python stack goes to when the process crashes.
     """
-    import faulthandler
-
     import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
+    import faulthandler
 
     if getattr(_thread, "supervises", False):
         _forget_imports_of_other_threads()

@@ -1,4 +1,4 @@
-"""Functions by value, without the cost of importing cloudpickle (as long as a fresh interpreter's start, on both sides).
+"""Functions by value, without importing cloudpickle, which takes as long as a fresh interpreter's start, on both sides.
 
 A script's own functions cannot be found by name in a clean worker, so almost every program that uses `Parallel` needs
 one sent by value. `dumps` does that for functions and closures whose code, defaults and globals are themselves plain:
@@ -45,9 +45,8 @@ class _Pickler(_pickle.Pickler):
             return _reduce_cell(obj)
         if kind is ModuleType:
             return _reduce_module(obj)
-        if isinstance(obj, type):
-            if not self._found_by_name(obj):
-                raise NotPlain
+        if isinstance(obj, type) and not self._found_by_name(obj):
+            raise NotPlain
         return NotImplemented
 
     def _found_by_name(self, obj: Any) -> bool:
@@ -67,7 +66,10 @@ class _Pickler(_pickle.Pickler):
         code, origin = function.__code__, function.__globals__
         known = self._globals.get(id(origin))
         if known is None:
-            known = self._globals[id(origin)] = ({name: origin[name] for name in _MODULE_NAMES if name in origin}, origin)
+            known = self._globals[id(origin)] = (
+                {name: origin[name] for name in _MODULE_NAMES if name in origin},
+                origin,
+            )
         names = set(_global_names(code))
         used = {name: origin[name] for name in sorted(names) if name in origin}
         cells = function.__closure__ or ()
@@ -173,9 +175,7 @@ def _import_module(name: str) -> ModuleType:
 # -- the writer's side --
 
 
-def dumps(
-    obj: Any, buffer_callback: Callable[[Any], Any] | None, table: dict[Any, Any], foreign_main: bool
-) -> bytes:
+def dumps(obj: Any, buffer_callback: Callable[[Any], Any] | None, table: dict[Any, Any], foreign_main: bool) -> bytes:
     """Pickle with functions by value where they cannot be found by name in the reader.
 
     table: reducers by type, as a pickler's dispatch_table.

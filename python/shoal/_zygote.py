@@ -54,9 +54,7 @@ class Zygote:
         self._engine = _engine.Zygote(ours.detach(), self.pid)
         self.owner = os.getpid()
 
-    def start(
-        self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False
-    ) -> _engine.Process:
+    def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
 
         outlives: it is not killed when this process is gone.
@@ -118,9 +116,7 @@ class _Restarting:
         self._warmth = warmth
         self._make = make
 
-    def start(
-        self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False
-    ) -> _engine.Process:
+    def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
         """As Zygote.start."""
         try:
             return self.current().start(function, payload, fds, outlives=outlives)
@@ -191,7 +187,7 @@ def _warm(modules: Sequence[str], main: str | None) -> None:
     for name in modules:
         try:
             __import__(name)
-        except BaseException:  # noqa: S110
+        except BaseException:
             pass
     from shoal import _threads
 

@@ -339,7 +339,8 @@ static void what_is_too_large_for_a_zygote_is_refused(void **state)
     shoal_zygote *zygote = start_zygote();
     char *large = calloc(1, SHOAL_ZYGOTE_REQUEST + 1);
     shoal_process *process;
-    assert_int_equal(shoal_zygote_start_process(zygote, large, SHOAL_ZYGOTE_REQUEST + 1, NULL, 0, 0, &process), -EMSGSIZE);
+    assert_int_equal(shoal_zygote_start_process(zygote, large, SHOAL_ZYGOTE_REQUEST + 1, NULL, 0, 0, &process),
+                     -EMSGSIZE);
     int fds[SHOAL_ZYGOTE_FDS + 1] = {0};
     assert_int_equal(shoal_zygote_start_process(zygote, large, 1, fds, SHOAL_ZYGOTE_FDS + 1, 0, &process), -EMSGSIZE);
     free(large);

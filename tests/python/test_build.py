@@ -17,7 +17,18 @@ TOP = Path(__file__).resolve().parents[2]
 def test_the_wheel_holds_the_package_with_its_extension_and_works_alone(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(TOP)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(TOP),
+        ],
         check=True,
         timeout=280,
         env=environment,

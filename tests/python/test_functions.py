@@ -5,14 +5,12 @@ from __future__ import annotations
 import _pickle
 import os.path
 import sys
-import xml
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import run_program
-
 from shoal import _functions
 
 FACTOR = 3

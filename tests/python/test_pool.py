@@ -674,7 +674,12 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "limit, value, error",
-    [("NOFILE", 12, OSError), ("NPROC", 1, OSError), ("AS", 20 << 20, (OSError, MemoryError)), ("FSIZE", 4096, OSError)],
+    [
+        ("NOFILE", 12, OSError),
+        ("NPROC", 1, OSError),
+        ("AS", 20 << 20, (OSError, MemoryError)),
+        ("FSIZE", 4096, OSError),
+    ],
 )
 def test_a_pool_that_the_machine_has_no_room_for_says_so_and_leaves_nothing(
     tmp_path: Path, limit: str, value: int, error: Any

@@ -169,8 +169,9 @@ def test_map_begins_before_a_generator_has_ended(pool: Any) -> None:
 
     def items() -> Any:
         nonlocal taken
-        for taken in range(1, 100_001):  # noqa: B007
-            yield taken
+        for item in range(1, 100_001):
+            taken = item
+            yield item
 
     result = pool.map_async(square, items())
     assert 0 < taken < 100_000
@@ -315,9 +316,7 @@ def thread_numbers(_: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_numerical_libraries_of_workers_share_the_cores(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_numerical_libraries_of_workers_share_the_cores(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from shoal import _threads
 
     for name in _threads.VARIABLES:

@@ -404,7 +404,7 @@ class Pool:
         )
         result.submit()
         if options.progress:
-            total = len(iterable) if hasattr(iterable, "__len__") else None
+            total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             _progress.follow(result, options.progress, total)
         return result
 
@@ -530,7 +530,7 @@ class ApplyResult(_engine.Job):
         """Take back what no worker has begun: those items fail with `shoal.TaskCancelled`. What workers are at goes
         on, or, with `kill`, their workers are killed (and replaced). Whether there was anything to take back.
         """
-        return super().cancel(TaskCancelled("the task was cancelled"), kill)
+        return self.withdraw(TaskCancelled("the task was cancelled"), kill)
 
     def _value(self) -> Any:
         return self.results()[0]
@@ -553,7 +553,7 @@ class IMapIterator(_engine.Job):
 
     def cancel(self, *, kill: bool = False) -> bool:
         """Take back what no worker has begun, as `AsyncResult.cancel`; results that are there can still be read."""
-        return super().cancel(TaskCancelled("the task was cancelled"), kill)
+        return self.withdraw(TaskCancelled("the task was cancelled"), kill)
 
     def next(self, timeout: float | None = None) -> Any:
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""

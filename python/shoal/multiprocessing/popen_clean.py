@@ -17,7 +17,7 @@ import sysconfig
 from multiprocessing import context, forkserver, process, reduction, resource_tracker, spawn, util
 from typing import Any
 
-from shoal import _engine, _zygote
+from shoal import _zygote
 from shoal.multiprocessing import popen_fork
 
 __all__ = ["PopenForkServer", "PopenSpawn"]
@@ -57,7 +57,7 @@ class _Popen(popen_fork.Popen):
         preparation = spawn.get_preparation_data(process_obj._name)
         preparation["start_method"] = self.method
         buffer = io.BytesIO()
-        context.set_spawning_popen(self)
+        context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
             reduction.dump(preparation, buffer)
             reduction.dump(process_obj, buffer)
@@ -168,7 +168,7 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
     rest = rest[stream_count:]
     resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
     if in_memory:
-        data: Any = open(rest.pop(0), "rb")
+        data: Any = open(rest.pop(0), "rb")  # noqa: SIM115  (below)
         data.seek(0)
     else:
         data = io.BytesIO(payload[3:])
