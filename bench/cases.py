@@ -167,6 +167,59 @@ def pool_life(name: str) -> float:
     return sorted(times)[len(times) // 2] * 1e3
 
 
+def pool_life_by(name: str, method: str) -> float:
+    """As pool_life, after one that starts what the method keeps (a fork server, a zygote)."""
+    module = importlib.import_module("shoal.multiprocessing" if name == "shoal" else name)
+    context = module.get_context(method)
+    times = []
+    for _ in range(max(3, scaled(10))):
+        started = now()
+        with context.Pool(2) as pool:
+            assert pool.map(f, [1, 2, 3, 4]) == [1, 4, 9, 16]
+        times.append(now() - started)
+    return sorted(times[1:])[len(times[1:]) // 2] * 1e3
+
+
+def pool_life_spawn(name: str) -> float:
+    return pool_life_by(name, "spawn")
+
+
+def pool_life_forkserver(name: str) -> float:
+    return pool_life_by(name, "forkserver")
+
+
+def work_1_ms(_: int) -> None:
+    end = time.thread_time() + 1e-3
+    while time.thread_time() < end:
+        pass
+
+
+def share_of_cores(name: str, workers: int) -> float:
+    """Percent of the time of all cores that tasks of 1 ms of work got."""
+    import os
+
+    module = importlib.import_module("shoal.multiprocessing" if name == "shoal" else name)
+    cores = len(os.sched_getaffinity(0))
+    count = scaled(3_000)
+    with module.Pool(workers) as pool:
+        pool.map(work_1_ms, range(10 * workers))
+
+        def measure() -> float:
+            started = now()
+            pool.map(work_1_ms, range(count), chunksize=1)
+            return count * 1e-3 / (now() - started) / cores * 100
+
+        return max(measure() for _ in range(3))
+
+
+def short_tasks_2_workers(name: str) -> float:
+    return share_of_cores(name, 2)
+
+
+def short_tasks_8_workers(name: str) -> float:
+    return share_of_cores(name, 8)
+
+
 # ------------------------------------------------------------------------------- queues
 
 
@@ -315,14 +368,18 @@ def dot_2(name: str) -> float:
 STANDARD = ("multiprocessing", "shoal")
 # case -> (title, unit, is lower better, implementations (the first is the baseline), the ratio aimed at)
 CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
-    "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire"), 20),
-    "map_default": ("map, default chunks", "us/item", True, (*STANDARD, "concurrent.futures", "mpire"), 2),
-    "imap_unordered": ("imap_unordered, chunksize 1", "us/item", True, STANDARD, 20),
-    "apply_round_trip": ("apply, round trip", "us", True, (*STANDARD, "concurrent.futures", "loky"), 20),
-    "apply_async_many": ("10,000 apply_async, then get", "us/item", True, STANDARD, 10),
-    "arrays_into_workers": ("8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures"), 6),
-    "arrays_out_of_workers": ("8 MB arrays out of workers", "GB/s", False, STANDARD, 10),
+    "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire"), 30),
+    "map_default": ("map, default chunks", "us/item", True, (*STANDARD, "concurrent.futures", "mpire"), 2.5),
+    "imap_unordered": ("imap_unordered, chunksize 1", "us/item", True, STANDARD, 30),
+    "apply_round_trip": ("apply, round trip", "us", True, (*STANDARD, "concurrent.futures", "loky"), 30),
+    "apply_async_many": ("10,000 apply_async, then get", "us/item", True, STANDARD, 15),
+    "arrays_into_workers": ("8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures"), 10),
+    "arrays_out_of_workers": ("8 MB arrays out of workers", "GB/s", False, STANDARD, 20),
     "pool_life": ("pool: start, first result, stop", "ms", True, STANDARD, 1.5),
+    "pool_life_spawn": ("pool of spawn: start to stop", "ms", True, STANDARD, 5),
+    "pool_life_forkserver": ("pool of forkserver: start to stop", "ms", True, STANDARD, 3),
+    "short_tasks_2_workers": ("1 ms tasks, 2 workers", "% of cores", False, STANDARD, 1),
+    "short_tasks_8_workers": ("1 ms tasks, 8 workers", "% of cores", False, STANDARD, 1),
     "queue_small_items": ("Queue, small items", "us/item", True, (*STANDARD, "faster-fifo"), 8),
     "queue_ping_pong": ("Queue, ping-pong", "us", True, (*STANDARD, "faster-fifo"), 10),
     "parallel_first_result": ("Parallel, first result", "ms", True, ("joblib", "shoal"), 10),

@@ -153,9 +153,20 @@ def _found_by_name(function: Any) -> bool:
 
 
 class Crew:
-    """Workers in `size` places, each started by `start`, and their supervisor thread."""
+    """Workers in `size` places, each started by `start`, and their supervisor thread.
 
-    def __init__(self, size: int, start: StartWorker, *, foreign_main: bool = False, restarts: bool = True) -> None:
+    forks_with: threads that the numerical libraries of forked workers get (see _threads.before_fork).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        start: StartWorker,
+        *,
+        foreign_main: bool = False,
+        restarts: bool = True,
+        forks_with: int | None = None,
+    ) -> None:
         self.engine = make_engine_pool(size)
         self.engine.foreign_main = foreign_main
         self.size = size
@@ -166,6 +177,7 @@ class Crew:
         self._foreign_main = foreign_main
         self._start = start
         self._restarts = restarts
+        self._forks_with = forks_with
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._functions: dict[Any, int] = {}
@@ -221,6 +233,10 @@ class Crew:
             return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
 
     def _fill(self, place: int) -> None:
+        if self._forks_with is not None:
+            from shoal import _threads
+
+            _threads.before_fork(self._forks_with)
         owner = self.engine.enlist(place)
         if self._crashes[place] < 0:
             self._crashes[place] = os.memfd_create("shoal-crash")

@@ -121,22 +121,17 @@ class Pool:
         self._maxtasksperchild = maxtasksperchild
         self._task_timeout = _options.seconds(task_timeout)
         self._retries = _options.retries(retries)
-        self._crew = _crew.Crew(
-            processes,
-            _starter(
-                self.Process,
-                context,
-                _crew.Duties(
-                    initializer=initializer,
-                    initargs=self._initargs,
-                    worker_exit=worker_exit,
-                    max_tasks=maxtasksperchild,
-                    memory_limit=_options.memory(worker_memory_limit),
-                    cpus=_options.cpus(cpus),
-                    threads=_threads.share(processes, threads),
-                ),
-            ),
+        duties = _crew.Duties(
+            initializer=initializer,
+            initargs=self._initargs,
+            worker_exit=worker_exit,
+            max_tasks=maxtasksperchild,
+            memory_limit=_options.memory(worker_memory_limit),
+            cpus=_options.cpus(cpus),
+            threads=_threads.share(processes, threads),
         )
+        forks_with = duties.threads if context.get_start_method() == "fork" else None
+        self._crew = _crew.Crew(processes, _starter(self.Process, context, duties), forks_with=forks_with)
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
         self._state = RUN
 
@@ -448,8 +443,6 @@ def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Dutie
     """What starts a worker; it does not know its pool, so that a pool that is dropped can be collected."""
 
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
-        if context.get_start_method() == "fork":
-            _threads.prepare_fork()
         worker = make_process(context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties))
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
