@@ -1,9 +1,11 @@
 # Shoal. `make run` and `make test` set up what they need by themselves; see tools/.
-.PHONY: help build run test faults bench lint format sanitize clean
+.PHONY: help build run test faults models bench lint format sanitize clean
 
 help:
 	@echo "make run       build, run the notebook on Shoal, the C examples, and compare with the standard library, joblib and NumPy"
 	@echo "make test      build, run all tests"
+	@echo "make faults    the campaigns of kills, longer than in make test (ROUNDS=20)"
+	@echo "make models    the protocols' models, checked by spin"
 	@echo "make bench     cases side by side with the peers: a table and a chart (QUICK=1 for a short one)"
 	@echo "make lint      clang-format, clang-tidy, cppcheck, ruff, mypy"
 	@echo "make sanitize  the engine's tests under ASan+UBSan and under TSan"
@@ -22,6 +24,15 @@ test:
 	@tools/setup.sh test
 	@tools/build.sh -Dexamples=true -Dtests=true
 	@tools/test.sh
+
+faults:
+	@tools/setup.sh test
+	@tools/build.sh -Dexamples=true -Dtests=true
+	@SHOAL_FAULT_ROUNDS=$${ROUNDS:-20} tools/test.sh faults
+
+models:
+	@tools/setup.sh models
+	@tests/models/run.sh
 
 bench:
 	@VENV=.venv-bench tools/setup.sh bench

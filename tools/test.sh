@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
 # Run all tests on what tools/build.sh installed: the engine's, then Python's. Extra arguments go to pytest.
+# `tools/test.sh faults` runs the campaigns of kills alone (SHOAL_FAULT_ROUNDS makes them longer).
 . "$(dirname "$0")/common.sh"
 
 export PATH=$TOP/$VENV/bin:$PATH
 status=0
+suites=()
+folders=(tests/python tests/faults)
+if [ "${1:-}" = faults ]; then
+    shift
+    suites=(--suite faults --timeout-multiplier 20)
+    folders=(tests/faults -s)
+fi
 say "engine tests"
-meson test -C "$BUILD" --no-rebuild --print-errorlogs || status=1
+meson test -C "$BUILD" --no-rebuild --print-errorlogs "${suites[@]}" || status=1
 say "Python tests on $("$VENV/bin/python" --version)"
 # A run that finds no test fails too (pytest's exit 5).
-"$VENV/bin/python" -m pytest tests/python tests/faults "$@" || status=1
+"$VENV/bin/python" -m pytest "${folders[@]}" "$@" || status=1
 exit $status

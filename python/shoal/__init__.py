@@ -1,7 +1,7 @@
 """Shoal: multiprocessing and joblib programs, unchanged and many times faster, on a C engine that never hangs.
 
-`python -m shoal SCRIPT` or `shoal.install()` puts a program on it; or import `shoal.multiprocessing` and
-`shoal.joblib`.
+`python -m shoal SCRIPT` or `shoal.install()` puts a program on it; or import `shoal.multiprocessing`,
+`shoal.ProcessPoolExecutor` and `shoal.joblib`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,37 @@ from __future__ import annotations
 from shoal._engine import __version__, dot_product
 from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
 
-__all__ = ["TaskCancelled", "TaskTimeout", "WorkerDied", "__version__", "dot_product", "install", "uninstall"]
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shoal.futures import ProcessPoolExecutor
+
+__all__ = [
+    "ProcessPoolExecutor",
+    "TaskCancelled",
+    "TaskTimeout",
+    "WorkerDied",
+    "__version__",
+    "dot_product",
+    "install",
+    "uninstall",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # concurrent.futures costs more than all of this package: only for whoever asks.
+    if name == "ProcessPoolExecutor":
+        from shoal.futures import ProcessPoolExecutor
+
+        globals()[name] = ProcessPoolExecutor
+        return ProcessPoolExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def install() -> None:
-    """Have `multiprocessing` and `joblib` run on Shoal in this program and the processes it starts, whoever imports
-    them.
+    """Have `multiprocessing`, `concurrent.futures`' process pool and `joblib` run on Shoal in this program and the
+    processes it starts, whoever imports them.
 
     Where joblib is not installed, `import joblib` gives `shoal.joblib`. A second call does nothing.
     """

@@ -54,6 +54,7 @@ class Duties:
     memory_limit: bytes of private memory above which it ends after a task.
     cpus: the cpus that workers are pinned to, in turn; each an int or a collection of ints.
     threads: of the numerical libraries in each worker; None: as they are.
+    keeps_exits: SystemExit, KeyboardInterrupt and the like in a task are its error, and do not end the worker.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Duties:
         memory_limit: int | None = None,
         cpus: tuple[frozenset[int], ...] | None = None,
         threads: int | None = None,
+        keeps_exits: bool = False,
     ) -> None:
         self.initializer = initializer
         self.initargs = initargs
@@ -73,6 +75,7 @@ class Duties:
         self.memory_limit = memory_limit
         self.cpus = cpus
         self.threads = threads
+        self.keeps_exits = keeps_exits
 
 
 def serve(
@@ -105,7 +108,7 @@ def serve(
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
         duties.initializer(*duties.initargs)
-    worker.run(duties.max_tasks or 0, duties.memory_limit or 0)
+    worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits)
     if duties.worker_exit is not None:
         duties.worker_exit()
 
@@ -156,6 +159,7 @@ class Crew:
     """Workers in `size` places, each started by `start`, and their supervisor thread.
 
     forks_with: threads that the numerical libraries of forked workers get (see _threads.before_fork).
+    begin: how many places are filled at first, all by default; grow() fills more.
     """
 
     def __init__(
@@ -166,10 +170,12 @@ class Crew:
         foreign_main: bool = False,
         restarts: bool = True,
         forks_with: int | None = None,
+        begin: int | None = None,
     ) -> None:
         self.engine = make_engine_pool(size)
         self.engine.foreign_main = foreign_main
         self.size = size
+        self.wanted = size if begin is None else begin
         self.state = RUN
         self.processes: list[WorkerProcess | None] = [None] * size
         self._crashes: list[int] = [-1] * size  # what each worker writes when it crashes: descriptors
@@ -185,7 +191,7 @@ class Crew:
         self._shut = False
         self._thread: threading.Thread | None = None
         try:
-            for place in range(size):
+            for place in range(self.wanted):
                 self._fill(place)
         except BaseException:
             self._kill_all()
@@ -256,6 +262,13 @@ class Crew:
             raise
         self.processes[place] = process
 
+    def grow(self) -> None:
+        """Fill one more place, where there is one."""
+        with self._lock:
+            if self.wanted < self.size and self.state == RUN and self.broken is None:
+                self._fill(self.wanted)
+                self.wanted += 1
+
     def _replace(self, place: int) -> None:
         process = self.processes[place]
         if process is None:
@@ -303,7 +316,7 @@ class Crew:
         """Start what could not be started; whether all places are filled."""
         if self.state == TERMINATE or self._shut or self.broken is not None or not self._restarts:
             return True
-        for place, process in enumerate(self.processes):
+        for place, process in enumerate(self.processes[: self.wanted]):
             if process is None:
                 try:
                     self._fill(place)

@@ -1,10 +1,11 @@
-"""`shoal.install()`: has `multiprocessing` and `joblib` run on Shoal, and undoes it.
+"""`shoal.install()`: has `multiprocessing`, `concurrent.futures` and `joblib` run on Shoal, and undoes it.
 
 The standard library's factories look their classes up in the modules that define them at each call (`Pool` in
 multiprocessing.pool, `Queue` in
 multiprocessing.queues, `Popen` in multiprocessing.popen_fork). So these three names are what is changed, and whoever
 imported multiprocessing
 before sees ours too. Interpreters that multiprocessing starts (spawn, forkserver) install it before they do anything.
+`concurrent.futures.process` and joblib, which cost time to import, are changed when the program imports them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,7 @@ def install() -> None:
     if _undo:
         return
     _install_multiprocessing()
+    _install_futures()
     _install_joblib()
 
 
@@ -106,6 +108,30 @@ def _install_multiprocessing() -> None:
     _undo.append((preloads, "", "shoal._installed"))
 
 
+# ------------------------------------------------------------------- concurrent.futures
+
+
+def patch_futures() -> None:
+    """Once `concurrent.futures.process` and `shoal.futures`, which needs it, are both loaded: both names of the class
+    are ours."""
+    import concurrent.futures
+    from concurrent.futures import process
+
+    # Not there yet where its import began this; it calls again at its end.
+    ours = getattr(importlib.import_module("shoal.futures"), "ProcessPoolExecutor", None)
+    if _undo and ours is not None and process.ProcessPoolExecutor is not ours:
+        # This one first: where nobody asked for it yet, it is fetched from the other.
+        _set(concurrent.futures, "ProcessPoolExecutor", ours)
+        _set(process, "ProcessPoolExecutor", ours)
+
+
+def _install_futures() -> None:
+    if "concurrent.futures.process" in sys.modules:
+        patch_futures()
+    else:
+        _patch_when_imported("concurrent.futures.process", lambda module: patch_futures())
+
+
 # ------------------------------------------------------------------------------- joblib
 
 
@@ -124,8 +150,9 @@ def _patch_joblib(joblib: ModuleType) -> None:
 class _PatchingLoader(importlib.abc.Loader):
     """Runs the real loader, then patches what it loaded."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, patch: Callable[[ModuleType], None]) -> None:
         self._loader = loader
+        self._patch = patch
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)  # type: ignore[no-any-return]
@@ -133,20 +160,24 @@ class _PatchingLoader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         if _undo:
-            _patch_joblib(module)
+            self._patch(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
 
-class _JoblibFinder(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
+class _PatchingFinder(importlib.abc.MetaPathFinder):
+    """Has one module patched when it is imported."""
+
+    def __init__(self, name: str, patch: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._patch = patch
         self._busy = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "joblib" or self._busy:
+        if fullname != self._name or self._busy:
             return None
         self._busy = True
         try:
@@ -154,8 +185,14 @@ class _JoblibFinder(importlib.abc.MetaPathFinder):
         finally:
             self._busy = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _PatchingLoader(spec.loader)
+            spec.loader = _PatchingLoader(spec.loader, self._patch)
         return spec
+
+
+def _patch_when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
+    finder = _PatchingFinder(name, patch)
+    sys.meta_path.insert(0, finder)
+    _undo.append((sys.meta_path, "", finder))
 
 
 def _install_joblib() -> None:
@@ -163,9 +200,7 @@ def _install_joblib() -> None:
     if loaded is not None:
         _patch_joblib(loaded)
     elif importlib.util.find_spec("joblib") is not None:
-        finder = _JoblibFinder()
-        sys.meta_path.insert(0, finder)
-        _undo.append((sys.meta_path, "", finder))
+        _patch_when_imported("joblib", _patch_joblib)
     else:
         import shoal.joblib
 
