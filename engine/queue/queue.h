@@ -19,6 +19,7 @@ struct shoal_queue {
     _Atomic uint64_t self; /* fork generation << 32 | participant index + 1; 0: not registered */
     /* when a get, and a put, that does not wait last asked whether an owner lives */
     _Atomic int64_t get_asked_at, put_asked_at;
+    _Atomic uint64_t scanned; /* positions before it were seen DONE or being read: see scan_from() */
     struct spin_budget item_spin, space_spin;
 };
 

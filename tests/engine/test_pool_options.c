@@ -319,6 +319,59 @@ static void private_memory_grows_with_what_is_touched(void **state)
     free(memory);
 }
 
+static void only_tasks_that_no_worker_has_begun_can_be_recalled(void **state)
+{
+    (void)state;
+    enum { FIRST = 7, SECOND = 8 };
+    shoal_pool *pool;
+    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 1}, &pool), 0);
+    uint32_t owner;
+    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
+    shoal_worker *worker;
+    assert_int_equal(shoal_worker_open(pool, 0, owner, &worker), 0);
+    shoal_batch *batch;
+    assert_int_equal(shoal_batch_create(&batch), 0);
+    const uint64_t groups[] = {FIRST, SECOND, FIRST, SECOND};
+    for (uint64_t tag = 0; tag < 4; tag++) {
+        void *data;
+        shoal_batch_clear(batch, NULL);
+        assert_int_equal(shoal_batch_begin_item(batch, 1, &data), 0);
+        *(char *)data = 'x';
+        assert_int_equal(shoal_batch_end_item(batch, 1, NULL, 0), 0);
+        assert_int_equal(shoal_pool_submit(pool, batch, &(shoal_task_options){.tag = tag, .group = groups[tag]}), 0);
+    }
+    assert_false(shoal_pool_begun(pool, FIRST));
+
+    shoal_task *task;
+    assert_int_equal(shoal_worker_claim(worker, 0, &task), 0);
+    assert_true(shoal_pool_begun(pool, FIRST));
+    assert_false(shoal_pool_begun(pool, SECOND));
+    assert_int_equal(shoal_pool_recall(pool, FIRST), 1);
+    assert_int_equal(shoal_pool_recall(pool, FIRST), 0);
+
+    /* What was at hand is done as if nothing had been said. */
+    shoal_item item;
+    assert_int_equal(shoal_task_next(task, &item), 0);
+    assert_int_equal(shoal_task_answer(task, &item), 0);
+    shoal_task_finish(task);
+    int32_t outcomes[4] = {1, 1, 1, 1};
+    shoal_completion completion;
+    while (shoal_pool_collect(pool, &completion) == 0) {
+        outcomes[completion.tag] = completion.outcome;
+        shoal_pool_release(pool, &completion);
+    }
+    assert_int_equal(outcomes[0], 0);
+    assert_int_equal(outcomes[2], SHOAL_ECANCELLED);
+    assert_int_equal(outcomes[1], 1);
+    assert_false(shoal_pool_begun(pool, FIRST));
+    assert_int_equal(shoal_worker_claim(worker, 0, &task), 0); /* the second group's first */
+    assert_true(shoal_pool_begun(pool, SECOND));
+    shoal_task_finish(task);
+    shoal_worker_close(worker);
+    shoal_batch_close(batch);
+    shoal_pool_close(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -331,6 +384,7 @@ int main(void)
         cmocka_unit_test_setup(a_pool_whose_workers_will_not_start_does_not_hang, start_clock),
         cmocka_unit_test_setup(statistics_count_what_a_worker_did, start_clock),
         cmocka_unit_test_setup(private_memory_grows_with_what_is_touched, start_clock),
+        cmocka_unit_test_setup(only_tasks_that_no_worker_has_begun_can_be_recalled, start_clock),
     };
     return cmocka_run_group_tests_name("pool options", tests, NULL, NULL);
 }

@@ -184,6 +184,76 @@ static void what_was_put_is_there_though_its_producer_was_killed_at_once(void **
     shoal_queue_close(queue);
 }
 
+static _Noreturn int stop_reading(void *context)
+{
+    shoal_queue *queue = context;
+    claim(queue, atomic_load(&queue->header->head), QSLOT_FULL, QSLOT_READING);
+    for (;;)
+        pause();
+}
+
+static void a_backlog_behind_an_item_that_is_being_read_is_taken_at_the_usual_pace(void **state)
+{
+    (void)state;
+    /* A search that passes all that was taken already, for each item, takes minutes: the limit ends it. */
+    enum { BACKLOG = 300000 };
+    for (int dead = 0; dead < 2; dead++) {
+        shoal_queue *queue = make_queue(0);
+        pid_t reader = 0;
+        for (uint64_t i = 0; i < BACKLOG; i++)
+            put_number(queue, i);
+        if (dead != 0) {
+            let_die(die_reading, queue);
+        } else {
+            reader = start_child("a process that reads an item for ever", stop_reading, queue);
+            uint64_t word;
+            do
+                word = atomic_load(&slot_find(queue, atomic_load(&queue->header->head))->state);
+            while (qslot_state(word) != QSLOT_READING);
+        }
+        bool seen_first = false;
+        uint64_t expected = 1;
+        for (uint64_t i = dead != 0 ? 0 : 1; i < BACKLOG; i++) {
+            uint64_t number = get_number(queue);
+            if (number == 0 && !seen_first)
+                seen_first = true; /* the dead one's, whenever it was found to be dead */
+            else
+                assert_int_equal(number, expected++);
+        }
+        if (reader != 0) { /* and now it dies */
+            kill_and_reap(reader);
+            assert_int_equal(get_number(queue), 0);
+        }
+        assert_int_equal(shoal_queue_count(queue), 0);
+        shoal_queue_close(queue);
+    }
+}
+
+static void a_producers_items_keep_their_order_though_one_is_finished_late(void **state)
+{
+    (void)state;
+    shoal_queue *queue = make_queue(0);
+    uint32_t self;
+    /* A slot in this process's hands that is filled only when hundreds of others' were taken behind it. */
+    uint64_t late = atomic_load(&queue->header->tail), number = 7777;
+    assert_int_equal(participant_self(queue, &self), 0);
+    struct queue_slot *slot = claim(queue, late, QSLOT_FREE, QSLOT_WRITING);
+    atomic_store(&queue->header->tail, late + 1);
+    for (uint64_t i = 0; i < 2000; i++)
+        put_number(queue, i);
+    for (uint64_t i = 0; i < 1500; i++)
+        assert_int_equal(get_number(queue), i);
+    slot->size = sizeof number;
+    memcpy(slot->bytes, &number, sizeof number);
+    atomic_store(&slot->state, qslot_word(late, 0, QSLOT_FULL));
+    put_number(queue, number + 1); /* the same producer's next */
+    assert_int_equal(get_number(queue), number);
+    for (uint64_t i = 1500; i < 2000; i++)
+        assert_int_equal(get_number(queue), i);
+    assert_int_equal(get_number(queue), number + 1);
+    shoal_queue_close(queue);
+}
+
 /* ------------------------------------------------------------------ what they leave ---- */
 
 static int die_owning_memory(void *context)
@@ -502,6 +572,8 @@ int main(void)
         cmocka_unit_test_setup(an_item_whose_producer_died_half_way_is_skipped, start_clock),
         cmocka_unit_test_setup(a_full_queue_gets_its_room_back_from_a_producer_that_died, start_clock),
         cmocka_unit_test_setup(what_was_put_is_there_though_its_producer_was_killed_at_once, start_clock),
+        cmocka_unit_test_setup(a_backlog_behind_an_item_that_is_being_read_is_taken_at_the_usual_pace, start_clock),
+        cmocka_unit_test_setup(a_producers_items_keep_their_order_though_one_is_finished_late, start_clock),
         cmocka_unit_test_setup(memory_that_a_dead_process_held_is_found_when_it_is_needed, start_clock),
         cmocka_unit_test_setup(memory_of_an_item_that_never_was_is_freed, start_clock),
         cmocka_unit_test_setup(an_items_memory_survives_a_consumer_that_had_begun_to_take_it_over, start_clock),
