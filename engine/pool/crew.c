@@ -15,7 +15,8 @@
 
 #define START_AGAIN (50 * SHOAL_MILLISECOND)
 #define FRUITLESS_MOST 8u
-#define START_TRIES 20 /* in vain, with no worker alive, before the pool is given up */
+#define KILLS_FOR_ONE 16u /* workers that were killed count as one that ended by itself */
+#define START_TRIES 20    /* in vain, with no worker alive, before the pool is given up */
 
 struct crew_place {
     shoal_pool *pool;
@@ -30,7 +31,7 @@ struct crew {
     _Atomic bool stopping;
     _Atomic int broken;
     uint32_t alive;     /* the supervisor's, after start */
-    uint32_t fruitless; /* workers in a row that ended before they took a task: the supervisor's */
+    uint32_t fruitless; /* workers in a row that ended before they finished a task, weighed: the supervisor's */
     struct crew_place places[];
 };
 
@@ -162,9 +163,12 @@ static void bury_worker(struct crew *crew, struct crew_place *place)
     place->process = NULL;
     crew->alive--;
     (void)shoal_pool_bury(place->pool, place->place, known ? &how : NULL, &held);
+    /* One that was killed from outside says little about the next one. */
+    const bool was_killed = known && (how.signal == SIGKILL || how.signal == SIGTERM);
+    crew->fruitless += was_killed ? 1 : KILLS_FOR_ONE;
     if (held > 0 || did.tasks > 0) {
         crew->fruitless = 0;
-    } else if (++crew->fruitless > FRUITLESS_MOST + 2 * crew->options.workers) {
+    } else if (crew->fruitless > KILLS_FOR_ONE * (FRUITLESS_MOST + 2 * crew->options.workers)) {
         /* Starting more of them would go on for ever. */
         atomic_store_explicit(&crew->broken, SHOAL_EWORKERDIED, memory_order_relaxed);
         shoal_pool_nudge(place->pool);

@@ -218,6 +218,8 @@ int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *in
         if (job.deaths == NULL)
             goto close_batch;
     }
+    for (size_t i = 0; i < count && options->codes != NULL; i++)
+        options->codes[i] = SHOAL_ECANCELLED; /* until it has its own: there may be nobody left to do it */
     pthread_mutex_lock(crew_lock(pool));
     const shoal_item shared = {.data = order, .size = order_size};
     error = shoal_pool_share(pool, &shared, &job.shared);

@@ -43,6 +43,7 @@ _WORKER_ENDED, _ATTENTION = 1, 2
 _TERM_GRACE = 0.25  # seconds between SIGTERM and SIGKILL: a stopped process heeds only the latter
 _RETRY_START = 0.1  # seconds until a worker that could not be started is tried again
 _FUNCTIONS_SHARED = 1024
+_KILLS_FOR_ONE = 16  # workers that were killed count as one that ended by itself
 
 
 class Duties:
@@ -187,7 +188,7 @@ class Crew:
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._functions: dict[Any, int] = {}
-        self._fruitless = 0  # workers in a row that ended without having taken a task
+        self._fruitless = 0  # workers in a row that ended before they finished a task, weighed
         self._shut = False
         self._thread: threading.Thread | None = None
         try:
@@ -279,14 +280,16 @@ class Crew:
             _last_words.keep(process.pid, self._read_crash(place))
         held = self.engine.bury(place, process.exitcode)
         self.processes[place] = None
-        self._fruitless = 0 if held or took_tasks else self._fruitless + 1
+        # One that was killed from outside says little about the next one.
+        weight = 1 if process.exitcode in (-9, -15) else _KILLS_FOR_ONE
+        self._fruitless = 0 if held or took_tasks else self._fruitless + weight
         if self.state == TERMINATE or self._shut:
             return
-        if self._fruitless > 8 + 2 * self.size:
+        if self._fruitless > _KILLS_FOR_ONE * (8 + 2 * self.size):
             self._break(
                 RuntimeError(
-                    f"{self._fruitless} workers in a row ended before they took a task (exit code {process.exitcode}); "
-                    "see what they wrote to stderr: does the initializer fail?"
+                    "one worker after the other ended before it finished a task (the last one with exit code "
+                    f"{process.exitcode}); see what they wrote to stderr: does the initializer fail?"
                 )
             )
         elif self._restarts:

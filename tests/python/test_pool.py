@@ -379,7 +379,7 @@ def give_up() -> None:
 
 def test_workers_that_never_get_to_a_task_end_in_a_clear_error() -> None:
     pool = Pool(2, initializer=give_up)
-    with pytest.raises(RuntimeError, match="before they took a task"):
+    with pytest.raises(RuntimeError, match="before it finished a task"):
         pool.map(square, [1, 2])
     pool.terminate()
     pool.join()
