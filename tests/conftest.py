@@ -18,6 +18,18 @@ def _children() -> set[int]:
         return set()
 
 
+def _of_nobody(names: set[str]) -> set[str]:
+    """Those of these files in /dev/shm that no process has mapped: not another program's, which may run meanwhile."""
+    for process in os.listdir("/proc") if names else []:
+        try:
+            with open(f"/proc/{process}/maps") as file:
+                maps = file.read()
+        except OSError:
+            continue
+        names = {name for name in names if f"/dev/shm/{name}" not in maps}
+    return names
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """A test must not leave a process or a file in /dev/shm behind. What `Parallel` keeps for the next call is
@@ -39,4 +51,6 @@ def nothing_is_left_behind() -> Iterator[None]:
     while (left := _children() - children_before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"processes left behind: {left}"
-    assert not set(os.listdir("/dev/shm")) - shared_before
+    while (files := _of_nobody(set(os.listdir("/dev/shm")) - shared_before)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not files, f"left behind in /dev/shm: {files}"
