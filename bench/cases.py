@@ -220,6 +220,56 @@ def short_tasks_8_workers(name: str) -> float:
     return share_of_cores(name, 8)
 
 
+# ---------------------------------------------------------------------------- executors
+
+
+def executor_of(name: str) -> Any:
+    return importlib.import_module("shoal.futures" if name == "shoal" else name).ProcessPoolExecutor(2)
+
+
+def futures_round_trip(name: str) -> float:
+    count = scaled(2_000)
+    with executor_of(name) as executor:
+        executor.submit(f, 1).result()
+
+        def measure() -> float:
+            started = now()
+            for i in range(count):
+                executor.submit(f, i).result()
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def futures_as_completed(name: str) -> float:
+    from concurrent.futures import as_completed
+
+    count = scaled(5_000)
+    with executor_of(name) as executor:
+        executor.submit(f, 1).result()
+
+        def measure() -> float:
+            started = now()
+            futures = [executor.submit(f, i) for i in range(count)]
+            assert sum(future.result() for future in as_completed(futures)) == sum(i * i for i in range(count))
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def futures_map_chunk_1(name: str) -> float:
+    count = scaled(40_000 if name == "shoal" else 5_000)
+    with executor_of(name) as executor:
+        executor.submit(f, 1).result()
+
+        def measure() -> float:
+            started = now()
+            assert sum(executor.map(f, range(count))) == sum(i * i for i in range(count))
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
 # ------------------------------------------------------------------------------- queues
 
 
@@ -366,6 +416,7 @@ def dot_2(name: str) -> float:
 # ------------------------------------------------------------------------------- the list
 
 STANDARD = ("multiprocessing", "shoal")
+EXECUTORS = ("concurrent.futures", "shoal")
 # case -> (title, unit, is lower better, implementations (the first is the baseline), the ratio aimed at)
 CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
     "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire"), 30),
@@ -380,6 +431,9 @@ CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
     "pool_life_forkserver": ("pool of forkserver: start to stop", "ms", True, STANDARD, 3),
     "short_tasks_2_workers": ("1 ms tasks, 2 workers", "% of cores", False, STANDARD, 1),
     "short_tasks_8_workers": ("1 ms tasks, 8 workers", "% of cores", False, STANDARD, 1),
+    "futures_round_trip": ("executor: submit, result", "us", True, EXECUTORS, 10),
+    "futures_as_completed": ("executor: submit, as_completed", "us/item", True, EXECUTORS, 5),
+    "futures_map_chunk_1": ("executor: map, chunksize 1", "us/item", True, EXECUTORS, 20),
     "queue_small_items": ("Queue, small items", "us/item", True, (*STANDARD, "faster-fifo"), 8),
     "queue_ping_pong": ("Queue, ping-pong", "us", True, (*STANDARD, "faster-fifo"), 10),
     "parallel_first_result": ("Parallel, first result", "ms", True, ("joblib", "shoal"), 10),

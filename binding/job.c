@@ -140,10 +140,10 @@ int job_check(JobObject *job)
         return 0;
     job->complete = true;
     drop_shared(job);
-    if (job->callback == NULL) {
+    if (job->callback == NULL || job->watched)
         job_make_ready(job);
+    if (job->callback == NULL)
         return 0;
-    }
     if (PyList_Append(job->pool->finished, (PyObject *)job) != 0)
         return -1;
     /* Callbacks run in the supervising thread, so that they cannot meet a lock that the waiting thread holds. */
@@ -216,6 +216,9 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
         job->waiters--;
     pool->waiters--;
     request_help(pool);
+    /* This thread may have collected the last task of a pool that was closed: the supervisor ends the workers. */
+    if (pool->eager && !pool->ended && pool_is_idle(pool))
+        shoal_pool_request_attention(pool->pool, 0, 1);
     pool_leave(pool);
     return result;
 }
@@ -357,15 +360,82 @@ static PyObject *job_withdraw(PyObject *self, PyObject *args)
     return result != 0 ? NULL : PyBool_FromLong(any);
 }
 
+/* As withdraw, but what workers are at goes on by all rules: with its retries, and its own error if its worker dies. */
+static PyObject *job_recall(PyObject *self, PyObject *error)
+{
+    JobObject *job = (JobObject *)self;
+    PoolObject *pool = job->pool;
+    if (!PyExceptionInstance_Check(error)) {
+        PyErr_SetString(PyExc_TypeError, "recall() takes an exception instance");
+        return NULL;
+    }
+    if (job->complete || pool->pool == NULL)
+        Py_RETURN_FALSE;
+    if (pool_enter(pool) != 0)
+        return NULL;
+    bool any = shoal_pool_recall(pool->pool, (uint64_t)(uintptr_t)job) > 0;
+    any = any || job->length < 0 || job->next < job->length;
+    if (any && job->cancelled == NULL)
+        job->cancelled = Py_NewRef(error);
+    int result = 0;
+    if (job->length < 0)
+        job->length = job->next;
+    while (result == 0 && job->next < job->length)
+        result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
+    if (result == 0)
+        result = job_check(job);
+    request_help(pool);
+    pool_leave(pool);
+    return result != 0 ? NULL : PyBool_FromLong(any);
+}
+
+/* Have the supervising thread call `callback` with the job once it is done; nobody who waits for the job waits for the
+ * callback. After submit(), and once. */
+static PyObject *job_watch(PyObject *self, PyObject *callback)
+{
+    JobObject *job = (JobObject *)self;
+    PoolObject *pool = job->pool;
+    if (job->callback != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the job has a callback");
+        return NULL;
+    }
+    if (pool_enter(pool) != 0)
+        return NULL;
+    int result = 0;
+    job->watched = true;
+    job->callback = Py_NewRef(callback);
+    pool->callbacks++;
+    if (job->complete) {
+        result = PyList_Append(pool->finished, self);
+        shoal_pool_request_attention(pool->pool, 0, 1);
+    } else {
+        request_help(pool);
+    }
+    pool_leave(pool);
+    if (result != 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *job_finish_callback(PyObject *self, PyObject *unused)
 {
     JobObject *job = (JobObject *)self;
-    if (job->complete && !job->ready) {
+    if (job->complete && job->callback != NULL) {
         if (job->pool->callbacks > 0)
             job->pool->callbacks--;
-        job_make_ready(job);
+        if (!job->ready)
+            job_make_ready(job);
+        Py_CLEAR(job->callback);
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *job_get_begun(PyObject *self, void *closure)
+{
+    const JobObject *job = (JobObject *)self;
+    PoolObject *pool = job->pool;
+    bool mine = pool->pool != NULL && pool->process == getpid();
+    return PyBool_FromLong(mine && job->tasks_out > 0 && shoal_pool_begun(pool->pool, (uint64_t)(uintptr_t)job));
 }
 
 /* ---------------------------------------------------------------- construction ---- */
@@ -491,9 +561,20 @@ static PyMethodDef job_methods[] = {
      "withdraw(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this "
      "exception; "
      "whether there was any."},
+    {"recall", job_recall, METH_O,
+     "recall(error)\n--\n\nFail what no worker has begun with this exception, let the rest go on; whether there was "
+     "any."},
+    {"watch", job_watch, METH_O,
+     "watch(callback)\n--\n\nHave the supervising thread call callback(job) once the job is done, which is ready "
+     "before that."},
     {"finish_callback", job_finish_callback, METH_NOARGS,
      "finish_callback()\n--\n\nThe callback ran: the job counts as ready from now on."},
     {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef job_properties[] = {
+    {"begun", job_get_begun, NULL, "whether a worker is at one of its tasks", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef job_members[] = {
@@ -515,6 +596,7 @@ static PyType_Slot job_slots[] = {
     {Py_tp_iternext, job_iternext},
     {Py_tp_methods, job_methods},
     {Py_tp_members, job_members},
+    {Py_tp_getset, job_properties},
     {0, NULL},
 };
 

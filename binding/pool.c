@@ -253,6 +253,18 @@ static PyObject *pool_pump(PyObject *self, PyObject *unused)
     return due;
 }
 
+/* The jobs that have something out or left to hand out; one with several tasks out comes several times. */
+static PyObject *pool_jobs(PyObject *self, PyObject *unused)
+{
+    PoolObject *pool = (PoolObject *)self;
+    PyObject *jobs = PySequence_List(pool->queue);
+    for (struct task_note *note = pool->tasks; jobs != NULL && note != NULL; note = note->next_note) {
+        if (PyList_Append(jobs, (PyObject *)note->job) != 0)
+            Py_CLEAR(jobs);
+    }
+    return jobs;
+}
+
 static PyObject *pool_share(PyObject *self, PyObject *args)
 {
     PoolObject *pool = (PoolObject *)self;
@@ -417,6 +429,7 @@ static PyMethodDef pool_methods[] = {
     {"call_supervisor", pool_call_supervisor, METH_NOARGS, "call_supervisor()\n--\n\nMake supervise() return."},
     {"pump", pool_pump, METH_NOARGS,
      "pump()\n--\n\nCollect and hand out for jobs that nobody waits for; the jobs whose callbacks are due."},
+    {"jobs", pool_jobs, METH_NOARGS, "jobs()\n--\n\nThe jobs that are not done, some of them several times."},
     {"share", pool_share, METH_VARARGS,
      "share(object, foreign_main=False)\n--\n\nGive an object (a function) to all workers, once; its id for Job."},
     {"unshare", pool_unshare, METH_VARARGS, "unshare(id)\n--\n\nNo job needs it any more."},

@@ -86,6 +86,7 @@ struct JobObject {
     bool values;      /* errors are results, not raised */
     bool owns_shared; /* `shared` is this job's alone: nobody needs it once the job is done */
     bool queued, ready, complete;
+    bool watched; /* `callback` came by watch(): the job is ready as soon as it is done, and the callback runs after */
     struct entry {
         PyObject *value; /* NULL: not there yet */
         bool failed;

@@ -2,7 +2,7 @@
  *
  * One call of run() serves until the pool shuts, so the way of a task is C from end to end but for the function itself.
  * Whatever an item raises becomes that item's result; SystemExit, KeyboardInterrupt and the like end the worker, and
- * the supervisor fails the item.
+ * the supervisor fails the item, unless run() was told that they are results too.
  */
 #include "pool.h"
 
@@ -18,6 +18,7 @@ typedef struct {
     uint32_t last_id;    /* of the function used last, which needs no look-up */
     PyObject *last_function;
     struct codec_writer writer;
+    bool keeps_exits; /* SystemExit and the like are results */
 } WorkerObject;
 
 static int worker_parse(PyObject *args, PyObject **pool, int fds[3], unsigned int *place, unsigned int *owner)
@@ -124,16 +125,16 @@ static PyObject *take_exception(void)
     return value;
 }
 
-/* Only what `except Exception` catches is a task's failure; the rest ends the worker. */
-static bool ends_worker(void)
+/* Only what `except Exception` catches is a task's failure, unless the worker was told otherwise; the rest ends it. */
+static bool ends_worker(const WorkerObject *worker)
 {
-    return !PyErr_ExceptionMatches(PyExc_Exception);
+    return !worker->keeps_exits && !PyErr_ExceptionMatches(PyExc_Exception);
 }
 
 /* Encode the exception that is set as the item's error: with its traceback; else in words. */
 static int encode_error(WorkerObject *worker, PyObject *result)
 {
-    if (ends_worker())
+    if (ends_worker(worker))
         return -1;
     PyObject *error = take_exception();
     if (error == NULL)
@@ -142,7 +143,7 @@ static int encode_error(WorkerObject *worker, PyObject *result)
                                     : PyObject_CallFunctionObjArgs(worker->state->unsendable, error, result, NULL);
     int code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
     Py_XDECREF(sent);
-    if (code != 0 && result == NULL && !ends_worker()) {
+    if (code != 0 && result == NULL && !ends_worker(worker)) {
         /* The exception itself cannot be sent: say so, and what it was. */
         PyObject *second = take_exception();
         sent = second == NULL ? NULL : PyObject_CallFunctionObjArgs(worker->state->unsendable, second, error, NULL);
@@ -354,8 +355,10 @@ static PyObject *worker_run(PyObject *self, PyObject *args)
     Py_ssize_t most = 0, done = 0;
     unsigned long long memory_limit = 0;
     int64_t looked_at = 0;
-    if (!PyArg_ParseTuple(args, "|nK:run", &most, &memory_limit))
+    int keeps_exits = 0;
+    if (!PyArg_ParseTuple(args, "|nKp:run", &most, &memory_limit, &keeps_exits))
         return NULL;
+    worker->keeps_exits = keeps_exits != 0;
     if (worker->state->remote_error == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "shoal._engine.configure_pool() was not called");
         return NULL;
@@ -378,8 +381,9 @@ static PyObject *worker_run(PyObject *self, PyObject *args)
 
 static PyMethodDef worker_methods[] = {
     {"run", worker_run, METH_VARARGS,
-     "run(tasks=0, memory_limit=0)\n--\n\nServe until the pool shuts, so many tasks were done, or this process has "
-     "more private memory than so many bytes after a task (0: no limit); how many were done."},
+     "run(tasks=0, memory_limit=0, keeps_exits=False)\n--\n\nServe until the pool shuts, so many tasks were done, or "
+     "this process has more private memory than so many bytes after a task (0: no limit); how many were done. "
+     "keeps_exits: SystemExit and the like do not end the worker: they are the item's error."},
     {NULL, NULL, 0, NULL},
 };
 

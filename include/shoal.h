@@ -660,6 +660,12 @@ SHOAL_API void shoal_pool_wake(shoal_pool *pool);
  * at hand go on, or with `kill` their workers are killed. Returns how many tasks were not done yet. */
 SHOAL_API uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill);
 
+/** Take back the tasks of this group that no worker has begun; they come back with SHOAL_ECANCELLED. What is at hand
+ * goes on as if nothing had been said. Returns how many were taken back. */
+SHOAL_API uint32_t shoal_pool_recall(shoal_pool *pool, uint64_t group);
+/** Whether a worker has begun a task of this group that is not collected yet. */
+SHOAL_API int shoal_pool_begun(shoal_pool *pool, uint64_t group);
+
 /* -- collecting -- */
 
 typedef struct shoal_completion {

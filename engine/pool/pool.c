@@ -317,6 +317,33 @@ uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
     return stopped;
 }
 
+uint32_t shoal_pool_recall(shoal_pool *pool, uint64_t group)
+{
+    uint32_t recalled = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->table.slot_count; i++) {
+        if (pool->table.slots[i].group == group && take_back(pool, i))
+            recalled++;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (recalled > 0)
+        shoal_pool_nudge(pool);
+    return recalled;
+}
+
+int shoal_pool_begun(shoal_pool *pool, uint64_t group)
+{
+    bool begun = false;
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->table.slot_count && !begun; i++) {
+        const struct slot *slot = &pool->table.slots[i];
+        const enum slot_state state = slot_state_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
+        begun = slot->group == group && state != SLOT_FREE && state != SLOT_READY;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return begun;
+}
+
 int shoal_pool_full(shoal_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
