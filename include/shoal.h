@@ -657,7 +657,7 @@ SHOAL_API int shoal_pool_full(shoal_pool *pool);
 /** Wake sleeping workers for what was submitted; a load where none sleeps or one is awake already. */
 SHOAL_API void shoal_pool_wake(shoal_pool *pool);
 /** Begin no further item of the tasks of this group, which come back with SHOAL_ECANCELLED where items are left. Items
- * at hand go on, or with `kill` their workers are killed. Returns how many tasks were not done yet. */
+ * at hand go on, or with `kill` their workers are killed. Returns how many tasks something was taken back of. */
 SHOAL_API uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill);
 
 /** Take back the tasks of this group that no worker has begun; they come back with SHOAL_ECANCELLED. What is at hand

@@ -51,20 +51,20 @@ static inline uint32_t slot_generation_of(uint64_t word)
     return (uint32_t)(word >> 32);
 }
 
-#define SLOT_INLINE 144u
+#define SLOT_INLINE 160u
 
 struct slot {
     _Atomic uint64_t state;
-    /* the submitter's */
-    uint64_t tag, group;
+    /* the submitter's, who keeps what matters to him in his own memory too (struct slot_order) */
     uint32_t shared, flags;
     uint32_t items, first; /* first: where this round begins; earlier items were done in a round before */
     uint64_t args_block;   /* 0: the items lie in `bytes`, from the start */
     uint64_t args_size;
-    int64_t time_limit; /* ns that an item may take; 0: no limit */
+    uint32_t limited; /* 1: items have a time limit, so the worker tells when it begins one */
     /* the submitter's process's, at any time: 1: no further item of the task is begun */
     _Atomic uint32_t stop;
     uint32_t results_from; /* where results begin in `bytes` (the submitter's, written with the items) */
+    uint32_t unused;
     /* the owner's */
     _Atomic uint32_t finished;      /* items done, counted from 0; its increment publishes the result */
     _Atomic uint32_t taken;         /* items whose blocks are the worker's, or about to be: set before they are */

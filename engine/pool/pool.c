@@ -50,6 +50,7 @@ static void pool_free(shoal_pool *pool)
     free(pool->places);
     free(pool->done);
     free(pool->notes);
+    free(pool->orders);
     free(pool->free_slots);
     if (pool->heap != NULL)
         shoal_heap_release(pool->heap);
@@ -87,9 +88,11 @@ int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out)
     error = -ENOMEM;
     pool->free_slots = malloc(slots * sizeof *pool->free_slots);
     pool->notes = calloc(slots, sizeof *pool->notes);
+    pool->orders = calloc(slots, sizeof *pool->orders);
     pool->done = malloc(slots * sizeof *pool->done);
     pool->places = calloc(options->workers, sizeof *pool->places);
-    if (pool->free_slots == NULL || pool->notes == NULL || pool->done == NULL || pool->places == NULL)
+    if (pool->free_slots == NULL || pool->notes == NULL || pool->orders == NULL || pool->done == NULL ||
+        pool->places == NULL)
         goto failed;
     for (uint32_t i = 0; i < slots; i++)
         pool->free_slots[i] = slots - 1 - i;
@@ -243,15 +246,24 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     }
     uint32_t index = pool->free_slots[--pool->free_count];
     struct slot *slot = &pool->table.slots[index];
-    slot->tag = options->tag;
-    slot->group = options->group;
-    slot->time_limit = options->time_limit > 0 ? options->time_limit : 0;
-    slot->shared = options->shared;
-    slot->flags = options->flags;
-    slot->items = batch->count;
+    struct slot_order *order = &pool->orders[index];
+    *order = (struct slot_order){
+        .tag = options->tag,
+        .group = options->group,
+        .shared = options->shared,
+        .flags = options->flags,
+        .items = batch->count,
+        .args_block = block,
+        .args_size = batch->size,
+        .time_limit = options->time_limit > 0 ? options->time_limit : 0,
+    };
+    slot->limited = order->time_limit > 0;
+    slot->shared = order->shared;
+    slot->flags = order->flags;
+    slot->items = order->items;
     slot->first = 0;
     slot->args_block = block;
-    slot->args_size = batch->size;
+    slot->args_size = order->args_size;
     slot->results_from = 0;
     if (block == 0) {
         memcpy(slot->bytes, batch->bytes, batch->size);
@@ -266,9 +278,10 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     slot->elapsed = 0;
     atomic_fetch_add_explicit(&pool->outstanding, 1, memory_order_relaxed);
     bool look_sooner = false;
-    if (slot->time_limit > 0) {
+    if (order->time_limit > 0) {
         pool->limited++;
-        look_sooner = shoal_clock_now() + slot->time_limit < pool->next_check;
+        const int64_t now = shoal_clock_now();
+        look_sooner = order->time_limit < SHOAL_FOREVER - now && now + order->time_limit < pool->next_check;
     }
     publish(pool, index);
     pthread_mutex_unlock(&pool->lock);
@@ -295,26 +308,30 @@ static bool take_back(shoal_pool *pool, uint32_t index)
 
 uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
 {
-    uint32_t stopped = 0;
+    uint32_t taken_back = 0, running = 0;
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->table.slot_count; i++) {
         struct slot *slot = &pool->table.slots[i];
-        const enum slot_state state = slot_state_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
-        if (slot->group != group || (state != SLOT_READY && state != SLOT_RUNNING))
+        if (pool->orders[i].group != group)
+            continue;
+        if (take_back(pool, i)) {
+            taken_back++;
+            continue;
+        }
+        const uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+        if (slot_state_of(word) != SLOT_RUNNING)
             continue;
         atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
-        stopped++;
-        if (take_back(pool, i) || !kill)
-            continue;
-        const uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
-        if (slot_state_of(word) == SLOT_RUNNING)
-            pool_condemn(pool, slot_owner_of(word), i, atomic_load_explicit(&slot->finished, memory_order_relaxed),
-                         SHOAL_ECANCELLED);
+        const uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
+        if (kill)
+            pool_condemn(pool, slot_owner_of(word), i, finished, SHOAL_ECANCELLED);
+        /* Of a task with one item left, that is at hand, nothing is taken back. */
+        running += kill || (finished < UINT32_MAX && finished + 1 < pool->orders[i].items);
     }
     pthread_mutex_unlock(&pool->lock);
-    if (stopped > 0)
+    if (taken_back + running > 0)
         shoal_pool_nudge(pool);
-    return stopped;
+    return taken_back + running;
 }
 
 uint32_t shoal_pool_recall(shoal_pool *pool, uint64_t group)
@@ -322,7 +339,7 @@ uint32_t shoal_pool_recall(shoal_pool *pool, uint64_t group)
     uint32_t recalled = 0;
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->table.slot_count; i++) {
-        if (pool->table.slots[i].group == group && take_back(pool, i))
+        if (pool->orders[i].group == group && take_back(pool, i))
             recalled++;
     }
     pthread_mutex_unlock(&pool->lock);
@@ -338,7 +355,7 @@ int shoal_pool_begun(shoal_pool *pool, uint64_t group)
     for (uint32_t i = 0; i < pool->table.slot_count && !begun; i++) {
         const struct slot *slot = &pool->table.slots[i];
         const enum slot_state state = slot_state_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
-        begun = slot->group == group && state != SLOT_FREE && state != SLOT_READY;
+        begun = pool->orders[i].group == group && state != SLOT_FREE && state != SLOT_READY;
     }
     pthread_mutex_unlock(&pool->lock);
     return begun;
@@ -432,14 +449,15 @@ static void take_over_blocks(shoal_pool *pool, uint32_t worker, const uint8_t *a
 void pool_take_over(shoal_pool *pool, uint32_t index)
 {
     struct slot *slot = &pool->table.slots[index];
+    const uint32_t first = pool->orders[index].first;
     uint32_t worker = slot_owner_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
     uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
     shoal_block block = atomic_load_explicit(&slot->results_block, memory_order_relaxed);
     const uint8_t *begin, *end;
     if (block != 0)
         (void)shoal_heap_give(pool->heap, block, worker, 0);
-    if (finished >= slot->first && pool_results(pool, slot, &begin, &end))
-        take_over_blocks(pool, worker, begin, end, finished - slot->first);
+    if (finished >= first && pool_results(pool, slot, &begin, &end))
+        take_over_blocks(pool, worker, begin, end, finished - first);
 }
 
 int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
@@ -461,15 +479,16 @@ int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
         pool_take_over(pool, index);
     pthread_mutex_unlock(&pool->lock);
 
+    const struct slot_order *order = &pool->orders[index];
     uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
-    if (finished > slot->items || finished < slot->first)
-        finished = slot->first;
+    if (finished > order->items || finished < order->first)
+        finished = order->first;
     *out = (shoal_completion){
-        .tag = slot->tag,
-        .shared = slot->shared,
-        .first = slot->first,
+        .tag = order->tag,
+        .shared = order->shared,
+        .first = order->first,
         .finished = finished,
-        .items = slot->items,
+        .items = order->items,
         .outcome = note.outcome != 0 ? note.outcome
                    : note.pid != 0   ? SHOAL_EWORKERDIED
                                      : 0,
@@ -478,9 +497,9 @@ int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
         .exit = note.exit,
         .elapsed = slot->elapsed,
         .slot = index,
-        .left = finished - slot->first,
+        .left = finished - order->first,
     };
-    if (finished < slot->items && out->outcome == 0)
+    if (finished < order->items && out->outcome == 0)
         out->outcome = atomic_load_explicit(&slot->stop, memory_order_relaxed) != 0 ? SHOAL_ECANCELLED : SHOAL_ECORRUPT;
     if (!pool_results(pool, slot, &out->next_result, &out->results_end)) {
         out->outcome = SHOAL_ECORRUPT;
@@ -501,27 +520,50 @@ int shoal_completion_next(shoal_completion *completion, shoal_item *out)
     return 0;
 }
 
+/* A task's items as bytes; false: they are malformed. */
+static bool task_items(shoal_pool *pool, uint32_t index, const uint8_t **begin, const uint8_t **end)
+{
+    const struct slot_order *order = &pool->orders[index];
+    *begin = order->args_block == 0 ? pool->table.slots[index].bytes
+                                    : block_bytes(pool->heap, order->args_block, order->args_size);
+    if (*begin == NULL || (order->args_block == 0 && order->args_size > SLOT_INLINE))
+        return false;
+    *end = *begin + order->args_size;
+    return true;
+}
+
 /* Free the blocks of the items that a task still holds: all of them where it keeps its blocks, else those of items
  * which no worker began. A begun item's blocks are the worker's: freed by it, or swept with it, and perhaps somebody
  * else's by now. (A worker killed between `taken` and the hand-over leaves that item's blocks to the end of the pool.)
  */
-static void free_item_blocks(shoal_pool *pool, const struct slot *slot)
+static void free_item_blocks(shoal_pool *pool, uint32_t index)
 {
-    const uint8_t *at = slot->bytes;
-    if (slot->args_block != 0)
-        at = block_bytes(pool->heap, slot->args_block, slot->args_size);
-    else if (slot->args_size > SLOT_INLINE)
+    const uint8_t *at, *end;
+    if (!task_items(pool, index, &at, &end))
         return;
-    if (at == NULL)
-        return;
-    const uint8_t *end = at + slot->args_size;
-    const bool kept = (slot->flags & SHOAL_TASK_KEEPS_BLOCKS) != 0;
-    const uint32_t taken = atomic_load_explicit(&slot->taken, memory_order_relaxed);
+    const bool kept = (pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0;
+    const uint32_t taken = atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed);
     shoal_item item;
     for (uint32_t i = 0; item_read(&at, end, &item) == 0; i++) {
         for (uint32_t j = 0; (kept || i >= taken) && j < item.block_count; j++)
             (void)shoal_heap_free(pool->heap, item.blocks[j]);
     }
+}
+
+bool pool_keeps_item(shoal_pool *pool, uint32_t index, uint32_t number)
+{
+    const uint8_t *at, *end;
+    if ((pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ||
+        number >= atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed))
+        return true;
+    if (!task_items(pool, index, &at, &end))
+        return false;
+    shoal_item item = {0};
+    for (uint32_t i = 0; i <= number; i++) {
+        if (item_read(&at, end, &item) != 0)
+            return false;
+    }
+    return item.block_count == 0;
 }
 
 static void free_results(shoal_pool *pool, struct slot *slot)
@@ -538,11 +580,11 @@ void shoal_pool_release(shoal_pool *pool, shoal_completion *completion)
     struct slot *slot = &pool->table.slots[completion->slot];
     free_results(pool, slot);
     /* A task that all of its items were done of has given its blocks away, unless it keeps them. */
-    if (completion->finished < completion->items || (slot->flags & SHOAL_TASK_KEEPS_BLOCKS) != 0)
-        free_item_blocks(pool, slot);
-    if (slot->args_block != 0)
-        (void)shoal_heap_free(pool->heap, slot->args_block);
-    slot->args_block = 0;
+    struct slot_order *order = &pool->orders[completion->slot];
+    if (completion->finished < completion->items || (order->flags & SHOAL_TASK_KEEPS_BLOCKS) != 0)
+        free_item_blocks(pool, completion->slot);
+    if (order->args_block != 0)
+        (void)shoal_heap_free(pool->heap, order->args_block);
 
     pthread_mutex_lock(&pool->lock);
     uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
@@ -550,8 +592,9 @@ void shoal_pool_release(shoal_pool *pool, shoal_completion *completion)
     atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word) + 1, 0, SLOT_FREE), memory_order_relaxed);
     pool->notes[completion->slot] = (struct slot_note){0};
     pool->free_slots[pool->free_count++] = completion->slot;
-    if (slot->time_limit > 0)
+    if (order->time_limit > 0)
         pool->limited--;
+    *order = (struct slot_order){0};
     atomic_fetch_sub_explicit(&pool->outstanding, 1, memory_order_relaxed);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -568,6 +611,7 @@ int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t f
         error = -EAGAIN;
         goto unlock;
     }
+    pool->orders[completion->slot].first = from;
     slot->first = from;
     atomic_store_explicit(&slot->finished, from, memory_order_relaxed);
     atomic_store_explicit(&slot->began, 0, memory_order_relaxed);

@@ -26,6 +26,17 @@ struct place {
     uint32_t condemned_slot, condemned_item;
 };
 
+/* What the owner knows of a slot that is not FREE, in its own memory: the slot's copy is for workers, and any of them
+ * may have overwritten it. */
+struct slot_order {
+    uint64_t tag, group;
+    uint32_t shared, flags;
+    uint32_t items, first;
+    shoal_block args_block;
+    uint64_t args_size;
+    int64_t time_limit;
+};
+
 struct slot_note {
     bool listed;     /* in `done`, or handed to a collector */
     bool blameless;  /* that worker was killed for another item's sake */
@@ -43,6 +54,7 @@ struct shoal_pool {
     uint32_t *free_slots; /* a stack: the slot used last is warm */
     uint32_t free_count;
     struct slot_note *notes;
+    struct slot_order *orders;
     uint32_t *done; /* a ring of slots found done and not yet handed out */
     uint64_t done_head, done_tail;
     uint64_t ready_tail; /* what the header's says; only the owner writes it */
@@ -69,6 +81,8 @@ void pool_drain(shoal_pool *pool, uint32_t place);
 void pool_list(shoal_pool *pool, uint32_t slot);
 /* The results of items [first, finished) of a slot that is DONE, as bytes; false: malformed. */
 bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
+/* Whether this item of the task can be given out again: its blocks, if it has any, are still the task's. */
+bool pool_keeps_item(shoal_pool *pool, uint32_t slot, uint32_t item);
 /* The blocks of a done slot's results go from its worker to owner 0. Locked. */
 void pool_take_over(shoal_pool *pool, uint32_t slot);
 /* Kill this worker for an item that it holds of this slot, which then has that outcome. Locked. */

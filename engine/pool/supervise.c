@@ -113,9 +113,8 @@ void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item
 }
 
 /* When the item at hand of this slot is overdue, and which it is; SHOAL_FOREVER: it has no limit. */
-static int64_t due_at(const struct slot *slot, int64_t now, uint32_t *item)
+static int64_t due_at(const struct slot *slot, int64_t limit, int64_t now, uint32_t *item)
 {
-    int64_t limit = slot->time_limit;
     *item = 0;
     if (limit <= 0)
         return SHOAL_FOREVER;
@@ -144,7 +143,7 @@ static int64_t enforce_limits(shoal_pool *pool)
         if (slot_state_of(word) != SLOT_RUNNING && slot_state_of(word) != SLOT_READY)
             continue;
         uint32_t item;
-        const int64_t due = due_at(slot, now, &item);
+        const int64_t due = due_at(slot, pool->orders[i].time_limit, now, &item);
         if (due > now || slot_state_of(word) == SLOT_READY)
             next = due < next ? due : next;
         else
@@ -236,7 +235,7 @@ static void note_death(shoal_pool *pool, uint32_t index, const struct place *pla
     if (index == place->condemned_slot && finished == place->condemned_item)
         note->outcome = place->condemned_for;
     else
-        note->blameless = true;
+        note->blameless = pool_keeps_item(pool, index, finished);
 }
 
 /* The dead worker's slots. Locked. */

@@ -251,7 +251,7 @@ static int begin_task(shoal_worker *worker, uint32_t index)
     task->flags = slot->flags;
     task->shared = slot->shared;
     task->items = slot->items;
-    task->limited = slot->time_limit > 0;
+    task->limited = slot->limited != 0;
     task->started = worker->now != 0 ? worker->now : shoal_clock_now();
     uint64_t size = slot->args_size;
     uint32_t first = slot->first, results_from = slot->results_from;
