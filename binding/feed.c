@@ -1,18 +1,71 @@
 /* feed.c: between jobs and the table: encodes items into tasks while there is room, and delivers what comes back.
  *
  * Whoever waits for anything of a pool does this work for all of its jobs; there is no thread for it on the way of a
- * task. One thread at a time feeds (`feeding`); one that comes meanwhile asks it to look again and goes on. Collecting
- * needs no such rule, as a completion is handed to one thread. Called by pool.c and job.c, with the GIL.
+ * task. Iterating and encoding run the user's code, which may block, end the pool, or use it: so one thread at a time
+ * feeds a job (`feeding`), others feed the other jobs meanwhile, each with a feeder of its own; and whatever the user's
+ * code may have changed is looked at again after it. Collecting needs no such rule, as a completion is handed to one
+ * thread. Called by pool.c and job.c, with the GIL.
  */
 #include "pool.h"
 
 #include <string.h>
 
+#include <pythread.h>
+
 #define TASKS_AHEAD 4u                   /* a worker, where the size of tasks follows measured time */
 #define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
 #define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
 
+/* For so long a thread goes on feeding from an iterator before it looks whether something else is due. */
+#define ITERATOR_TURN (2 * SHOAL_MILLISECOND)
+
 /* ----------------------------------------------------------------- feeding ---- */
+
+/* What one thread encodes a task with. */
+struct feeder {
+    shoal_batch *batch;
+    struct codec_writer writer;
+};
+
+static void ready_writer(PoolObject *pool, struct feeder *feeder)
+{
+    codec_writer_begin(&feeder->writer, shoal_pool_heap(pool->pool), 0);
+    feeder->writer.foreign_main = pool->foreign_main;
+}
+
+/* The spare one, or another where that is in use. NULL with an exception. */
+static struct feeder *take_feeder(PoolObject *pool)
+{
+    struct feeder *feeder = pool->spare_feeder;
+    pool->spare_feeder = NULL;
+    if (feeder != NULL)
+        return feeder;
+    feeder = PyMem_Calloc(1, sizeof *feeder);
+    if (feeder == NULL || shoal_batch_create(&feeder->batch) != 0) {
+        PyMem_Free(feeder);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    ready_writer(pool, feeder);
+    return feeder;
+}
+
+void free_feeder(struct feeder *feeder)
+{
+    if (feeder == NULL)
+        return;
+    codec_writer_end(&feeder->writer, true);
+    shoal_batch_close(feeder->batch);
+    PyMem_Free(feeder);
+}
+
+static void give_feeder(PoolObject *pool, struct feeder *feeder)
+{
+    if (pool->spare_feeder == NULL)
+        pool->spare_feeder = feeder;
+    else
+        free_feeder(feeder);
+}
 
 /* How many items the next task of the job takes; 0: none now. */
 static uint32_t next_count(const PoolObject *pool, const JobObject *job)
@@ -40,35 +93,47 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
     return left < count ? (uint32_t)left : count;
 }
 
-/* The next item of the job's source: new reference; NULL without an exception at its end. */
+/* The next item of the job's source: new reference; NULL without an exception at its end, or where the job needs no
+ * more of it (`job->source` is NULL then). */
 static PyObject *next_item(JobObject *job)
 {
-    if (!job->is_sequence)
-        return PyIter_Next(job->source);
+    if (!job->is_sequence) {
+        /* Held: the pool may be terminated while the iterator runs. */
+        PyObject *source = Py_XNewRef(job->source);
+        PyObject *item = source != NULL ? PyIter_Next(source) : NULL;
+        Py_XDECREF(source);
+        return item;
+    }
     /* A list may have been changed by the user's code meanwhile. */
-    if (job->next >= PySequence_Fast_GET_SIZE(job->source))
+    if (job->source == NULL || job->next >= PySequence_Fast_GET_SIZE(job->source))
         return NULL;
     return Py_NewRef(PySequence_Fast_GET_ITEM(job->source, job->next));
 }
 
-static int encode_item(PoolObject *pool, PyObject *item)
+/* Whether what the source gives has no use any more: the pool was terminated, the job cancelled. */
+static bool is_over(const PoolObject *pool, const JobObject *job)
 {
-    struct codec_writer *writer = &pool->writer;
+    return pool->ended || job->complete || job->cancelled != NULL || job->source == NULL;
+}
+
+static int encode_item(PoolObject *pool, struct feeder *feeder, PyObject *item)
+{
+    struct codec_writer *writer = &feeder->writer;
     void *data;
     /* Straight into the batch, where it is a word. */
-    if (shoal_batch_begin_item(pool->batch, CODEC_SMALL, &data) == 0) {
+    if (shoal_batch_begin_item(feeder->batch, CODEC_SMALL, &data) == 0) {
         const size_t size = codec_encode_small(item, data);
         if (size > 0)
-            return shoal_batch_end_item(pool->batch, size, NULL, 0); /* its room is there: never fails */
+            return shoal_batch_end_item(feeder->batch, size, NULL, 0); /* its room is there: never fails */
     }
     if (codec_encode(pool->state, writer, item) != 0) {
         codec_writer_end(writer, false);
         goto failed;
     }
-    int error = shoal_batch_begin_item(pool->batch, writer->size, &data);
+    int error = shoal_batch_begin_item(feeder->batch, writer->size, &data);
     if (error == 0) {
         memcpy(data, writer->data, writer->size);
-        error = shoal_batch_end_item(pool->batch, writer->size, writer->blocks, writer->block_count);
+        error = shoal_batch_end_item(feeder->batch, writer->size, writer->blocks, writer->block_count);
     }
     if (error != 0) {
         codec_writer_end(writer, false);
@@ -78,13 +143,11 @@ static int encode_item(PoolObject *pool, PyObject *item)
     return 0;
 
 failed:
-    codec_writer_begin(writer, shoal_pool_heap(pool->pool), 0);
-    writer->foreign_main = pool->foreign_main;
+    ready_writer(pool, feeder);
     return -1;
 }
 
-/* Whatever was raised becomes the result of this item. */
-static int settle_raised(JobObject *job, Py_ssize_t index)
+static PyObject *take_raised(void)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -93,7 +156,48 @@ static int settle_raised(JobObject *job, Py_ssize_t index)
         PyException_SetTraceback(value, traceback);
     Py_XDECREF(type);
     Py_XDECREF(traceback);
-    return job_settle(job, index, value, true);
+    return value;
+}
+
+/* Whatever was raised becomes the result of this item. What is no Exception (Ctrl-C) is not the item's alone: it goes
+ * on to the caller. */
+static int settle_raised(JobObject *job, Py_ssize_t index)
+{
+    const bool is_items = PyErr_ExceptionMatches(PyExc_Exception);
+    PyObject *value = take_raised();
+    PyObject *kept = is_items ? NULL : Py_XNewRef(value);
+    int result = job_settle(job, index, value, true);
+    if (kept != NULL) {
+        PyErr_Clear();
+        PyErr_SetObject((PyObject *)Py_TYPE(kept), kept);
+        Py_DECREF(kept);
+        return -1;
+    }
+    return result;
+}
+
+/* The source ended, with an exception or without. 0, -1: an exception for the caller. */
+static int end_source(JobObject *job)
+{
+    job->length = job->next;
+    if (!PyErr_Occurred())
+        return 0;
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    if (job->iterates) {
+        /* Raised where the reader comes to it, as an item that cannot be a value. */
+        job->length = ++job->next;
+        return job_settle_source(job, job->next - 1, take_raised());
+    }
+    /* The source's failure is the call's, unless an item failed before. */
+    PyObject *error = take_raised();
+    if (job->error == NULL) {
+        job->error = error;
+        job->error_index = job->next;
+    } else {
+        Py_XDECREF(error);
+    }
+    return 0;
 }
 
 static void list_task(PoolObject *pool, struct task_note *note)
@@ -120,14 +224,14 @@ static void unlist_task(PoolObject *pool, struct task_note *note)
 }
 
 /* Submit the batch as one task. 1: done; 0: no room now (the batch is kept); -1: an exception. */
-static int submit_batch(PoolObject *pool, JobObject *job, Py_ssize_t start, size_t bytes)
+static int submit_batch(PoolObject *pool, shoal_batch *batch, JobObject *job, Py_ssize_t start, size_t bytes)
 {
     struct task_note *note = PyMem_Malloc(sizeof *note);
     if (note == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    *note = (struct task_note){.job = job, .start = start, .items = shoal_batch_count(pool->batch), .bytes = bytes};
+    *note = (struct task_note){.job = job, .start = start, .items = shoal_batch_count(batch), .bytes = bytes};
     const shoal_task_options options = {
         .tag = (uint64_t)(uintptr_t)note,
         .group = (uint64_t)(uintptr_t)job,
@@ -135,7 +239,7 @@ static int submit_batch(PoolObject *pool, JobObject *job, Py_ssize_t start, size
         .shared = job->shared,
         .flags = job->flags,
     };
-    int error = shoal_pool_submit(pool->pool, pool->batch, &options);
+    int error = shoal_pool_submit(pool->pool, batch, &options);
     if (error != 0) {
         PyMem_Free(note);
         module_raise(error, "cannot hand out a task");
@@ -146,78 +250,81 @@ static int submit_batch(PoolObject *pool, JobObject *job, Py_ssize_t start, size
     return 1;
 }
 
+/* Submit what was encoded; what cannot be ends as an error of its items. 1, or -1 with an exception. */
+static int send_batch(PoolObject *pool, struct feeder *feeder, JobObject *job, Py_ssize_t start, size_t large)
+{
+    shoal_batch *batch = feeder->batch;
+    const bool over = is_over(pool, job);
+    if (!over && submit_batch(pool, batch, job, start, large + shoal_batch_size(batch)) == 1)
+        return 1;
+    /* The items were taken from the source: they must end as something. */
+    uint32_t items = shoal_batch_count(batch);
+    shoal_batch_clear(batch, shoal_pool_heap(pool->pool));
+    if (over && job->cancelled != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(job->cancelled), job->cancelled);
+    else if (over)
+        PyErr_SetString(PyExc_RuntimeError, "the pool was terminated");
+    PyObject *error = take_raised();
+    int result = 1;
+    for (uint32_t i = 0; i < items && result == 1; i++) {
+        if (job_settle(job, start + i, Py_XNewRef(error), true) != 0)
+            result = -1;
+    }
+    Py_XDECREF(error);
+    return result;
+}
+
 /* Encode and submit one task of the job. 1: submitted, or items settled; 0: no room, or nothing left; -1: an exception.
  */
-static int feed_task(PoolObject *pool, JobObject *job)
+static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
 {
+    shoal_batch *batch = feeder->batch;
     uint32_t count = next_count(pool, job);
     if (count == 0 || shoal_pool_full(pool->pool))
         return 0;
     Py_ssize_t start = job->next;
     bool broken = false;
-    shoal_batch_clear(pool->batch, NULL);
+    shoal_batch_clear(batch, NULL);
     size_t large = 0;
-    while (shoal_batch_count(pool->batch) < count && !broken) {
+    while (shoal_batch_count(batch) < count && !broken) {
         PyObject *item = next_item(job);
-        if (job->cancelled != NULL) { /* by another thread, or by the iterator itself */
+        if (is_over(pool, job)) {
             Py_XDECREF(item);
-            PyErr_Clear();
+            if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
+                PyErr_Clear();
             break;
         }
         if (item == NULL) {
-            job->length = job->next;
-            if (PyErr_Occurred()) {
-                /* The iterator's own error takes the place of the item it failed to give. */
-                job->length = ++job->next;
-                if (settle_raised(job, job->next - 1) != 0)
-                    return -1;
-            }
+            (void)end_source(job); /* an exception that is left is seen below */
             break;
         }
         Py_ssize_t index = job->next++;
-        if (encode_item(pool, item) != 0) {
+        if (encode_item(pool, feeder, item) != 0) {
             broken = true; /* an item that cannot be sent: what came before it goes out without it */
-            if (settle_raised(job, index) != 0) {
-                Py_DECREF(item);
-                return -1;
-            }
+            (void)settle_raised(job, index);
         } else {
-            for (uint32_t i = 0; i < pool->writer.block_count; i++) {
+            for (uint32_t i = 0; i < feeder->writer.block_count; i++) {
                 size_t size = 0;
-                if (shoal_heap_pointer(shoal_pool_heap(pool->pool), pool->writer.blocks[i], &size) != NULL)
+                if (shoal_heap_pointer(shoal_pool_heap(pool->pool), feeder->writer.blocks[i], &size) != NULL)
                     large += size;
             }
-            codec_writer_reset(&pool->writer);
+            codec_writer_reset(&feeder->writer);
         }
         Py_DECREF(item);
-        if (large >= BYTES_AHEAD)
+        if (large >= BYTES_AHEAD || PyErr_Occurred())
             break;
     }
-    if (shoal_batch_count(pool->batch) == 0)
-        return broken || job->length >= 0;
-    int result = pool->ended || job->cancelled != NULL
-                     ? -2
-                     : submit_batch(pool, job, start, large + shoal_batch_size(pool->batch));
-    if (result == 1)
-        return 1;
-    /* The items were taken from the source: they must end as something. */
-    uint32_t items = shoal_batch_count(pool->batch);
-    shoal_batch_clear(pool->batch, shoal_pool_heap(pool->pool));
-    PyObject *type, *value, *traceback;
-    if (result == -2 && job->cancelled != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(job->cancelled), job->cancelled);
-    else if (result == -2)
-        PyErr_SetString(PyExc_RuntimeError, "the pool was terminated");
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    result = 1;
-    for (uint32_t i = 0; i < items && result == 1; i++) {
-        if (job_settle(job, start + i, Py_XNewRef(value), true) != 0)
-            result = -1;
+    /* An exception that is not an item's own (Ctrl-C) waits until what was taken from the source has its place. */
+    PyObject *interrupt = PyErr_Occurred() ? take_raised() : NULL;
+    int result = broken || job->length >= 0;
+    if (shoal_batch_count(batch) > 0)
+        result = send_batch(pool, feeder, job, start, large);
+    if (interrupt != NULL) {
+        PyErr_Clear();
+        PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
+        Py_DECREF(interrupt);
+        return -1;
     }
-    Py_XDECREF(value);
     return result;
 }
 
@@ -226,54 +333,91 @@ static bool all_handed_out(const JobObject *job)
     return job->length >= 0 && job->next >= job->length;
 }
 
-/* Feed each job in turn as far as it goes. */
-static int feed_round(PoolObject *pool)
+/* Take a job whose items are all handed out off the queue. */
+static int leave_queue(PoolObject *pool, JobObject *job)
 {
-    Py_ssize_t i = 0;
-    while (i < PyList_GET_SIZE(pool->queue) && !pool->ended) {
-        JobObject *job = (JobObject *)Py_NewRef(PyList_GET_ITEM(pool->queue, i));
-        int result;
-        uint32_t since_wake = 0;
-        do {
-            result = all_handed_out(job) ? 0 : feed_task(pool, job);
-            /* The first tasks start while the others are encoded. */
-            if (result == 1 && (++since_wake & 7) == 1)
-                shoal_pool_wake(pool->pool);
-        } while (result == 1);
-        bool done = all_handed_out(job);
-        if (done && i < PyList_GET_SIZE(pool->queue) && PyList_GET_ITEM(pool->queue, i) == (PyObject *)job) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue); i++) {
+        if (PyList_GET_ITEM(pool->queue, i) == (PyObject *)job) {
             job->queued = false;
             Py_CLEAR(job->source);
-            if (PyList_SetSlice(pool->queue, i, i + 1, NULL) != 0)
-                result = -1;
-        } else {
-            i++;
+            return PyList_SetSlice(pool->queue, i, i + 1, NULL);
         }
-        if (result == 0)
-            result = job_check(job);
-        Py_DECREF(job);
-        if (result < 0)
-            return -1;
-        if (shoal_pool_full(pool->pool))
-            break;
     }
-    shoal_pool_wake(pool->pool);
     return 0;
+}
+
+/* Feed a job as far as it goes, or for a turn. *more: it would have gone further. */
+static int feed_job(PoolObject *pool, struct feeder *feeder, JobObject *job, bool *more)
+{
+    const int64_t end = job->is_sequence ? SHOAL_FOREVER : shoal_clock_now() + ITERATOR_TURN;
+    uint32_t since_wake = 0;
+    int result;
+    job->feeding = true;
+    job->called = false;
+    do {
+        result = all_handed_out(job) || pool->ended ? 0 : feed_task(pool, feeder, job);
+        /* The first tasks start while the others are encoded. */
+        if (result == 1 && (++since_wake & 7) == 1)
+            shoal_pool_wake(pool->pool);
+        if (result == 1 && PyErr_CheckSignals() != 0)
+            result = -1;
+    } while (result == 1 && shoal_clock_now() < end);
+    job->feeding = false;
+    if (result == 1) {
+        *more = true;
+        result = 0;
+    }
+    if (all_handed_out(job) && job->queued && leave_queue(pool, job) != 0)
+        return -1;
+    return result;
+}
+
+/* Whether this thread may take items from the job's source now. */
+static bool may_feed(const PoolObject *pool, const JobObject *job)
+{
+    const unsigned long self = PyThread_get_thread_ident();
+    return !job->feeding && (!job->by_helper || pool->helper == self) && (job->thread == 0 || job->thread == self);
+}
+
+void call_feeder(PoolObject *pool, JobObject *job)
+{
+    /* Calling it costs some 50 us: not for each place that gets free. */
+    if (!job->by_helper || !job->queued || job->feeding || job->called || job->tasks_out > FIXED_TASKS_AHEAD / 2 ||
+        (job->window > 0 && job->next - job->taken > job->window / 2))
+        return;
+    job->called = true;
+    shoal_pool_request_attention(pool->pool, 0, 1);
 }
 
 int feed_jobs(PoolObject *pool)
 {
-    if (pool->feeding) {
-        pool->feed_again = true;
+    bool more = false;
+    int result = 0;
+    if (PyList_GET_SIZE(pool->queue) == 0)
         return 0;
+    struct feeder *feeder = take_feeder(pool);
+    if (feeder == NULL)
+        return -1;
+    pool->feeding++;
+    /* A copy: what feeding runs may change the queue. */
+    PyObject *jobs = PySequence_Tuple(pool->queue);
+    for (Py_ssize_t i = 0; jobs != NULL && i < PyTuple_GET_SIZE(jobs) && result == 0 && !pool->ended; i++) {
+        JobObject *job = (JobObject *)PyTuple_GET_ITEM(jobs, i);
+        if (!job->queued || !may_feed(pool, job))
+            continue;
+        result = feed_job(pool, feeder, job, &more);
+        if (result == 0)
+            result = job_check(job);
+        if (shoal_pool_full(pool->pool))
+            break;
     }
-    pool->feeding = true;
-    int result;
-    do {
-        pool->feed_again = false;
-        result = feed_round(pool);
-    } while (result == 0 && pool->feed_again);
-    pool->feeding = false;
+    if (jobs == NULL)
+        result = -1;
+    Py_XDECREF(jobs);
+    pool->feeding--;
+    give_feeder(pool, feeder);
+    pool->more = more;
+    shoal_pool_wake(pool->pool);
     return result;
 }
 
@@ -400,7 +544,7 @@ int collect_tasks(PoolObject *pool, bool *any)
     *any = false;
     while (!pool->ended && shoal_pool_collect(pool->pool, &completion) == 0) {
         *any = true;
-        if (deliver(pool, &completion) != 0)
+        if (deliver(pool, &completion) != 0 || PyErr_CheckSignals() != 0)
             return -1;
     }
     return 0;
@@ -446,7 +590,9 @@ void request_help(PoolObject *pool)
 {
     if (pool->ended || pool->waiters > 0)
         return;
-    if (pool->callbacks > 0)
+    if (pool->more)
+        shoal_pool_request_attention(pool->pool, 0, 1);
+    else if (pool->callbacks > 0)
         shoal_pool_request_attention(pool->pool, 0, PyList_GET_SIZE(pool->finished) > 0);
     else if (PyList_GET_SIZE(pool->queue) > 0)
         shoal_pool_request_attention(pool->pool, pool->workers, 0);

@@ -6,6 +6,7 @@
  */
 #include "pool.h"
 
+#include <pythread.h>
 #include <string.h>
 #include <structmember.h>
 #include <unistd.h>
@@ -38,7 +39,7 @@ static int enlarge_ring(JobObject *job, size_t ahead)
     return 0;
 }
 
-static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
+static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, enum entry_kind kind)
 {
     Py_ssize_t position = job->ordered ? index : job->arrived;
     if (position < job->taken || enlarge_ring(job, (size_t)(position - job->taken)) != 0) {
@@ -50,7 +51,7 @@ static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, b
         Py_XDECREF(value);
         return 0;
     }
-    *entry = (struct entry){value, failed};
+    *entry = (struct entry){value, kind};
     job->arrived++;
     job->settled++;
     return 0;
@@ -93,7 +94,7 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         return 0;
     }
     if (job->iterates)
-        return settle_iterating(job, index, value, failed);
+        return settle_iterating(job, index, value, failed ? ENTRY_ERROR : ENTRY_VALUE);
     if (!failed && index >= 0 && index < job->room && index < PyList_GET_SIZE(job->results) && !job->have[index]) {
         job->have[index] = 1; /* what most items are: a result in a place that is there */
         job->settled++;
@@ -116,6 +117,17 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
     job->have[index] = 1;
     job->settled++;
     return PyList_SetItem(job->results, index, value);
+}
+
+int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error)
+{
+    if (error == NULL)
+        return -1;
+    if (job->complete) {
+        Py_DECREF(error);
+        return 0;
+    }
+    return settle_iterating(job, index, error, ENTRY_RAISES);
 }
 
 static void drop_shared(JobObject *job)
@@ -162,7 +174,8 @@ static bool is_satisfied(const PoolObject *pool, const JobObject *job, bool for_
 {
     if (job == NULL)
         return pool_is_idle(pool);
-    return for_next ? next_is_there(job) || job->complete : job->ready;
+    /* In a pool that has ended nobody runs the callback that a job still waits for. */
+    return for_next ? next_is_there(job) || job->complete : job->ready || (job->complete && pool->ended);
 }
 
 /* When a thread that waits for all results wants to be called: in time to hand out more, or when nothing is left to
@@ -197,20 +210,23 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
             result = 1;
             break;
         }
-        if (any)
-            continue;
+        if (job != NULL)
+            call_feeder(pool, job);
+        if (PyErr_CheckSignals() != 0)
+            break;
         int64_t left = deadline == SHOAL_FOREVER ? SHOAL_FOREVER : deadline - shoal_clock_now();
         if (left <= 0) {
             result = 0;
             break;
         }
+        if (any || pool->more)
+            continue;
         uint32_t mark = low_water(pool, job, for_next);
         int waited;
         Py_BEGIN_ALLOW_THREADS
         waited = shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
-        Py_END_ALLOW_THREADS
-        if (waited != 0 && PyErr_CheckSignals() != 0)
-            break;
+        Py_END_ALLOW_THREADS(void)
+        waited; /* whatever ended the wait is looked for */
     }
     if (job != NULL)
         job->waiters--;
@@ -244,6 +260,8 @@ static PyObject *job_submit(PyObject *self, PyObject *unused)
         result = feed_jobs(pool);
     if (result == 0)
         result = job_check(job); /* no items: done at once */
+    if (result == 0)
+        call_feeder(pool, job);
     request_help(pool);
 leave:
     pool_leave(pool);
@@ -289,10 +307,10 @@ static PyObject *take_next(JobObject *job)
         return NULL;
     struct entry *entry = &job->entries[(size_t)job->taken % job->capacity];
     PyObject *value = entry->value;
-    bool failed = entry->failed;
-    *entry = (struct entry){NULL, false};
+    const enum entry_kind kind = entry->kind;
+    *entry = (struct entry){NULL, ENTRY_VALUE};
     job->taken++;
-    if (failed && !job->values) {
+    if (kind == ENTRY_RAISES || (kind == ENTRY_ERROR && !job->values)) {
         raise_instance(value);
         Py_DECREF(value);
         return NULL;
@@ -303,6 +321,8 @@ static PyObject *take_next(JobObject *job)
 static PyObject *job_iternext(PyObject *self)
 {
     JobObject *job = (JobObject *)self;
+    if (job->by_helper && job->pool->pool != NULL && next_is_there(job))
+        call_feeder(job->pool, job); /* who reads what is there does not come by wait_for() */
     if (wait_for(job->pool, job, true, SHOAL_FOREVER) < 0)
         return NULL;
     return take_next(job);
@@ -467,13 +487,14 @@ static int job_take_source(JobObject *job, PyObject *source)
 static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"pool",   "source", "shared",   "mode",        "chunk",      "retries", "iterate",
-                            "window", "values", "callback", "owns_shared", "time_limit", NULL};
+                            "window", "values", "callback", "owns_shared", "time_limit", "feeder",  NULL};
     PyObject *pool_object, *source, *callback = Py_None, *seconds = Py_None;
     unsigned int shared, mode = CALL_ONE, chunk = 0, retries = 0;
-    int iterate = 0, values = 0, owns_shared = 0;
+    int iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY;
     Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOpO:Job", names, &pool_object, &source, &shared, &mode,
-                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared, &seconds))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOpOi:Job", names, &pool_object, &source, &shared, &mode,
+                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared, &seconds,
+                                     &feeder))
         return NULL;
     int64_t time_limit;
     if (module_timeout(seconds, &time_limit) != 0)
@@ -490,6 +511,8 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     job->flags = mode << TASK_CALL_SHIFT | (retries > 0 ? SHOAL_TASK_KEEPS_BLOCKS : 0);
     job->chunk = chunk;
     job->retries = retries;
+    job->thread = feeder == FEEDER_CALLER ? PyThread_get_thread_ident() : 0;
+    job->by_helper = feeder == FEEDER_HELPER;
     job->time_limit = seconds == Py_None || time_limit == SHOAL_FOREVER ? 0 : time_limit > 0 ? time_limit : 1;
     job->iterates = iterate != 0;
     job->ordered = iterate == 1;

@@ -4,6 +4,7 @@
 #include "pool.h"
 
 #include <errno.h>
+#include <pythread.h>
 #include <unistd.h>
 
 int pool_enter(PoolObject *pool)
@@ -24,9 +25,8 @@ static void close_now(PoolObject *pool)
 {
     shoal_pool *engine = pool->pool;
     pool->pool = NULL;
-    if (pool->batch != NULL)
-        shoal_batch_close(pool->batch);
-    pool->batch = NULL;
+    free_feeder(pool->spare_feeder);
+    pool->spare_feeder = NULL;
     shoal_pool_close(engine);
 }
 
@@ -70,19 +70,15 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     self->state = module_get_state(module);
     self->workers = workers;
     self->process = getpid();
-    codec_writer_begin(&self->writer, NULL, 0);
     self->queue = PyList_New(0);
     self->finished = PyList_New(0);
-    int error = shoal_batch_create(&self->batch);
-    if (error == 0)
-        error = shoal_pool_create(&options, &self->pool);
+    int error = shoal_pool_create(&options, &self->pool);
     if (error != 0)
         module_raise(error, "cannot make a pool");
     if (error != 0 || self->queue == NULL || self->finished == NULL) {
         Py_DECREF(self);
         return NULL;
     }
-    codec_writer_begin(&self->writer, shoal_pool_heap(self->pool), 0);
     return (PyObject *)self;
 }
 
@@ -116,7 +112,6 @@ static void pool_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     (void)pool_clear(self);
-    codec_writer_end(&pool->writer, true);
     if (pool->pool != NULL)
         close_now(pool);
     type->tp_free(self);
@@ -236,9 +231,11 @@ static PyObject *pool_pump(PyObject *self, PyObject *unused)
     if (pool_enter(pool) != 0)
         return NULL;
     bool any;
+    pool->helper = PyThread_get_thread_ident();
     int result = collect_tasks(pool, &any);
     if (result == 0)
         result = feed_jobs(pool);
+    pool->helper = 0;
     PyObject *due = NULL;
     if (result == 0) {
         due = pool->finished;
@@ -357,7 +354,7 @@ static PyObject *pool_close(PyObject *self, PyObject *unused)
 
 bool pool_is_idle(const PoolObject *pool)
 {
-    return pool->tasks == NULL && PyList_GET_SIZE(pool->queue) == 0 && !pool->feeding && pool->delivering == 0;
+    return pool->tasks == NULL && PyList_GET_SIZE(pool->queue) == 0 && pool->feeding == 0 && pool->delivering == 0;
 }
 
 static PyObject *pool_wait_idle(PyObject *self, PyObject *args)
@@ -403,7 +400,7 @@ static PyObject *pool_get_idle(PyObject *self, void *closure)
 
 static PyObject *pool_get_foreign_main(PyObject *self, void *closure)
 {
-    return PyBool_FromLong(((PoolObject *)self)->writer.foreign_main);
+    return PyBool_FromLong(((PoolObject *)self)->foreign_main);
 }
 
 static int pool_set_foreign_main(PyObject *self, PyObject *value, void *closure)
@@ -411,8 +408,10 @@ static int pool_set_foreign_main(PyObject *self, PyObject *value, void *closure)
     int truth = value == NULL ? 0 : PyObject_IsTrue(value);
     if (truth < 0)
         return -1;
-    ((PoolObject *)self)->foreign_main = truth != 0;
-    ((PoolObject *)self)->writer.foreign_main = truth != 0;
+    PoolObject *pool = (PoolObject *)self;
+    pool->foreign_main = truth != 0;
+    free_feeder(pool->spare_feeder); /* the next one is made so */
+    pool->spare_feeder = NULL;
     return 0;
 }
 

@@ -18,6 +18,13 @@ enum call_mode {
 };
 #define TASK_CALL_SHIFT 16
 
+/* Which thread takes items from a job's source. */
+enum job_feeder {
+    FEEDER_ANY = 0,    /* whoever waits for something of the pool */
+    FEEDER_CALLER = 1, /* the one that made the job: its source may be bound to it */
+    FEEDER_HELPER = 2  /* the one in pump(): its source may block */
+};
+
 /* The first byte of a result. */
 enum { RESULT_VALUE = 'v', RESULT_ERROR = 'e' };
 
@@ -40,19 +47,19 @@ struct PoolObject {
     module_state *state;
     shoal_pool *pool;
     uint32_t workers;
-    shoal_batch *batch;
-    struct codec_writer writer;
-    bool foreign_main;       /* the writer's, which it forgets when it is begun anew */
-    bool feeding;            /* a thread is in feed_jobs */
-    bool feed_again;         /* another wanted to be */
-    bool eager;              /* hand out all that iterators hold: the pool was closed */
-    bool ended;              /* nothing is handed out any more */
-    PyObject *queue;         /* list of jobs with items left to hand out, in order */
-    PyObject *finished;      /* list of jobs that are done and whose callback is due */
-    uint32_t waiters;        /* threads in wait_for */
-    uint32_t delivering;     /* threads that hand results of a task to its job */
-    uint32_t callbacks;      /* jobs with a callback that are not done yet */
-    struct task_note *tasks; /* all that are out */
+    struct feeder *spare_feeder; /* feed.c's */
+    bool foreign_main;           /* the workers' __main__ is another program's */
+    uint32_t feeding;            /* threads in feed_jobs */
+    unsigned long helper;        /* the thread in pump(), or 0 */
+    bool more;                   /* the last of them stopped while there was more to hand out */
+    bool eager;                  /* hand out all that iterators hold: the pool was closed */
+    bool ended;                  /* nothing is handed out any more */
+    PyObject *queue;             /* list of jobs with items left to hand out, in order */
+    PyObject *finished;          /* list of jobs that are done and whose callback is due */
+    uint32_t waiters;            /* threads in wait_for */
+    uint32_t delivering;         /* threads that hand results of a task to its job */
+    uint32_t callbacks;          /* jobs with a callback that are not done yet */
+    struct task_note *tasks;     /* all that are out */
     size_t bytes_out;
     uint32_t users; /* threads inside of a call that uses `pool`; the last one closes it where that is due */
     bool close_due;
@@ -83,13 +90,17 @@ struct JobObject {
     uint32_t waiters;
     shoal_pace pace;
     bool is_sequence, iterates, ordered;
-    bool values;      /* errors are results, not raised */
-    bool owns_shared; /* `shared` is this job's alone: nobody needs it once the job is done */
+    bool feeding;         /* a thread takes items from its source */
+    unsigned long thread; /* the only one that may, or 0 */
+    bool by_helper;       /* only the thread in pump() may: the source may block */
+    bool called;          /* it was called to do so */
+    bool values;          /* errors are results, not raised */
+    bool owns_shared;     /* `shared` is this job's alone: nobody needs it once the job is done */
     bool queued, ready, complete;
     bool watched; /* `callback` came by watch(): the job is ready as soon as it is done, and the callback runs after */
     struct entry {
         PyObject *value; /* NULL: not there yet */
-        bool failed;
+        enum entry_kind { ENTRY_VALUE, ENTRY_ERROR, ENTRY_RAISES } kind;
     } * entries; /* iterating: a ring of `capacity` entries from `taken` on */
     size_t capacity;
 };
@@ -109,6 +120,10 @@ int feed_jobs(PoolObject *pool);
 int collect_tasks(PoolObject *pool, bool *any);
 /* Fail every item that is out or not handed out yet, with an exception made by `error` (an instance; shared by all). */
 int abandon_jobs(PoolObject *pool, PyObject *error);
+/* Have the thread in pump() feed this job, where only it may and there is room enough to call it for. */
+void call_feeder(PoolObject *pool, JobObject *job);
+/* Free what feed.c keeps; NULL is allowed. */
+void free_feeder(struct feeder *feeder);
 /* Have the supervising thread called when there is something that no waiting thread sees to. */
 void request_help(PoolObject *pool);
 
@@ -121,6 +136,8 @@ bool pool_is_idle(const PoolObject *pool);
 
 /* Item `index` has its result or error; steals `value`. */
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);
+/* As job_settle, for an iterator's own error in the place of the item that it failed to give: raised in any case. */
+int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error);
 /* After items were settled or the source ended: is the job done? Then whoever waits is told. */
 int job_check(JobObject *job);
 int job_add(PyObject *module);

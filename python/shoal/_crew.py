@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from types import BuiltinFunctionType, FunctionType
 
 from shoal import _engine
 from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
@@ -43,7 +44,14 @@ _WORKER_ENDED, _ATTENTION = 1, 2
 _TERM_GRACE = 0.25  # seconds between SIGTERM and SIGKILL: a stopped process heeds only the latter
 _RETRY_START = 0.1  # seconds until a worker that could not be started is tried again
 _FUNCTIONS_SHARED = 1024
+_FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, type)  # what has no state of its own that may change
 _KILLS_FOR_ONE = 16  # workers that were killed count as one that ended by itself
+
+
+def is_main_interactive() -> bool:
+    """Whether this program's `__main__` is a notebook or a prompt: no other process can import it, and what a forked
+    one has of it may be outdated."""
+    return not hasattr(sys.modules.get("__main__"), "__file__")
 
 
 class Duties:
@@ -148,7 +156,8 @@ def _found_by_name(function: Any) -> bool:
     name = getattr(function, "__qualname__", None)
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     return (
-        name is not None
+        isinstance(function, _FUNCTION_TYPES)
+        and name is not None
         and module is not None
         and "." not in name
         and getattr(function, "__closure__", None) is None
@@ -157,9 +166,11 @@ def _found_by_name(function: Any) -> bool:
 
 
 class Crew:
-    """Workers in `size` places, each started by `start`, and their supervisor thread.
+    """Workers in `size` places, each started by `start`, and the threads that look after them.
 
-    forks_with: threads that the numerical libraries of forked workers get (see _threads.before_fork).
+    The supervisor sees to deaths and time limits, and never runs the user's code. What nobody waits for (callbacks, the
+    rest of an iterator) is done by a second thread, the helper, once there is such a thing.
+
     begin: how many places are filled at first, all by default; grow() fills more.
     """
 
@@ -170,7 +181,6 @@ class Crew:
         *,
         foreign_main: bool = False,
         restarts: bool = True,
-        forks_with: int | None = None,
         begin: int | None = None,
     ) -> None:
         self.engine = make_engine_pool(size)
@@ -184,13 +194,14 @@ class Crew:
         self._foreign_main = foreign_main
         self._start = start
         self._restarts = restarts
-        self._forks_with = forks_with
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._functions: dict[Any, int] = {}
         self._fruitless = 0  # workers in a row that ended before they finished a task, weighed
         self._shut = False
         self._thread: threading.Thread | None = None
+        self._helper: threading.Thread | None = None
+        self._help_wanted = threading.Event()
         try:
             for place in range(self.wanted):
                 self._fill(place)
@@ -240,10 +251,6 @@ class Crew:
             return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
 
     def _fill(self, place: int) -> None:
-        if self._forks_with is not None:
-            from shoal import _threads
-
-            _threads.before_fork(self._forks_with)
         owner = self.engine.enlist(place)
         if self._crashes[place] < 0:
             self._crashes[place] = os.memfd_create("shoal-crash")
@@ -333,30 +340,68 @@ class Crew:
     # -- the supervisor --
 
     def _supervise(self) -> None:
-        engine = self.engine
-        complete = True
         _thread.supervises = True
+        complete = True
         while True:
             try:
-                events = engine.supervise(None if complete else _RETRY_START)
+                events = self.engine.supervise(None if complete else _RETRY_START)
             except ValueError:  # closed
                 return
             with self._lock:
                 if self.state == TERMINATE:
                     return
-                for kind, place, _pid in events:
-                    if kind == _WORKER_ENDED:
-                        try:
-                            self._replace(place)
-                        except OSError:
-                            complete = False
-                complete = self._refill()
-            self._run_callbacks(engine.pump())
-            with self._lock:
-                if self.state == CLOSE and not self._shut and engine.idle:
-                    self._shut = True
-                    engine.shut(1)
+                try:
+                    complete = self._see_to(events)
+                except Exception as error:  # nobody would see to anything any more: say so to all who wait
+                    self._break(error)
+                self._shut_if_idle()
                 if self._shut and all(process is None for process in self.processes):
+                    return
+
+    def _see_to(self, events: list[tuple[int, int, int]]) -> bool:
+        """Whether all places are filled."""
+        for kind, place, _pid in events:
+            if kind == _ATTENTION:
+                self._call_helper()
+                continue
+            try:
+                self._replace(place)
+            except OSError:
+                pass  # tried again
+            if not self.engine.idle:  # what the worker held has an outcome now
+                self._call_helper()
+        return self._refill()
+
+    def _shut_if_idle(self) -> None:
+        """Locked. A closed crew whose work is done ends its workers."""
+        if self.state == CLOSE and not self._shut and self.engine.idle:
+            self._shut = True
+            self.engine.shut(1)
+
+    # -- the helper --
+
+    def _call_helper(self) -> None:
+        if self._helper is None:
+            self._helper = threading.Thread(target=self._help, name="shoal-helper", daemon=True)
+            self._helper.start()
+        self._help_wanted.set()
+
+    def _help(self) -> None:
+        while True:
+            self._help_wanted.wait()
+            self._help_wanted.clear()
+            try:
+                self._run_callbacks(self.engine.pump())
+            except ValueError:  # closed
+                return
+            except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
+                threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
+            with self._lock:
+                if self.state == TERMINATE or self._thread is None or not self._thread.is_alive():
+                    return
+                try:
+                    self._shut_if_idle()
+                except ValueError:
                     return
 
     @staticmethod
@@ -386,11 +431,14 @@ class Crew:
         if self.state == CLOSE:
             self.engine.wait_idle()
             self.engine.call_supervisor()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and threading.current_thread() not in (thread, self._helper):
             while thread.is_alive():
                 thread.join(0.1 if self.state == CLOSE else None)
                 if self.state == CLOSE and thread.is_alive():
                     self.engine.call_supervisor()
+            if self._helper is not None and self.state == CLOSE:
+                self._help_wanted.set()  # it ends; a callback that runs is waited for
+                self._helper.join()
         with self._lock:
             self._kill_all()
             self._close()
@@ -412,14 +460,20 @@ class Crew:
             self._kill_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._close()
+        try:
+            self._run_callbacks(self.engine.pump())  # of the calls that failed just now
+        except ValueError:
+            pass
+        self._help_wanted.set()
+        with self._lock:
+            self._close()
 
     def _close(self) -> None:
         self.engine.close()
-        for place, crash in enumerate(self._crashes):
+        crashes, self._crashes = self._crashes, [-1] * self.size
+        for crash in crashes:
             if crash >= 0:
                 os.close(crash)
-                self._crashes[place] = -1
 
     def _kill_all(self) -> None:
         alive = [process for process in self.processes if process is not None]
@@ -469,7 +523,10 @@ def _remote_error(error: BaseException) -> Any:
 def _unsendable(error: BaseException, value: object) -> BaseException:
     from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 
-    made: BaseException = MaybeEncodingError(error, value)
+    try:
+        made: BaseException = MaybeEncodingError(error, value)
+    except Exception:  # its repr() fails too
+        made = MaybeEncodingError(error, f"<{type(value).__name__} object>")
     return made
 
 

@@ -64,6 +64,7 @@ class Job:
         callback: Callable[[Any], None] | None = None,
         owns_shared: bool = False,
         time_limit: float | None = None,
+        feeder: int = 0,
     ) -> None: ...
     @property
     def callback(self) -> Callable[[Any], None] | None: ...

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -26,14 +24,9 @@ VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "SHOAL_NUM_THREADS",
 )
-_MOMENT = 0.1  # seconds
 _LIBRARIES = (b"openblas", b"mkl_rt", b"libgomp", b"libomp", b"libiomp", b"blis")
 
 _controller: Any = None
-_lock = threading.Lock()
-_limiter: Any = None  # what gives the parent's libraries their own numbers back
-_forked_with: int | None = None  # the number that they have meanwhile, and that a child was forked with
-_restore_at = 0.0  # when they get it back; 0: no thread waits for that
 _modules = 0  # how many there were when the list of mappings was read last
 _loaded: tuple[int, ...] = ()  # how often the list of mappings named each library when the controller was made
 
@@ -72,55 +65,11 @@ def prepare_fork() -> None:
     _loaded = loaded
 
 
-def before_fork(threads: int | None) -> None:
-    """In the parent, before it forks workers: their libraries will have so many threads. So have its own, for a moment:
-    OpenBLAS starts its threads when it is told their number, and these are busy for some 30 ms before they sleep, which
-    the workers need for their own start."""
-    global _limiter, _forked_with, _restore_at
-    if threads is None:
-        return
-    prepare_fork()
-    if _controller is None:
-        return
-    with _lock:
-        if _limiter is None or _forked_with != threads:
-            limiter = _controller.limit(limits=threads)
-            _limiter = _limiter or limiter
-            _forked_with = threads
-        running, _restore_at = _restore_at > 0, time.monotonic() + _MOMENT
-        if not running:
-            threading.Thread(target=_restore, name="shoal-thread-limits", daemon=True).start()
-
-
-def _restore() -> None:
-    """Give the parent's libraries their own numbers of threads back, once no worker was forked for a moment."""
-    global _limiter, _forked_with, _restore_at
-    while True:
-        time.sleep(max(0.0, _restore_at - time.monotonic()))
-        with _lock:
-            if time.monotonic() < _restore_at:
-                continue
-            if _limiter is not None:
-                _limiter.restore_original_limits()
-            _limiter, _forked_with, _restore_at = None, None, 0.0
-            return
-
-
-def _after_fork() -> None:
-    # The child keeps the numbers it was forked with; giving back is the parent's thread's.
-    global _lock, _limiter, _restore_at
-    _lock = threading.Lock()
-    _limiter, _restore_at = None, 0.0
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def limit(threads: int | None) -> None:
     """In a worker, before it loads anything: so many threads from now on."""
     if threads is None:
         return
     for name in VARIABLES:
         os.environ[name] = str(threads)
-    if _controller is not None and _forked_with != threads:
+    if _controller is not None:
         _controller.limit(limits=threads)

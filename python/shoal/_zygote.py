@@ -5,6 +5,10 @@ forks, half a millisecond a worker, however large or threaded this program is. W
 stands: same sys.path, arguments, directory, environment and cpus. It is gone as soon as this process is, and with it
 what it forked, unless that may outlive us.
 
+What a process cannot simply put on afterwards (credentials, umask, nice value, resource limits: `_standing`) it has
+from the zygote. So a zygote serves only while ours are those it was started with. After a change another one is
+started, and the old one is set aside, not ended: its processes end with it, and the change may be undone.
+
 There may be several, told apart by what they import beforehand ("warmth"): workers of `Parallel` need little and must
 be there soon, those of `spawn` and `forkserver` import the program's modules anyway.
 """
@@ -23,8 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-_zygotes: dict[str, Zygote] = {}
+    _Standing = tuple[Any, ...]
+
+_zygotes: dict[str, Zygote] = {}  # by warmth: those in use
+_aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
 _lock = threading.Lock()
+_LIMITS = 16  # RLIM_NLIMITS
 
 
 class Zygote:
@@ -43,6 +51,7 @@ class Zygote:
         arguments = [sys.executable, *_interpreter_flags(), "-c", program]
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
+        self.standing = _standing()
         with theirs:
             # Its descriptor 0 is the socket; all others are close-on-exec.
             self.pid = os.posix_spawn(
@@ -84,6 +93,34 @@ class Zygote:
             pass
 
 
+def _standing() -> _Standing:
+    """What a zygote's processes inherit from it as it was when it started. 20 µs."""
+    import resource  # here: workers have no use for it
+
+    return (
+        os.getuid(),
+        os.geteuid(),
+        os.getgid(),
+        os.getegid(),
+        tuple(os.getgroups()),
+        os.getpriority(os.PRIO_PROCESS, 0),
+        _umask(),
+        tuple(map(resource.getrlimit, range(_LIMITS))),
+    )
+
+
+def _umask() -> bytes:
+    # os.umask() would have to change it, for all threads.
+    try:
+        fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 256).partition(b"\nUmask:")[2].partition(b"\n")[0]  # the second line
+    finally:
+        os.close(fd)
+
+
 def _directory() -> str:
     try:
         return os.getcwd()
@@ -118,26 +155,44 @@ class _Restarting:
 
     def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
         """As Zygote.start."""
+        zygote = self.current()
         try:
-            return self.current().start(function, payload, fds, outlives=outlives)
-        except BrokenPipeError:
-            _drop(self._warmth)
+            return zygote.start(function, payload, fds, outlives=outlives)
+        except BrokenPipeError:  # so it never runs: to ask again is safe
+            self._remove(zygote)
             return self.current().start(function, payload, fds, outlives=outlives)
 
     def current(self) -> Zygote:
         """The zygote itself, made if need be."""
+        standing = _standing()
         with _lock:
             zygote = _zygotes.get(self._warmth)
-            if zygote is None or zygote.owner != os.getpid():
-                zygote = _zygotes[self._warmth] = self._make()
+            if zygote is not None and zygote.owner == os.getpid():
+                if zygote.standing == standing:
+                    return zygote
+                _aside[self._warmth, zygote.standing] = _zygotes.pop(self._warmth)
+            zygote = _aside.pop((self._warmth, standing), None) or self._make()
+            _zygotes[self._warmth] = zygote
             return zygote
 
+    def _remove(self, zygote: Zygote) -> None:
+        """Forget a zygote that is gone, and none that another thread has made since."""
+        with _lock:
+            if _zygotes.get(self._warmth) is zygote:
+                del _zygotes[self._warmth]
+            elif _aside.get((self._warmth, zygote.standing)) is zygote:
+                del _aside[self._warmth, zygote.standing]
+            else:
+                return
+        zygote.close()
 
-def _drop(warmth: str | None = None) -> None:
-    """End the zygote of this warmth, or all."""
+
+def _drop() -> None:
+    """End all zygotes."""
     with _lock:
-        names = list(_zygotes) if warmth is None else [warmth] if warmth in _zygotes else []
-        dropped = [_zygotes.pop(name) for name in names]
+        dropped = [*_zygotes.values(), *_aside.values()]
+        _zygotes.clear()
+        _aside.clear()
     for zygote in dropped:
         if zygote.owner == os.getpid():
             zygote.close()
@@ -148,6 +203,7 @@ def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _zygotes.clear()
+    _aside.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -98,6 +98,8 @@ def _starter(context: Any, duties: _crew.Duties) -> _crew.StartWorker:
     """What starts a worker; it does not know its executor, so that one that is dropped can be collected."""
 
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
+        if context.get_start_method(allow_none=False) == "fork":
+            _threads.prepare_fork()
         worker = context.Process(
             target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties), daemon=True
         )
@@ -509,7 +511,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             crew = self._crew = _Crew(
                 self._max_workers,
                 _starter(self._mp_context, self._duties),
-                forks_with=self._duties.threads if forks else None,
+                foreign_main=_crew.is_main_interactive(),
                 begin=None if forks else 1,
             )
             weakref.finalize(self, crew.forsake).atexit = False

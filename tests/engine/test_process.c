@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -185,7 +186,7 @@ static int serve_one(void *context, const void *request, size_t size, const int 
 
 static pid_t zygote_pid;
 
-static shoal_zygote *start_zygote(void)
+static shoal_zygote *start_zygote_of(const shoal_zygote_service *service)
 {
     int ends[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
@@ -193,13 +194,18 @@ static shoal_zygote *start_zygote(void)
     if (zygote_pid == 0) {
         alarm(0);
         close(ends[0]);
-        const shoal_zygote_service service = {.main = serve_one};
-        _exit(shoal_zygote_serve(ends[1], &service) == 0 ? 0 : 1);
+        _exit(shoal_zygote_serve(ends[1], service) == 0 ? 0 : 1);
     }
     close(ends[1]);
     shoal_zygote *zygote;
     assert_int_equal(shoal_zygote_attach(ends[0], zygote_pid, &zygote), 0);
     return zygote;
+}
+
+static shoal_zygote *start_zygote(void)
+{
+    const shoal_zygote_service service = {.main = serve_one};
+    return start_zygote_of(&service);
 }
 
 static void end_zygote(shoal_zygote *zygote)
@@ -333,6 +339,146 @@ static void a_killed_askers_processes_end_but_for_those_that_outlive_it(void **s
     }
 }
 
+/* -- what is not let run -- */
+
+struct hooks {
+    int ran[2];     /* written to by what runs */
+    int forked[2];  /* written to by the zygote, once it has forked */
+    int proceed[2]; /* read by the zygote before it dies */
+};
+
+static int tell_that_it_ran(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count)
+{
+    (void)request, (void)size, (void)fds, (void)fd_count;
+    return write(((struct hooks *)context)->ran[1], "r", 1) == 1 ? 0 : 1;
+}
+
+static pid_t fork_and_kill_the_asker(void *context)
+{
+    (void)context;
+    pid_t asker = getppid();
+    pid_t pid = fork();
+    if (pid > 0)
+        kill(asker, SIGKILL);
+    return pid;
+}
+
+static void a_request_whose_asker_is_gone_before_the_go_ahead_never_runs(void **state)
+{
+    (void)state;
+    struct hooks hooks;
+    assert_int_equal(pipe(hooks.ran), 0);
+    pid_t asker = fork();
+    if (asker == 0) {
+        const shoal_zygote_service service = {
+            .main = tell_that_it_ran, .context = &hooks, .fork = fork_and_kill_the_asker};
+        shoal_process *process;
+        /* One that outlives the asker: the others are killed with it. */
+        (void)shoal_zygote_start_process(start_zygote_of(&service), "x", 1, NULL, 0, SHOAL_ZYGOTE_OUTLIVES, &process);
+        _exit(1);
+    }
+    int status;
+    assert_int_equal(waitpid(asker, &status, 0), asker);
+    assert_true(WIFSIGNALED(status));
+    close(hooks.ran[1]);
+    assert_all_gone_within_a_second(hooks.ran[0]);
+    close(hooks.ran[0]);
+}
+
+static pid_t fork_and_die(void *context)
+{
+    struct hooks *hooks = context;
+    pid_t pid = fork();
+    if (pid > 0) {
+        char byte;
+        if (write(hooks->forked[1], "f", 1) == 1 && read(hooks->proceed[0], &byte, 1) == 1)
+            raise(SIGKILL);
+        _exit(1);
+    }
+    return pid;
+}
+
+static void *start_one(void *zygote)
+{
+    shoal_process *process;
+    /* As an error's number: what a thread returns is a pointer. */
+    return (void *)(intptr_t)shoal_zygote_start_process(zygote, "x", 1, NULL, 0, SHOAL_ZYGOTE_OUTLIVES, &process);
+}
+
+static void what_a_zygote_forked_that_died_before_it_replied_never_runs(void **state)
+{
+    (void)state;
+    struct hooks hooks;
+    assert_int_equal(pipe(hooks.ran) | pipe(hooks.forked) | pipe(hooks.proceed), 0);
+    const shoal_zygote_service service = {.main = tell_that_it_ran, .context = &hooks, .fork = fork_and_die};
+    shoal_zygote *zygote = start_zygote_of(&service);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, start_one, zygote), 0);
+    char byte;
+    assert_int_equal(read(hooks.forked[0], &byte, 1), 1);
+    /* A process that was forked meanwhile holds the write end of the go-ahead: its end of file alone will not do. */
+    pid_t holder = fork();
+    if (holder == 0) {
+        alarm(LIMIT);
+        close(hooks.ran[1]);
+        pause();
+    }
+    assert_int_equal(write(hooks.proceed[1], "p", 1), 1);
+    void *error;
+    pthread_join(thread, &error);
+    assert_int_equal((intptr_t)error, -EPIPE);
+    close(hooks.ran[1]);
+    assert_all_gone_within_a_second(hooks.ran[0]);
+    assert_int_equal(waitpid(zygote_pid, NULL, 0), zygote_pid);
+    kill(holder, SIGKILL);
+    assert_int_equal(waitpid(holder, NULL, 0), holder);
+    shoal_zygote_close(zygote);
+    close(hooks.ran[0]);
+    for (int i = 0; i < 2; i++) {
+        close(hooks.forked[i]);
+        close(hooks.proceed[i]);
+    }
+}
+
+static int descriptor_count(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static int count_descriptors(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count)
+{
+    (void)context, (void)request, (void)size, (void)fds, (void)fd_count;
+    return descriptor_count();
+}
+
+static void a_start_leaves_no_descriptor_behind_on_either_side(void **state)
+{
+    (void)state;
+    const shoal_zygote_service service = {.main = count_descriptors};
+    shoal_zygote *zygote = start_zygote_of(&service);
+    int fds[SHOAL_ZYGOTE_FDS] = {0}; /* as many as there may be */
+    const int before = descriptor_count();
+    int codes[3];
+    for (int i = 0; i < 3; i++) {
+        shoal_process *process;
+        shoal_exit how;
+        assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, fds, i < 2 ? 1 : 100, 0, &process), 0);
+        assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+        shoal_process_close(process);
+        codes[i] = how.code;
+    }
+    assert_int_equal(codes[1], codes[0]);
+    assert_int_equal(codes[2], codes[0] + 99);
+    shoal_process *process;
+    assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, fds, SHOAL_ZYGOTE_FDS, 0, &process), 0);
+    shoal_process_close(process);
+    assert_int_equal(descriptor_count(), before);
+    end_zygote(zygote);
+}
+
 static void what_is_too_large_for_a_zygote_is_refused(void **state)
 {
     (void)state;
@@ -386,6 +532,9 @@ int main(void)
         cmocka_unit_test_setup(threads_that_ask_a_zygote_at_once_each_get_their_own, start_clock),
         cmocka_unit_test_setup(a_killed_zygote_does_its_processes_no_harm, start_clock),
         cmocka_unit_test_setup(a_killed_askers_processes_end_but_for_those_that_outlive_it, start_clock),
+        cmocka_unit_test_setup(a_request_whose_asker_is_gone_before_the_go_ahead_never_runs, start_clock),
+        cmocka_unit_test_setup(what_a_zygote_forked_that_died_before_it_replied_never_runs, start_clock),
+        cmocka_unit_test_setup(a_start_leaves_no_descriptor_behind_on_either_side, start_clock),
         cmocka_unit_test_setup(what_is_too_large_for_a_zygote_is_refused, start_clock),
         cmocka_unit_test_setup(a_zygote_passes_over_what_its_asker_would_not_send, start_clock),
     };

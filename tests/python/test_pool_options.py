@@ -164,18 +164,24 @@ def test_progress_is_a_truth_or_a_function(pool: Any) -> None:
 # -- generators --
 
 
-def test_map_begins_before_a_generator_has_ended(pool: Any) -> None:
-    taken = 0
+def test_map_begins_before_a_generator_has_ended(pool: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "begun"
 
     def items() -> Any:
-        nonlocal taken
-        for item in range(1, 100_001):
-            taken = item
+        for item in range(20_000):
+            if item == 19_999:
+                deadline = time.monotonic() + 20
+                while not mark.exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert mark.exists()
             yield item
 
-    result = pool.map_async(square, items())
-    assert 0 < taken < 100_000
-    assert result.get() == [x * x for x in range(1, 100_001)]
+    def touch(item: int) -> int:
+        if item == 0:
+            mark.touch()
+        return item
+
+    assert pool.map(touch, items()) == list(range(20_000))
 
 
 @pytest.mark.parametrize("read", [0, 3])

@@ -424,3 +424,120 @@ def test_a_killed_zygote_harms_no_task() -> None:
         with pytest.raises(shoal.WorkerDied):
             pool.apply(os._exit, (3,))
         assert pool.map(abs, [-1, -2]) == [1, 2]  # by a worker of a new zygote
+
+
+# -- a zygote that dies, and one that is out of date --
+
+
+def test_what_a_zygote_forked_and_did_not_tell_of_before_it_died_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal import _zygote
+
+    (tmp_path / "first").touch()
+    (tmp_path / "dies_at_fork.py").write_text(
+        "import os\n"
+        "def die():\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "def note(payload, fds):\n"
+        "    os.write(fds[0], b'ran ')\n"
+        "try:\n"
+        f"    os.unlink({str(tmp_path / 'first')!r})\n"
+        "except OSError:\n"
+        "    pass\n"
+        "else:\n"
+        "    os.register_at_fork(after_in_parent=die)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    read, write = os.pipe()
+    zygotes: list[_zygote.Zygote] = []
+
+    def make() -> _zygote.Zygote:
+        zygotes.append(_zygote.Zygote(["dies_at_fork"]))
+        return zygotes[-1]
+
+    process = _zygote.get("dies at fork", make).start("dies_at_fork:note", b"", [write])
+    os.close(write)
+    assert process.wait(10) == 0
+    with open(read, "rb") as pipe:
+        assert pipe.read() == b"ran "  # up to its end: both processes are gone
+    assert len(zygotes) == 2
+
+
+def standing() -> tuple[Any, ...]:
+    import resource
+
+    with open("/proc/self/status") as file:
+        umask = next(line.split()[1] for line in file if line.startswith("Umask:"))
+    return umask, resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_clean_process_has_the_umask_and_the_limits_of_its_parent_now(method: str) -> None:
+    import resource
+
+    from shoal import _zygote
+
+    context = mp.get_context(method)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with context.Pool(1) as before:
+        assert before.apply(standing) == standing()
+        zygote = _zygote._zygotes[method]
+        umask = os.umask(0o077)
+        try:
+            with context.Pool(1) as pool:
+                assert pool.apply(standing)[0] == "0077"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+            with context.Pool(1) as pool:
+                assert pool.apply(standing)[:2] == ("0077", (soft - 1, hard))
+        finally:
+            os.umask(umask)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert before.apply(standing) == standing()  # by a process that the change did no harm
+        with context.Pool(1) as pool:
+            assert pool.apply(standing) == standing()
+        assert _zygote._zygotes[method] is zygote
+
+
+def test_a_clean_process_has_the_priority_and_the_credentials_of_its_parent_now(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os
+        from shoal.multiprocessing import get_context
+
+        def credentials():
+            return os.nice(0), os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
+
+        def tell(queue):
+            queue.put(credentials())
+
+        if __name__ == "__main__":
+            context = get_context("spawn")
+            queue = context.Queue()
+            def changed(change):
+                change()
+                process = context.Process(target=tell, args=(queue,))
+                process.start()
+                process.join()
+                return queue.get(timeout=10) == credentials()
+            changes = [lambda: None, lambda: os.nice(1)]
+            if os.geteuid() == 0:
+                changes += [lambda: os.setgroups([1, 2]), lambda: os.setegid(3), lambda: os.setgid(4)]
+            print({changed(change) for change in changes})
+        """,
+    )
+    assert done.stdout == "{True}\n", done.stderr
+
+
+def test_zygotes_are_reused_by_threads_that_stand_the_same() -> None:
+    from shoal import _zygote
+
+    first = _zygote.get().current()
+    umask = os.umask(0o077)
+    try:
+        second = _zygote.get().current()
+    finally:
+        os.umask(umask)
+    assert second is not first
+    assert _zygote.get().current() is first

@@ -130,11 +130,9 @@ def _get_crew(n_jobs: int, backend: str) -> Crew:
             from shoal import _threads
 
             start = _start_clean if backend == "loky" else _start_forked
-            threads = _threads.share(n_jobs)
-            forks_with = threads if backend != "loky" else None
-            crew = Crew(
-                n_jobs, functools.partial(start, threads), forks_with=forks_with, foreign_main=backend == "loky"
-            )
+            if backend != "loky":
+                _threads.prepare_fork()
+            crew = Crew(n_jobs, functools.partial(start, _threads.share(n_jobs)), foreign_main=backend == "loky")
             _crews[key] = crew
         return crew
 

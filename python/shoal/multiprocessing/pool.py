@@ -25,6 +25,13 @@ from shoal.errors import TaskCancelled
 
 __all__ = ["Pool", "ThreadPool"]
 
+_CHUNK_MOST = 2**31
+_FEEDER_ANY, _FEEDER_CALLER, _FEEDER_HELPER = range(3)  # as in the extension
+# Iterators that any waiting thread may read on. Another may block, or be slow: a thread of its own does it.
+_NEVER_BLOCK = frozenset(
+    type(iter(source))
+    for source in (range(1), range(2**70), [], (), "", b"", bytearray(), {}, {}.values(), {}.items(), set())
+)
 _WINDOW = 4096  # items that imap hands out ahead of its reader
 
 # Kept for programs that reach for them here, as in the standard library's module.
@@ -130,8 +137,9 @@ class Pool:
             cpus=_options.cpus(cpus),
             threads=_threads.share(processes, threads),
         )
-        forks_with = duties.threads if context.get_start_method() == "fork" else None
-        self._crew = _crew.Crew(processes, _starter(self.Process, context, duties), forks_with=forks_with)
+        self._crew = _crew.Crew(
+            processes, _starter(self.Process, context, duties), foreign_main=_crew.is_main_interactive()
+        )
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
         self._state = RUN
 
@@ -194,7 +202,7 @@ class Pool:
             callback=_callback(callback, error_callback),
             time_limit=self._task_timeout if task_timeout is None else _options.seconds(task_timeout),
         )
-        result.submit()
+        _submit(self, result)
         return result
 
     # -- all results at once --
@@ -279,7 +287,9 @@ class Pool:
         chunksize: int | None,
         options: _options.MapOptions,
     ) -> list[Any]:
-        result = self._submit_map(func, iterable, mode, chunksize, options)
+        # What has no length is read as workers take it, in this thread; what has may change meanwhile: a copy.
+        items = iter(iterable) if not hasattr(iterable, "__len__") else _as_sequence(iterable)
+        result = self._submit_map(func, items, mode, chunksize, options)
         try:
             if options.progress:
                 _progress.wait(result, options.progress)
@@ -299,7 +309,8 @@ class Pool:
         callback: Callable[[list[Any]], object] | None,
         error_callback: Callable[[BaseException], object] | None,
     ) -> MapResult:
-        result = self._submit_map(func, iterable, mode, chunksize, options, _callback(callback, error_callback))
+        items = _as_sequence(iterable)
+        result = self._submit_map(func, items, mode, chunksize, options, _callback(callback, error_callback))
         if options.progress:
             _progress.follow(result, options.progress)
         return result
@@ -307,7 +318,7 @@ class Pool:
     def _submit_map(
         self,
         func: Callable[..., Any],
-        iterable: Iterable[Any],
+        items: Any,
         mode: int,
         chunksize: int | None,
         options: _options.MapOptions,
@@ -316,21 +327,20 @@ class Pool:
         self._check_running()
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
-        # What has no length is read as workers take it; the rest may change while it is read: a copy.
-        items = iter(iterable) if not hasattr(iterable, "__len__") else _as_sequence(iterable)
         shared, owned = self._crew.share(func)
         result = MapResult(
             self._crew.engine,
             items,
             shared,
             mode,
-            chunksize or 0,
+            min(chunksize or 0, _CHUNK_MOST),
             values=options.return_exceptions,
             callback=callback,
             owns_shared=owned,
+            feeder=_FEEDER_ANY if type(items) in (list, tuple) else _FEEDER_CALLER,
             **self._limits(options),
         )
-        result.submit()
+        _submit(self, result)
         return result
 
     def _limits(self, options: _options.MapOptions) -> dict[str, Any]:
@@ -390,14 +400,15 @@ class Pool:
             iterator,
             shared,
             CALL_ONE,
-            chunksize,
+            min(chunksize, _CHUNK_MOST),
             iterate=iterate,
             window=max(_WINDOW, 4 * chunksize * self._processes),
             values=options.return_exceptions,
             owns_shared=owned,
+            feeder=_FEEDER_ANY if type(iterator) in _NEVER_BLOCK else _FEEDER_HELPER,
             **self._limits(options),
         )
-        result.submit()
+        _submit(self, result)
         if options.progress:
             total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             _progress.follow(result, options.progress, total)
@@ -435,6 +446,16 @@ class Pool:
         self.terminate()
 
 
+def _submit(pool: Pool, result: Any) -> None:
+    # A pool that its user dropped ends its workers: not before its results are there.
+    result._pool = pool
+    try:
+        result.submit()
+    except BaseException:
+        result.cancel()
+        raise
+
+
 def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
     return iterable if type(iterable) in (list, tuple) else list(iterable)  # type: ignore[return-value]
 
@@ -443,6 +464,8 @@ def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Dutie
     """What starts a worker; it does not know its pool, so that a pool that is dropped can be collected."""
 
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
+        if context.get_start_method() == "fork":
+            _threads.prepare_fork()
         worker = make_process(context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties))
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
@@ -498,9 +521,14 @@ def _callback(
 class ApplyResult(_engine.Job):
     """The result of `apply_async`, perhaps not there yet."""
 
+    _pool: Pool | None = None
+
     def ready(self) -> bool:
         """Whether it is there; does not wait."""
-        return self.wait_ready(0)
+        if not self.wait_ready(0):
+            return False
+        self._pool = None
+        return True
 
     def successful(self) -> bool:
         """Whether the call returned rather than raised. ValueError while that is not known."""
@@ -510,13 +538,15 @@ class ApplyResult(_engine.Job):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is there, `timeout` seconds at the most."""
-        self.wait_ready(timeout)
+        if self.wait_ready(timeout):
+            self._pool = None
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait and return the result, or raise what the call raised; multiprocessing.TimeoutError after `timeout`
         seconds."""
         if not self.wait_ready(timeout):
             raise TimeoutError
+        self._pool = None
         return self._value()
 
     def cancel(self, *, kill: bool = False) -> bool:
@@ -543,6 +573,8 @@ class MapResult(ApplyResult):
 
 class IMapIterator(_engine.Job):
     """Results of `imap`, as they come."""
+
+    _pool: Pool | None = None
 
     def cancel(self, *, kill: bool = False) -> bool:
         """Take back what no worker has begun, as `AsyncResult.cancel`; results that are there can still be read."""

@@ -1,0 +1,289 @@
+"""A pool and the user's code that it runs: iterators, pickles and callbacks that block, raise, end the pool or use it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shoal
+from helpers import run_program
+from shoal.multiprocessing import Pool
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def nap(x: Any) -> Any:
+    time.sleep(0.001)
+    return x
+
+
+@pytest.fixture
+def pool() -> Any:
+    with Pool(2) as made:
+        yield made
+
+
+def slowly(count: int, pause: float = 0.02) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(pause)
+        yield item
+
+
+# -- iterators that are slow, or block --
+
+
+def test_imap_returns_at_once_and_gives_results_while_its_iterator_goes_on(pool: Any) -> None:
+    given = 0
+
+    def items() -> Iterator[int]:
+        nonlocal given
+        for given in range(1, 101):  # noqa: B007
+            time.sleep(0.01)
+            yield given
+
+    results = pool.imap(square, items())
+    assert given < 50
+    assert next(results) == 1
+    assert given < 80
+    assert list(results) == [x * x for x in range(2, 101)]
+
+
+def test_a_blocked_iterator_does_not_hold_up_other_calls(pool: Any) -> None:
+    source: queue.Queue[int | None] = queue.Queue()
+    results = pool.imap(square, iter(source.get, None))
+    assert pool.apply(square, (4,)) == 16
+    source.put(3)
+    assert next(results) == 9
+    assert pool.map(square, range(10)) == [x * x for x in range(10)]
+    source.put(None)
+    assert list(results) == []
+
+
+def test_a_worker_that_dies_is_seen_while_an_iterator_blocks(pool: Any) -> None:
+    source: queue.Queue[int | None] = queue.Queue()
+    source.put(5)
+    results = pool.imap(os._exit, iter(source.get, None))
+    with pytest.raises(shoal.WorkerDied):
+        results.next(20)
+    source.put(None)
+
+
+def test_the_iterator_of_a_map_runs_in_the_thread_that_called_it(pool: Any) -> None:
+    wrong: list[Any] = []
+
+    def items(thread: int) -> Iterator[int]:
+        for item in range(300):
+            if threading.get_ident() != thread:
+                wrong.append(item)
+            yield item
+
+    def use() -> None:
+        for _ in range(5):
+            if pool.map(square, items(threading.get_ident())) != [x * x for x in range(300)]:
+                wrong.append("results")
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# -- iterators that use their pool --
+
+
+@pytest.mark.parametrize("count", [10, 2000])
+def test_an_imap_may_be_the_iterator_of_another(pool: Any, count: int) -> None:
+    assert list(pool.imap(square, pool.imap(square, range(count)))) == [x**4 for x in range(count)]
+
+
+def test_a_generator_may_ask_its_own_pool(pool: Any) -> None:
+    assert pool.map(square, (pool.apply(square, (x,)) for x in range(5))) == [x**4 for x in range(5)]
+
+
+# -- iterators that raise --
+
+
+def failing() -> Iterator[int]:
+    yield 1
+    yield 2
+    raise LookupError("no more")
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_a_generators_own_error_is_the_maps(pool: Any, values: bool) -> None:
+    with pytest.raises(LookupError, match="no more"):
+        pool.map(square, failing(), return_exceptions=values)
+    results = pool.imap(square, failing(), return_exceptions=values)
+    assert [next(results), next(results)] == [1, 4]
+    with pytest.raises(LookupError, match="no more"):
+        next(results)
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_an_interrupt_inside_of_a_generator_is_no_items_value(pool: Any, values: bool) -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.map(square, items(), return_exceptions=values)
+    assert pool.map(square, [3]) == [9]
+
+
+# -- the end of the pool meanwhile --
+
+
+@pytest.mark.parametrize("call", ["map", "imap"])
+def test_a_pool_may_be_terminated_while_its_iterator_runs(call: str) -> None:
+    for _ in range(5):
+        with Pool(2) as pool:
+            timer = threading.Timer(0.1, pool.terminate)
+            timer.start()
+            with pytest.raises((shoal.TaskCancelled, RuntimeError)):
+                list(getattr(pool, call)(square, slowly(200), chunksize=20))
+            timer.join()
+
+
+def test_leaving_a_pool_while_a_progress_thread_feeds_is_sound() -> None:
+    for _ in range(3):
+        with Pool(2) as pool:
+            results = pool.imap(square, slowly(1000, 0.005), chunksize=20, progress=lambda done, total: None)
+            next(results)
+
+
+def test_a_terminated_pools_results_are_there_as_errors() -> None:
+    errors: list[BaseException] = []
+    pool = Pool(1)
+    result = pool.apply_async(time.sleep, (100,), callback=print, error_callback=errors.append)
+    pool.terminate()
+    with pytest.raises(shoal.TaskCancelled):
+        result.get(10)
+    assert result.ready()
+    assert [type(error) for error in errors] == [shoal.TaskCancelled]
+
+
+def test_results_outlive_a_pool_that_was_dropped() -> None:
+    assert Pool(2).map_async(square, range(5)).get(20) == [x * x for x in range(5)]
+    assert list(Pool(2).imap(square, range(500))) == [x * x for x in range(500)]
+
+
+# -- signals --
+
+
+@pytest.mark.parametrize("chunksize", [None, 1])
+def test_a_signal_ends_a_busy_map_at_once(pool: Any, chunksize: int | None) -> None:
+
+    class Enough(Exception):
+        pass
+
+    def stop(number: int, frame: Any) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Enough):
+            pool.map(nap, range(20_000), chunksize)
+        assert pool.apply(square, (3,)) == 9
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- values that misbehave --
+
+
+class Unprintable:
+    def __reduce__(self) -> Any:
+        raise ValueError("cannot be sent")
+
+    def __repr__(self) -> str:
+        raise ValueError("cannot be shown")
+
+
+def give_unprintable(_: Any) -> Any:
+    return Unprintable()
+
+
+def test_a_result_that_can_neither_be_sent_nor_shown_is_its_items_error(pool: Any) -> None:
+    pids = {process.pid for process in pool._pool}
+    with pytest.raises(Exception, match="cannot be sent"):
+        pool.map(give_unprintable, [1])
+    assert {process.pid for process in pool._pool} == pids
+
+
+class Counter:
+    """Callable, found by a name, and with a state that changes."""
+
+    __module__ = __name__
+    __qualname__ = "counter"
+
+    def __init__(self) -> None:
+        self.step = 1
+
+    def __call__(self, x: int) -> int:
+        return x * self.step
+
+
+counter = Counter()
+
+
+def test_a_callable_object_is_sent_with_the_state_it_has_now(pool: Any) -> None:
+    assert pool.map(counter, [1]) == [1]
+    counter.step = 10
+    assert pool.map(counter, [1]) == [10]
+
+
+def test_a_pool_does_not_touch_the_parents_threads(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import time, numpy, threadpoolctl
+        from shoal.multiprocessing import Pool
+
+        def numbers():
+            return [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+
+        if __name__ == "__main__":
+            before = numbers()
+            with Pool(4, maxtasksperchild=1) as pool:
+                pool.map(abs, range(20), chunksize=1)
+                assert numbers() == before
+            time.sleep(0.3)
+            assert numbers() == before
+            print("same")
+        """,
+    )
+    assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_functions_of_a_prompt_work_with_every_start_method(tmp_path: Path, method: str) -> None:
+    import subprocess
+    import sys
+
+    program = f"""
+from shoal.multiprocessing import get_context
+def f(x): return x + 1
+pool = get_context({method!r}).Pool(2)
+print(pool.map(f, [1, 2]))
+def g(x): return x * 2
+print(pool.map(g, [1, 2]))
+def f(x): return x - 1
+print(pool.map(f, [1, 2]))
+pool.terminate()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["[2, 3]", "[2, 4]", "[0, 1]"], done.stderr
