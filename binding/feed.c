@@ -10,13 +10,12 @@
 
 #include <string.h>
 
-#include <pythread.h>
-
 #define TASKS_AHEAD 4u                   /* a worker, where the size of tasks follows measured time */
 #define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
 #define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
 
 /* For so long a thread goes on feeding from an iterator before it looks whether something else is due. */
+#define FEEDER_LOOKS 500000 /* us; a job's own thread looks for room by itself so often, should nobody call it */
 #define ITERATOR_TURN (2 * SHOAL_MILLISECOND)
 
 /* ----------------------------------------------------------------- feeding ---- */
@@ -373,20 +372,50 @@ static int feed_job(PoolObject *pool, struct feeder *feeder, JobObject *job, boo
 }
 
 /* Whether this thread may take items from the job's source now. */
-static bool may_feed(const PoolObject *pool, const JobObject *job)
+static bool may_feed(const JobObject *job)
 {
-    const unsigned long self = PyThread_get_thread_ident();
-    return !job->feeding && (!job->by_helper || pool->helper == self) && (job->thread == 0 || job->thread == self);
+    return !job->feeding && !job->has_feeder && (job->thread == 0 || job->thread == PyThread_get_thread_ident());
 }
 
-void call_feeder(PoolObject *pool, JobObject *job)
+void call_feeder(const PoolObject *pool, JobObject *job)
 {
+    if (!job->has_feeder || job->feeding || job->called)
+        return;
     /* Calling it costs some 50 us: not for each place that gets free. */
-    if (!job->by_helper || !job->queued || job->feeding || job->called || job->tasks_out > FIXED_TASKS_AHEAD / 2 ||
-        (job->window > 0 && job->next - job->taken > job->window / 2))
+    const bool worth_it =
+        job->tasks_out <= FIXED_TASKS_AHEAD / 2 && (job->window == 0 || job->next - job->taken <= job->window / 2);
+    if (!worth_it && !pool->eager && !is_over(pool, job))
         return;
     job->called = true;
-    shoal_pool_request_attention(pool->pool, 0, 1);
+    PyThread_release_lock(job->call);
+}
+
+int feed_source(PoolObject *pool, JobObject *job)
+{
+    struct feeder *feeder = take_feeder(pool);
+    int result = feeder == NULL ? -1 : 0;
+    pool->feeding++;
+    while (result == 0 && job->queued && !is_over(pool, job)) {
+        bool more = true;
+        while (result == 0 && more && job->queued && !is_over(pool, job)) {
+            more = false;
+            result = feed_job(pool, feeder, job, &more);
+        }
+        shoal_pool_wake(pool->pool);
+        if (result == 0)
+            result = job_check(job);
+        if (result != 0 || !job->queued || is_over(pool, job))
+            break;
+        Py_BEGIN_ALLOW_THREADS(void)
+        PyThread_acquire_lock_timed(job->call, FEEDER_LOOKS, 0);
+        Py_END_ALLOW_THREADS
+    }
+    pool->feeding--;
+    if (feeder != NULL)
+        give_feeder(pool, feeder);
+    if (!pool->ended)
+        shoal_pool_request_attention(pool->pool, 0, 1); /* a closed pool may be through with this */
+    return result;
 }
 
 int feed_jobs(PoolObject *pool)
@@ -403,7 +432,7 @@ int feed_jobs(PoolObject *pool)
     PyObject *jobs = PySequence_Tuple(pool->queue);
     for (Py_ssize_t i = 0; jobs != NULL && i < PyTuple_GET_SIZE(jobs) && result == 0 && !pool->ended; i++) {
         JobObject *job = (JobObject *)PyTuple_GET_ITEM(jobs, i);
-        if (!job->queued || !may_feed(pool, job))
+        if (!job->queued || !may_feed(job))
             continue;
         result = feed_job(pool, feeder, job, &more);
         if (result == 0)

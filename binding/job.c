@@ -6,7 +6,6 @@
  */
 #include "pool.h"
 
-#include <pythread.h>
 #include <string.h>
 #include <structmember.h>
 #include <unistd.h>
@@ -260,11 +259,26 @@ static PyObject *job_submit(PyObject *self, PyObject *unused)
         result = feed_jobs(pool);
     if (result == 0)
         result = job_check(job); /* no items: done at once */
-    if (result == 0)
-        call_feeder(pool, job);
     request_help(pool);
 leave:
     pool_leave(pool);
+    if (result != 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *job_feed_source(PyObject *self, PyObject *unused)
+{
+    JobObject *job = (JobObject *)self;
+    if (!job->has_feeder || job->fed) {
+        PyErr_SetString(PyExc_ValueError, "not a job with a thread of its own, or it has that thread");
+        return NULL;
+    }
+    job->fed = true;
+    if (pool_enter(job->pool) != 0)
+        return NULL;
+    int result = feed_source(job->pool, job);
+    pool_leave(job->pool);
     if (result != 0)
         return NULL;
     Py_RETURN_NONE;
@@ -321,7 +335,7 @@ static PyObject *take_next(JobObject *job)
 static PyObject *job_iternext(PyObject *self)
 {
     JobObject *job = (JobObject *)self;
-    if (job->by_helper && job->pool->pool != NULL && next_is_there(job))
+    if (job->has_feeder && job->pool->pool != NULL && next_is_there(job))
         call_feeder(job->pool, job); /* who reads what is there does not come by wait_for() */
     if (wait_for(job->pool, job, true, SHOAL_FOREVER) < 0)
         return NULL;
@@ -512,7 +526,15 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     job->chunk = chunk;
     job->retries = retries;
     job->thread = feeder == FEEDER_CALLER ? PyThread_get_thread_ident() : 0;
-    job->by_helper = feeder == FEEDER_HELPER;
+    job->has_feeder = feeder == FEEDER_OWN;
+    if (job->has_feeder) {
+        job->call = PyThread_allocate_lock();
+        if (job->call == NULL) {
+            Py_DECREF(job);
+            return PyErr_NoMemory();
+        }
+        (void)PyThread_acquire_lock(job->call, NOWAIT_LOCK);
+    }
     job->time_limit = seconds == Py_None || time_limit == SHOAL_FOREVER ? 0 : time_limit > 0 ? time_limit : 1;
     job->iterates = iterate != 0;
     job->ordered = iterate == 1;
@@ -564,6 +586,8 @@ static void job_dealloc(PyObject *self)
     (void)job_clear(self);
     PyMem_Free(job->entries);
     PyMem_Free(job->have);
+    if (job->call != NULL)
+        PyThread_free_lock(job->call);
     if (job->pool != NULL)
         drop_shared(job);
     Py_CLEAR(job->pool);
@@ -573,6 +597,9 @@ static void job_dealloc(PyObject *self)
 
 static PyMethodDef job_methods[] = {
     {"submit", job_submit, METH_NOARGS, "submit()\n--\n\nBegin to hand out the job's items. Once."},
+    {"feed_source", job_feed_source, METH_NOARGS,
+     "feed_source()\n--\n\nHand out the items of a job whose source may block, in the calling thread; once, after "
+     "submit()."},
     {"wait_ready", job_wait_method, METH_VARARGS,
      "wait_ready(timeout=None)\n--\n\nWait until the job is done and its callback ran; timeout in seconds. Whether it "
      "is."},

@@ -4,7 +4,6 @@
 #include "pool.h"
 
 #include <errno.h>
-#include <pythread.h>
 #include <unistd.h>
 
 int pool_enter(PoolObject *pool)
@@ -231,11 +230,9 @@ static PyObject *pool_pump(PyObject *self, PyObject *unused)
     if (pool_enter(pool) != 0)
         return NULL;
     bool any;
-    pool->helper = PyThread_get_thread_ident();
     int result = collect_tasks(pool, &any);
     if (result == 0)
         result = feed_jobs(pool);
-    pool->helper = 0;
     PyObject *due = NULL;
     if (result == 0) {
         due = pool->finished;
@@ -315,6 +312,8 @@ static PyObject *pool_hurry(PyObject *self, PyObject *unused)
         return NULL;
     pool->eager = true;
     int result = feed_jobs(pool);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue); i++)
+        call_feeder(pool, (JobObject *)PyList_GET_ITEM(pool->queue, i));
     request_help(pool);
     pool_leave(pool);
     if (result != 0)

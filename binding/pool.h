@@ -8,6 +8,8 @@
 
 #include "codec.h"
 
+#include <pythread.h>
+
 /* How a worker calls the function; in the upper half of a task's flags. */
 enum call_mode {
     CALL_ONE = 0,   /* f(item) */
@@ -22,7 +24,7 @@ enum call_mode {
 enum job_feeder {
     FEEDER_ANY = 0,    /* whoever waits for something of the pool */
     FEEDER_CALLER = 1, /* the one that made the job: its source may be bound to it */
-    FEEDER_HELPER = 2  /* the one in pump(): its source may block */
+    FEEDER_OWN = 2     /* one of its own, in feed_source(): its source may block */
 };
 
 /* The first byte of a result. */
@@ -50,7 +52,6 @@ struct PoolObject {
     struct feeder *spare_feeder; /* feed.c's */
     bool foreign_main;           /* the workers' __main__ is another program's */
     uint32_t feeding;            /* threads in feed_jobs */
-    unsigned long helper;        /* the thread in pump(), or 0 */
     bool more;                   /* the last of them stopped while there was more to hand out */
     bool eager;                  /* hand out all that iterators hold: the pool was closed */
     bool ended;                  /* nothing is handed out any more */
@@ -90,12 +91,13 @@ struct JobObject {
     uint32_t waiters;
     shoal_pace pace;
     bool is_sequence, iterates, ordered;
-    bool feeding;         /* a thread takes items from its source */
-    unsigned long thread; /* the only one that may, or 0 */
-    bool by_helper;       /* only the thread in pump() may: the source may block */
-    bool called;          /* it was called to do so */
-    bool values;          /* errors are results, not raised */
-    bool owns_shared;     /* `shared` is this job's alone: nobody needs it once the job is done */
+    bool feeding;            /* a thread takes items from its source */
+    unsigned long thread;    /* the only one that may, or 0 */
+    bool has_feeder;         /* a thread in feed_source() does, and no other */
+    PyThread_type_lock call; /* which it waits for when there is no room: taken unless it was called */
+    bool called, fed;
+    bool values;      /* errors are results, not raised */
+    bool owns_shared; /* `shared` is this job's alone: nobody needs it once the job is done */
     bool queued, ready, complete;
     bool watched; /* `callback` came by watch(): the job is ready as soon as it is done, and the callback runs after */
     struct entry {
@@ -120,8 +122,11 @@ int feed_jobs(PoolObject *pool);
 int collect_tasks(PoolObject *pool, bool *any);
 /* Fail every item that is out or not handed out yet, with an exception made by `error` (an instance; shared by all). */
 int abandon_jobs(PoolObject *pool, PyObject *error);
-/* Have the thread in pump() feed this job, where only it may and there is room enough to call it for. */
-void call_feeder(PoolObject *pool, JobObject *job);
+/* Feed one job until its source is used up or of no use any more, waiting for room: what a job's own thread does.
+ * 0, or -1 with an exception. */
+int feed_source(PoolObject *pool, JobObject *job);
+/* Call the job's own thread, if it has one, where there is room enough to call it for. */
+void call_feeder(const PoolObject *pool, JobObject *job);
 /* Free what feed.c keeps; NULL is allowed. */
 void free_feeder(struct feeder *feeder);
 /* Have the supervising thread called when there is something that no waiting thread sees to. */

@@ -14,6 +14,7 @@ import builtins
 import io
 import marshal
 import sys
+from opcode import opmap
 from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -91,27 +92,61 @@ class _Pickler(_pickle.Pickler):
 
 
 def _global_names(code: CodeType) -> Iterator[str]:
-    """The names that a function's code, and the functions and classes inside of it, may look up as globals."""
-    yield from code.co_names
+    """The names that a function's code, and the functions and classes inside of it, look up as globals.
+
+    Not all of `co_names`: attributes are there too, and a large global that only shares its name with an attribute must
+    not be sent along.
+    """
+    extended = 0
+    for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument |= extended
+        extended = argument << 8 if operation == _EXTENDED_ARG else 0
+        if operation in _BY_NAME:
+            yield code.co_names[argument >> _SHIFTS.get(operation, 0)]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _global_names(constant)
 
 
+_EXTENDED_ARG = opmap["EXTENDED_ARG"]
+_BY_NAME = {
+    opmap[name]
+    for name in (
+        "LOAD_GLOBAL",
+        "STORE_GLOBAL",
+        "DELETE_GLOBAL",
+        "LOAD_NAME",
+        "STORE_NAME",
+        "DELETE_NAME",
+        "LOAD_FROM_DICT_OR_GLOBALS",
+    )
+    if name in opmap
+}
+# From 3.11 on the lowest bit says something else.
+_SHIFTS = {opmap["LOAD_GLOBAL"]: 1} if sys.version_info >= (3, 11) else {}
+
+
 def _submodules(values: list[Any], code: CodeType) -> list[str]:
     """Modules that the code reaches as attributes of packages: `import a.b` makes a global of `a` only."""
-    names = None
+    names: set[str] | None = None
     found = []
     for package in values:
         if type(package) is not ModuleType or not hasattr(package, "__path__"):
             continue
         if names is None:
-            names = set(_global_names(code))
+            names = set(_all_names(code))
         prefix = package.__name__ + "."
         for name in list(sys.modules):
             if name.startswith(prefix) and names.issuperset(name[len(prefix) :].split(".")):
                 found.append(name)
     return found
+
+
+def _all_names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_names(constant)
 
 
 def _is_filled(cell: CellType) -> bool:

@@ -64,7 +64,7 @@ def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None, foreign_ma
     _forget_buffers(buffer_callback)
     try:
         return _functions.dumps(obj, buffer_callback, _reducers(), foreign_main)
-    except (_functions.NotPlain, _pickle.PicklingError, AttributeError, TypeError, ValueError):
+    except Exception:
         pass  # not for us: cloudpickle does it, or has the right words for why it cannot be done
     _forget_buffers(buffer_callback)
     file = io.BytesIO()

@@ -176,3 +176,45 @@ def test_modules_that_the_program_wants_by_value_are_left_to_cloudpickle() -> No
             sent(lambda: FACTOR)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
+
+
+values = list(range(100_000))
+
+
+def test_a_global_that_shares_its_name_with_an_attribute_stays_at_home() -> None:
+    assert len(_functions.dumps(lambda x: x.values, None, {}, False)) < 2000
+    assert "values" in sent(lambda: values).__globals__
+
+
+def test_names_beyond_the_256th_are_found() -> None:
+    names = [f"name_{i}" for i in range(400)]
+    namespace: dict[str, Any] = {name: i for i, name in enumerate(names)}
+    namespace["__name__"] = "elsewhere"
+    exec(f"def function(): return [{', '.join(names)}]", namespace)
+    assert sent(namespace["function"])() == list(range(400))
+
+
+def test_decorated_functions_generators_and_coroutines_arrive() -> None:
+    import asyncio
+    import functools
+
+    def twice(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return 2 * function(*args)
+
+        return wrapper
+
+    @twice
+    def decorated(x: int) -> int:
+        return x + FACTOR
+
+    async def coroutine(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    arrived = sent(decorated)
+    assert arrived(1) == 8
+    assert arrived.__wrapped__(1) == 4
+    assert list(sent(lambda: (yield FACTOR))()) == [3]
+    assert asyncio.run(sent(coroutine)(5)) == 5

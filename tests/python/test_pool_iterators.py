@@ -1,4 +1,4 @@
-"""A pool and the user's code that it runs: iterators, pickles and callbacks that block, raise, end the pool or use it."""
+"""A pool and the user's code that it runs: iterators and callbacks that block, raise, end the pool, or use it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_imap_returns_at_once_and_gives_results_while_its_iterator_goes_on(pool:
 
     def items() -> Iterator[int]:
         nonlocal given
-        for given in range(1, 101):  # noqa: B007
+        for given in range(1, 101):
             time.sleep(0.01)
             yield given
 
@@ -287,3 +287,13 @@ pool.terminate()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert done.stdout.splitlines() == ["[2, 3]", "[2, 4]", "[0, 1]"], done.stderr
+
+
+def test_callbacks_run_while_an_iterator_blocks(pool: Any) -> None:
+    source: queue.Queue[int | None] = queue.Queue()
+    results = pool.imap(square, iter(source.get, None))
+    called = threading.Event()
+    pool.apply_async(square, (3,), callback=lambda value: called.set())
+    assert called.wait(20)
+    source.put(None)
+    assert list(results) == []

@@ -26,12 +26,10 @@ from shoal.errors import TaskCancelled
 __all__ = ["Pool", "ThreadPool"]
 
 _CHUNK_MOST = 2**31
-_FEEDER_ANY, _FEEDER_CALLER, _FEEDER_HELPER = range(3)  # as in the extension
+_FEEDER_ANY, _FEEDER_CALLER, _FEEDER_OWN = range(3)  # as in the extension
 # Iterators that any waiting thread may read on. Another may block, or be slow: a thread of its own does it.
-_NEVER_BLOCK = frozenset(
-    type(iter(source))
-    for source in (range(1), range(2**70), [], (), "", b"", bytearray(), {}, {}.values(), {}.items(), set())
-)
+_HARMLESS: tuple[Any, ...] = (range(1), range(2**70), [], (), "", b"", bytearray(), {}, {}.values(), {}.items(), set())
+_NEVER_BLOCK = frozenset(type(iter(source)) for source in _HARMLESS)
 _WINDOW = 4096  # items that imap hands out ahead of its reader
 
 # Kept for programs that reach for them here, as in the standard library's module.
@@ -405,10 +403,12 @@ class Pool:
             window=max(_WINDOW, 4 * chunksize * self._processes),
             values=options.return_exceptions,
             owns_shared=owned,
-            feeder=_FEEDER_ANY if type(iterator) in _NEVER_BLOCK else _FEEDER_HELPER,
+            feeder=_FEEDER_ANY if type(iterator) in _NEVER_BLOCK else _FEEDER_OWN,
             **self._limits(options),
         )
         _submit(self, result)
+        if type(iterator) not in _NEVER_BLOCK:
+            threading.Thread(target=_feed, args=(result,), name="shoal-feeder", daemon=True).start()
         if options.progress:
             total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             _progress.follow(result, options.progress, total)
@@ -454,6 +454,13 @@ def _submit(pool: Pool, result: Any) -> None:
     except BaseException:
         result.cancel()
         raise
+
+
+def _feed(result: Any) -> None:
+    try:
+        result.feed_source()
+    except ValueError:  # the pool was closed
+        pass
 
 
 def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
