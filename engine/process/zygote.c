@@ -2,12 +2,14 @@
  *
  * One socket carries both. Whoever waits for something reads what comes and puts it where it belongs: replies are told
  * apart by number, exits by pid. One thread reads at a time, in slices, the others look at what it found. A zygote that
- * is gone reads as end of file: from then on starts fail with -EPIPE and unknown exits with -ECHILD. The server's side
- * is zygote_serve.c.
+ * is gone reads as end of file: from then on starts fail with -EPIPE and unknown exits with -ECHILD. What was forked
+ * for a request runs nothing before we let it (zygote.h): so a start that failed never runs. The server's side is
+ * zygote_serve.c.
  */
 #include "process/zygote.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -171,26 +173,28 @@ int zygote_exit_of(shoal_zygote *zygote, pid_t pid, int64_t timeout, shoal_exit 
     return 0;
 }
 
-static int send_request(shoal_zygote *zygote, const struct zygote_request *head, const void *request, size_t size,
-                        const int *fds, uint32_t fd_count)
+/* Send a request with its descriptors, `go` first. */
+static int send_request(shoal_zygote *zygote, const struct zygote_request *head, const void *request, int go,
+                        const int *fds)
 {
     union {
         struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int) * SHOAL_ZYGOTE_FDS)];
+        char bytes[CMSG_SPACE(sizeof(int) * (SHOAL_ZYGOTE_FDS + 1))];
     } control;
+    const size_t fds_size = sizeof(int) * head->fds;
     struct zygote_request copy = *head;
-    struct iovec parts[2] = {{&copy, sizeof copy}, {(void *)(uintptr_t)request, size}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = size > 0 ? 2 : 1};
-    if (fd_count > 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * fd_count);
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
-        memcpy(CMSG_DATA(header), fds, sizeof(int) * fd_count);
-    }
+    struct iovec parts[2] = {{&copy, sizeof copy}, {(void *)(uintptr_t)request, head->size}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = head->size > 0 ? 2 : 1};
+    memset(&control, 0, sizeof control);
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_SPACE(sizeof go + fds_size);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof go + fds_size);
+    memcpy(CMSG_DATA(header), &go, sizeof go);
+    if (fds_size > 0)
+        memcpy(CMSG_DATA(header) + sizeof go, fds, fds_size);
     for (;;) {
         if (sendmsg(zygote->socket, &message, MSG_NOSIGNAL) >= 0)
             return 0;
@@ -199,19 +203,15 @@ static int send_request(shoal_zygote *zygote, const struct zygote_request *head,
     }
 }
 
-int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
-                               uint32_t fd_count, uint32_t flags, shoal_process **out)
+/* Have a process forked that waits for the go-ahead at the other end of `go`. */
+static int ask(shoal_zygote *zygote, struct zygote_request *head, const void *request, int go, const int *fds,
+               shoal_process **out)
 {
-    if (size > SHOAL_ZYGOTE_REQUEST || fd_count > SHOAL_ZYGOTE_FDS)
-        return -EMSGSIZE;
-    if (zygote->owner != getpid())
-        return -EPIPE;
-    struct zygote_request head = {.magic = ZYGOTE_MAGIC, .size = (uint32_t)size, .fds = fd_count, .flags = flags};
     pthread_mutex_lock(&zygote->lock);
     int error = -EPIPE;
     if (!zygote->gone) {
-        head.number = zygote->next_request++;
-        error = send_request(zygote, &head, request, size, fds, fd_count);
+        head->number = zygote->next_request++;
+        error = send_request(zygote, head, request, go, fds);
     }
     pthread_mutex_unlock(&zygote->lock);
     if (error != 0)
@@ -219,7 +219,7 @@ int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t
     struct zygote_reply reply;
     /* The zygote may still be importing what it preloads. */
     int pidfd = -1;
-    error = await_news(zygote, ZYGOTE_STARTED, head.number, 60 * SHOAL_SECOND, &reply, &pidfd);
+    error = await_news(zygote, ZYGOTE_STARTED, head->number, 60 * SHOAL_SECOND, &reply, &pidfd);
     if (error != 0)
         return error;
     if (reply.pid <= 0 || pidfd < 0) {
@@ -237,4 +237,25 @@ int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t
     process->zygote = zygote;
     *out = process;
     return 0;
+}
+
+int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
+                               uint32_t fd_count, uint32_t flags, shoal_process **out)
+{
+    if (size > SHOAL_ZYGOTE_REQUEST || fd_count > SHOAL_ZYGOTE_FDS)
+        return -EMSGSIZE;
+    if (zygote->owner != getpid())
+        return -EPIPE;
+    int go[2];
+    if (pipe2(go, O_CLOEXEC) != 0)
+        return -errno;
+    struct zygote_request head = {.magic = ZYGOTE_MAGIC, .size = (uint32_t)size, .fds = fd_count, .flags = flags};
+    int error = ask(zygote, &head, request, go[0], fds, out);
+    /* Our own read end is still open: there is room for one byte, and no SIGPIPE where the process is gone. */
+    const char answer = error == 0 ? ZYGOTE_GO : ZYGOTE_DO_NOT;
+    while (write(go[1], &answer, 1) < 0 && errno == EINTR) {
+    }
+    close(go[0]);
+    close(go[1]);
+    return error;
 }

@@ -104,25 +104,40 @@ static void report_ends(struct server *server)
     }
 }
 
-/* The child: leaves the zygote's things behind and does what the request says. */
-static void run_child(const struct server *server, const uint8_t *request, size_t size, const int *fds, uint32_t count,
-                      bool outlives)
+/* In the child: wait until the asker knows of it, or does not want it any more. */
+static bool may_run(int go)
 {
+    char answer = ZYGOTE_DO_NOT;
+    ssize_t size;
+    while ((size = read(go, &answer, 1)) < 0 && errno == EINTR) {
+    }
+    close(go);
+    return size == 1 && answer == ZYGOTE_GO;
+}
+
+/* The child: leaves the zygote's things behind and does what the request says, once the asker lets it. */
+static void run_child(const struct server *server, const struct zygote_request *head, const uint8_t *request, int go,
+                      const int *fds)
+{
+    const bool outlives = (head->flags & SHOAL_ZYGOTE_OUTLIVES) != 0;
     close(server->socket);
     close(server->signals);
     if (!outlives && process_die_with(server->asker, false) != 0)
         _exit(127);
+    /* Bound to the asker before: a fork of it may hold the pipe open when it is gone. */
+    if (!may_run(go))
+        _exit(ZYGOTE_NOT_RUN);
     sigprocmask(SIG_SETMASK, &server->before, NULL);
-    _exit(server->service->main(server->service->context, request, size, fds, count));
+    _exit(server->service->main(server->service->context, request, head->size, fds, head->fds));
 }
 
-static int start_child(struct server *server, const struct zygote_request *head, const uint8_t *request, const int *fds,
-                       uint32_t count)
+static int start_child(struct server *server, const struct zygote_request *head, const uint8_t *request, int go,
+                       const int *fds)
 {
     const bool outlives = (head->flags & SHOAL_ZYGOTE_OUTLIVES) != 0;
     pid_t pid = server->service->fork != NULL ? server->service->fork(server->service->context) : fork();
     if (pid == 0)
-        run_child(server, request, head->size, fds, count, outlives);
+        run_child(server, head, request, go, fds);
     int code = pid > 0 ? 0 : -EAGAIN;
     /* Opened here, where the child cannot be reaped meanwhile: the asker might come too late for one that ends at once.
      */
@@ -148,12 +163,20 @@ static int start_child(struct server *server, const struct zygote_request *head,
     return error;
 }
 
+static int refuse(const struct server *server, const struct zygote_request *head, int code)
+{
+    const struct zygote_reply reply = {
+        .magic = ZYGOTE_MAGIC, .kind = ZYGOTE_STARTED, .key = head->number, .code = code};
+    return tell(server, &reply, -1);
+}
+
 /* Take one request and serve it. 0, 1: the asker is gone; or a negative code. */
 static int serve_request(struct server *server)
 {
+    enum { MOST_FDS = SHOAL_ZYGOTE_FDS + 1 }; /* the go-ahead pipe's goes first */
     union {
         struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int) * SHOAL_ZYGOTE_FDS)];
+        char bytes[CMSG_SPACE(sizeof(int) * MOST_FDS)];
     } control;
     struct zygote_request head = {0};
     struct iovec parts[2] = {{&head, sizeof head}, {server->buffer, SHOAL_ZYGOTE_REQUEST}};
@@ -164,7 +187,7 @@ static int serve_request(struct server *server)
         return errno == EINTR || errno == EAGAIN ? 0 : errno == ECONNRESET ? 1 : -errno;
     if (size == 0)
         return 1;
-    int fds[SHOAL_ZYGOTE_FDS];
+    int fds[MOST_FDS];
     uint32_t count = 0;
     for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
         if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
@@ -173,17 +196,20 @@ static int serve_request(struct server *server)
         for (uint32_t i = 0; i < here; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-            if (count < SHOAL_ZYGOTE_FDS)
+            if (count < MOST_FDS)
                 fds[count++] = fd;
             else
                 close(fd);
         }
     }
     int error = 0;
-    /* What no asker of ours sends is dropped; an asker whose request was cut waits in vain for a time, not for ever. */
-    if ((size_t)size >= sizeof head && head.magic == ZYGOTE_MAGIC && head.size == (size_t)size - sizeof head &&
-        head.fds == count && (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0)
-        error = start_child(server, &head, server->buffer, fds, count);
+    /* What no asker of ours sends is dropped. */
+    const bool ours = (size_t)size >= sizeof head && head.magic == ZYGOTE_MAGIC &&
+                      head.size == (size_t)size - sizeof head && (message.msg_flags & MSG_TRUNC) == 0;
+    if (ours && (message.msg_flags & MSG_CTRUNC) != 0)
+        error = refuse(server, &head, -EMFILE); /* our limit is the asker's, which may have lowered it */
+    else if (ours && count > 0 && head.fds == count - 1)
+        error = start_child(server, &head, server->buffer, fds[0], fds + 1);
     for (uint32_t i = 0; i < count; i++)
         close(fds[i]);
     return error == -EPIPE ? 1 : error;
