@@ -418,31 +418,43 @@ int feed_source(PoolObject *pool, JobObject *job)
     return result;
 }
 
+/* Where the job after this one is in the queue, which was at `index` before the user's code may have changed it. */
+static Py_ssize_t next_in_queue(const PoolObject *pool, const JobObject *job, Py_ssize_t index)
+{
+    const Py_ssize_t size = PyList_GET_SIZE(pool->queue);
+    if (index < size && PyList_GET_ITEM(pool->queue, index) == (PyObject *)job)
+        return index + 1;
+    for (Py_ssize_t i = 0; job->queued && i < size; i++) {
+        if (PyList_GET_ITEM(pool->queue, i) == (PyObject *)job)
+            return i + 1;
+    }
+    return index; /* it left: the next one has its place */
+}
+
 int feed_jobs(PoolObject *pool)
 {
     bool more = false;
     int result = 0;
-    if (PyList_GET_SIZE(pool->queue) == 0)
+    if (PyList_GET_SIZE(pool->queue) == 0 || shoal_pool_full(pool->pool)) {
+        shoal_pool_wake(pool->pool);
         return 0;
+    }
     struct feeder *feeder = take_feeder(pool);
     if (feeder == NULL)
         return -1;
     pool->feeding++;
-    /* A copy: what feeding runs may change the queue. */
-    PyObject *jobs = PySequence_Tuple(pool->queue);
-    for (Py_ssize_t i = 0; jobs != NULL && i < PyTuple_GET_SIZE(jobs) && result == 0 && !pool->ended; i++) {
-        JobObject *job = (JobObject *)PyTuple_GET_ITEM(jobs, i);
-        if (!job->queued || !may_feed(job))
-            continue;
-        result = feed_job(pool, feeder, job, &more);
-        if (result == 0)
-            result = job_check(job);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue) && result == 0 && !pool->ended;) {
+        JobObject *job = (JobObject *)Py_NewRef(PyList_GET_ITEM(pool->queue, i));
+        if (may_feed(job)) {
+            result = feed_job(pool, feeder, job, &more);
+            if (result == 0)
+                result = job_check(job);
+        }
+        i = next_in_queue(pool, job, i);
+        Py_DECREF(job);
         if (shoal_pool_full(pool->pool))
             break;
     }
-    if (jobs == NULL)
-        result = -1;
-    Py_XDECREF(jobs);
     pool->feeding--;
     give_feeder(pool, feeder);
     pool->more = more;

@@ -14,7 +14,7 @@ import threading
 import time
 from types import BuiltinFunctionType, FunctionType
 
-from shoal import _engine
+from shoal import _engine, _threads
 from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
 
 TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
@@ -111,8 +111,6 @@ def serve(
     if duties.cpus:
         os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
     if duties.threads is not None:
-        from shoal import _threads
-
         _threads.limit(duties.threads)
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
@@ -172,6 +170,7 @@ class Crew:
     rest of an iterator) is done by a second thread, the helper, once there is such a thing.
 
     begin: how many places are filled at first, all by default; grow() fills more.
+    forks_with: where workers are forked from this process: the threads of their numerical libraries.
     """
 
     def __init__(
@@ -182,6 +181,7 @@ class Crew:
         foreign_main: bool = False,
         restarts: bool = True,
         begin: int | None = None,
+        forks_with: int | None = None,
     ) -> None:
         self.engine = make_engine_pool(size)
         self.engine.foreign_main = foreign_main
@@ -203,8 +203,9 @@ class Crew:
         self._helper: threading.Thread | None = None
         self._help_wanted = threading.Event()
         try:
-            for place in range(self.wanted):
-                self._fill(place)
+            with _threads.forking(forks_with):
+                for place in range(self.wanted):
+                    self._fill(place)
         except BaseException:
             self._kill_all()
             self._close()

@@ -1,9 +1,11 @@
 """How many threads the numerical libraries of a worker use.
 
 Workers share the cores: with as many BLAS or OpenMP threads in each as the machine has cores, they get in each other's
-way. A library that is loaded later reads its environment variable when it starts; one that a fork inherits is told
-through threadpoolctl: in the parent, for the moment of the fork, as it may take milliseconds in the child (OpenBLAS
-starts its threads anew there, only to stop them). Where the user has set one of the variables, nothing is changed.
+way. A library that is loaded later reads its environment variable when it starts; one that a fork inherited is told
+through threadpoolctl: in the parent, around the fork of all of a pool's first workers, as OpenBLAS starts its threads
+anew in each child that tells it a number, which takes milliseconds; in the worker, where it is forked later by another
+thread (from which OpenBLAS would not take its number back). Where the user has set one of the variables, nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ VARIABLES = (
 _LIBRARIES = (b"openblas", b"mkl_rt", b"libgomp", b"libomp", b"libiomp", b"blis")
 
 _controller: Any = None
+_forked_with: int | None = None  # what the libraries are limited to at the moment of a fork, or were at our own
 _modules = 0  # how many there were when the list of mappings was read last
 _loaded: tuple[int, ...] = ()  # how often the list of mappings named each library when the controller was made
 
@@ -65,11 +68,44 @@ def prepare_fork() -> None:
     _loaded = loaded
 
 
+def forking(threads: int | None) -> Any:
+    """Around forks of workers, in one thread: they start with so many threads, the parent has its own again after."""
+    if threads is not None:
+        prepare_fork()
+    return _nothing if threads is None or _controller is None else _Forking(threads)
+
+
+class _Forking:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> None:
+        global _forked_with
+        self._limiter = _controller.limit(limits=self._threads)
+        _forked_with = self._threads
+
+    def __exit__(self, *details: object) -> None:
+        global _forked_with
+        _forked_with = None
+        self._limiter.restore_original_limits()
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+
+_nothing = _Nothing()
+
+
 def limit(threads: int | None) -> None:
     """In a worker, before it loads anything: so many threads from now on."""
     if threads is None:
         return
     for name in VARIABLES:
         os.environ[name] = str(threads)
-    if _controller is not None:
+    if _controller is not None and _forked_with != threads:
         _controller.limit(limits=threads)

@@ -513,6 +513,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
                 _starter(self._mp_context, self._duties),
                 foreign_main=_crew.is_main_interactive(),
                 begin=None if forks else 1,
+                forks_with=self._duties.threads if forks else None,
             )
             weakref.finalize(self, crew.forsake).atexit = False
         return crew

@@ -130,9 +130,14 @@ def _get_crew(n_jobs: int, backend: str) -> Crew:
             from shoal import _threads
 
             start = _start_clean if backend == "loky" else _start_forked
-            if backend != "loky":
-                _threads.prepare_fork()
-            crew = Crew(n_jobs, functools.partial(start, _threads.share(n_jobs)), foreign_main=backend == "loky")
+            threads = _threads.share(n_jobs)
+            clean = backend == "loky"
+            crew = Crew(
+                n_jobs,
+                functools.partial(start, threads),
+                foreign_main=clean,
+                forks_with=None if clean else threads,
+            )
             _crews[key] = crew
         return crew
 

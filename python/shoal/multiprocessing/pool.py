@@ -136,7 +136,10 @@ class Pool:
             threads=_threads.share(processes, threads),
         )
         self._crew = _crew.Crew(
-            processes, _starter(self.Process, context, duties), foreign_main=_crew.is_main_interactive()
+            processes,
+            _starter(self.Process, context, duties),
+            foreign_main=_crew.is_main_interactive(),
+            forks_with=duties.threads if context.get_start_method() == "fork" else None,
         )
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
         self._state = RUN
