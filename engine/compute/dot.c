@@ -47,18 +47,14 @@ static double block_float_portable(const float *a, const float *b, size_t count)
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* How far ahead of use a line is asked for: about the time memory takes, at its full speed. */
-#define AHEAD 512
+/* No line is asked for ahead of its use: the hardware does that for two plain streams, and software's asking as well
+ * took 15 to 30 percent longer (Zen 3, small pages or large, 64 to 1024 elements ahead). */
 
 __attribute__((target("avx2,fma"))) static double block_avx2(const double *a, const double *b, size_t count)
 {
     __m256d s0 = _mm256_setzero_pd(), s1 = s0, s2 = s0, s3 = s0;
     size_t i = 0;
     for (; i + 16 <= count; i += 16) {
-        _mm_prefetch((const char *)(a + i + AHEAD), _MM_HINT_T0);
-        _mm_prefetch((const char *)(a + i + AHEAD + 8), _MM_HINT_T0);
-        _mm_prefetch((const char *)(b + i + AHEAD), _MM_HINT_T0);
-        _mm_prefetch((const char *)(b + i + AHEAD + 8), _MM_HINT_T0);
         s0 = _mm256_fmadd_pd(_mm256_loadu_pd(a + i), _mm256_loadu_pd(b + i), s0);
         s1 = _mm256_fmadd_pd(_mm256_loadu_pd(a + i + 4), _mm256_loadu_pd(b + i + 4), s1);
         s2 = _mm256_fmadd_pd(_mm256_loadu_pd(a + i + 8), _mm256_loadu_pd(b + i + 8), s2);
@@ -74,10 +70,6 @@ __attribute__((target("avx512f"))) static double block_avx512(const double *a, c
     __m512d s0 = _mm512_setzero_pd(), s1 = s0, s2 = s0, s3 = s0;
     size_t i = 0;
     for (; i + 32 <= count; i += 32) {
-        for (size_t line = 0; line < 32; line += 8) {
-            _mm_prefetch((const char *)(a + i + AHEAD + line), _MM_HINT_T0);
-            _mm_prefetch((const char *)(b + i + AHEAD + line), _MM_HINT_T0);
-        }
         s0 = _mm512_fmadd_pd(_mm512_loadu_pd(a + i), _mm512_loadu_pd(b + i), s0);
         s1 = _mm512_fmadd_pd(_mm512_loadu_pd(a + i + 8), _mm512_loadu_pd(b + i + 8), s1);
         s2 = _mm512_fmadd_pd(_mm512_loadu_pd(a + i + 16), _mm512_loadu_pd(b + i + 16), s2);
