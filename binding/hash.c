@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define SINK_FLUSH ((size_t)65536)
+#define DEPTH_MOST 4000        /* values inside of values: what fits into a stack of some megabytes */
 #define BULK ((size_t)1 << 20) /* bytes from which data goes by its own digest; part of the keys */
 
 void sink_begin(struct sink *sink)
@@ -409,8 +410,12 @@ static int hash_container(struct hasher *hasher, struct sink *sink, PyObject *ob
         result = enter(hasher, object);
     if (result != 0)
         return result;
-    if (Py_EnterRecursiveCall(" while hashing an object"))
+    /* Python's own bound for C code counts calls, of up to 10,000; each of ours takes a kilobyte of the stack. */
+    if (hasher->depth >= DEPTH_MOST || hasher->depth >= Py_GetRecursionLimit()) {
+        PyErr_SetString(PyExc_RecursionError, "maximum recursion depth exceeded while hashing an object");
         return -1;
+    }
+    hasher->depth++;
     uint8_t digest[SHOAL_DIGEST_SIZE];
     struct sink own;
     sink_begin(&own);
@@ -418,7 +423,7 @@ static int hash_container(struct hasher *hasher, struct sink *sink, PyObject *ob
     if (result == 0)
         result = sink_digest(&own, digest);
     sink_end(&own);
-    Py_LeaveRecursiveCall();
+    hasher->depth--;
     if (result != 0)
         return result;
     if (!hasher->numbered && shared) {

@@ -35,6 +35,7 @@ struct hasher {
     const PyObject **path; /* what we are in the midst of */
     size_t path_length, path_capacity;
     uint64_t number;
+    int depth; /* values inside of values, so far */
     bool numbered, coerce_mmap;
 };
 

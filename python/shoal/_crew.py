@@ -202,6 +202,7 @@ class Crew:
         self._thread: threading.Thread | None = None
         self._helper: threading.Thread | None = None
         self._help_wanted = threading.Event()
+        self._over = False  # the supervisor has ended
         try:
             with _threads.forking(forks_with):
                 for place in range(self.wanted):
@@ -341,6 +342,13 @@ class Crew:
     # -- the supervisor --
 
     def _supervise(self) -> None:
+        try:
+            self._see_to_workers()
+        finally:
+            self._over = True
+            self._help_wanted.set()  # the helper ends too
+
+    def _see_to_workers(self) -> None:
         _thread.supervises = True
         complete = True
         while True:
@@ -398,7 +406,7 @@ class Crew:
             except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
                 threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
             with self._lock:
-                if self.state == TERMINATE or self._thread is None or not self._thread.is_alive():
+                if self._over:
                     return
                 try:
                     self._shut_if_idle()
