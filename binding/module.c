@@ -17,8 +17,13 @@ PyObject *module_raise(int error, const char *what)
             : Py_BuildValue("(N)", PyUnicode_FromFormat("%s: %s", what, shoal_error_text(error)));
     if (arguments == NULL)
         return NULL;
-    PyErr_SetObject(PyExc_OSError, arguments);
+    /* Made here, not when it is caught: CPython 3.10 would match it as an OSError, not as the sub-class that it is. */
+    PyObject *exception = PyObject_CallObject(PyExc_OSError, arguments);
     Py_DECREF(arguments);
+    if (exception == NULL)
+        return NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    Py_DECREF(exception);
     return NULL;
 }
 
