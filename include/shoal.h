@@ -488,8 +488,8 @@ SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
 /** Have a process forked. It is killed when the asker is gone, unless `flags` says otherwise, and shoal_process_wait on
  * it tells how it ended (the zygote reports it). It goes on when the zygote is killed, but how it ends is not known
  * then (-ECHILD). It runs the service's `main` only once this call has its handle: where this call fails, or the caller
- * is gone before, `main` never runs, so that the request may safely be made again. -EPIPE: the zygote is gone. -EMSGSIZE: request or descriptors over the limits. Any thread of the
- * caller's process. */
+ * is gone before, `main` never runs, so that the request may safely be made again. -EPIPE: the zygote is gone.
+ * -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's process. */
 SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                          uint32_t fd_count, uint32_t flags, shoal_process **out);
 /** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
