@@ -14,8 +14,8 @@
 #define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
 #define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
 
-/* For so long a thread goes on feeding from an iterator before it looks whether something else is due. */
 #define FEEDER_LOOKS 500000 /* us; a job's own thread looks for room by itself so often, should nobody call it */
+/* For so long a thread goes on feeding from an iterator before it looks whether something else is due. */
 #define ITERATOR_TURN (2 * SHOAL_MILLISECOND)
 
 /* ----------------------------------------------------------------- feeding ---- */
@@ -406,7 +406,7 @@ int feed_source(PoolObject *pool, JobObject *job)
             result = job_check(job);
         if (result != 0 || !job->queued || is_over(pool, job))
             break;
-        Py_BEGIN_ALLOW_THREADS(void)
+        Py_BEGIN_ALLOW_THREADS
         PyThread_acquire_lock_timed(job->call, FEEDER_LOOKS, 0);
         Py_END_ALLOW_THREADS
     }

@@ -221,11 +221,9 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
         if (any || pool->more)
             continue;
         uint32_t mark = low_water(pool, job, for_next);
-        int waited;
         Py_BEGIN_ALLOW_THREADS
-        waited = shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
-        Py_END_ALLOW_THREADS(void)
-        waited; /* whatever ended the wait is looked for */
+        shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
+        Py_END_ALLOW_THREADS /* whatever ended the wait is looked for */
     }
     if (job != NULL)
         job->waiters--;
@@ -362,6 +360,22 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
     return value;
 }
 
+/* What was not handed out of a cancelled job fails; leaves the pool that the caller entered. Returns `any` as a bool.
+ */
+static PyObject *take_back_rest(JobObject *job, bool any)
+{
+    int result = 0;
+    if (job->length < 0)
+        job->length = job->next;
+    while (result == 0 && job->next < job->length)
+        result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
+    if (result == 0)
+        result = job_check(job);
+    request_help(job->pool);
+    pool_leave(job->pool);
+    return result != 0 ? NULL : PyBool_FromLong(any);
+}
+
 /* Fail what no worker has begun; with `kill` also what is at hand. Whether there was any. */
 static PyObject *job_withdraw(PyObject *self, PyObject *args)
 {
@@ -382,16 +396,7 @@ static PyObject *job_withdraw(PyObject *self, PyObject *args)
     if (job->cancelled == NULL)
         job->cancelled = Py_NewRef(error);
     bool any = shoal_pool_cancel(pool->pool, (uint64_t)(uintptr_t)job, kill) > 0;
-    int result = 0;
-    if (job->length < 0)
-        job->length = job->next;
-    for (; result == 0 && job->next < job->length; any = true)
-        result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
-    if (result == 0)
-        result = job_check(job);
-    request_help(pool);
-    pool_leave(pool);
-    return result != 0 ? NULL : PyBool_FromLong(any);
+    return take_back_rest(job, any || job->next < job->length);
 }
 
 /* As withdraw, but what workers are at goes on by all rules: with its retries, and its own error if its worker dies. */
@@ -411,16 +416,7 @@ static PyObject *job_recall(PyObject *self, PyObject *error)
     any = any || job->length < 0 || job->next < job->length;
     if (any && job->cancelled == NULL)
         job->cancelled = Py_NewRef(error);
-    int result = 0;
-    if (job->length < 0)
-        job->length = job->next;
-    while (result == 0 && job->next < job->length)
-        result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
-    if (result == 0)
-        result = job_check(job);
-    request_help(pool);
-    pool_leave(pool);
-    return result != 0 ? NULL : PyBool_FromLong(any);
+    return take_back_rest(job, any);
 }
 
 /* Have the supervising thread call `callback` with the job once it is done; nobody who waits for the job waits for the
