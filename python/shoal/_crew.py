@@ -391,27 +391,38 @@ class Crew:
 
     def _call_helper(self) -> None:
         if self._helper is None:
-            self._helper = threading.Thread(target=self._help, name="shoal-helper", daemon=True)
-            self._helper.start()
+            helper = threading.Thread(target=self._help, name="shoal-helper", daemon=True)
+            try:
+                helper.start()
+            except RuntimeError:  # CPython 3.12 starts no thread any more while it waits for them at exit
+                self._help_once()
+                return
+            self._helper = helper
         self._help_wanted.set()
 
     def _help(self) -> None:
         while True:
             self._help_wanted.wait()
             self._help_wanted.clear()
-            try:
-                self._run_callbacks(self.engine.pump())
-            except ValueError:  # closed
+            if not self._help_once():
                 return
-            except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
-                threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
-            with self._lock:
-                if self._over:
-                    return
-                try:
-                    self._shut_if_idle()
-                except ValueError:
-                    return
+
+    def _help_once(self) -> bool:
+        """Whether there may be more to do later."""
+        try:
+            self._run_callbacks(self.engine.pump())
+        except ValueError:  # closed
+            return False
+        except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
+            threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
+        with self._lock:
+            if self._over:
+                return False
+            try:
+                self._shut_if_idle()
+            except ValueError:
+                return False
+        return True
 
     @staticmethod
     def _run_callbacks(jobs: list[Any]) -> None:

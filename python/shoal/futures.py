@@ -306,7 +306,10 @@ class Future(_base.Future):  # type: ignore[type-arg]
             except (ValueError, RuntimeError):
                 late = True
             if late and crew._owner == os.getpid():  # done, and the supervisor has gone since this thread looked
-                threading.Thread(target=self._complete, args=(job,), name="shoal-callbacks", daemon=True).start()
+                try:
+                    threading.Thread(target=self._complete, args=(job,), name="shoal-callbacks", daemon=True).start()
+                except RuntimeError:  # CPython 3.12 at exit
+                    self._complete(job)
 
     def _complete(self, job: _engine.Job) -> None:
         """Called by the supervisor once the job is done."""

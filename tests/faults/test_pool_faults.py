@@ -285,7 +285,7 @@ def start_reader() -> tuple[int, list[tuple[int, int]], threading.Thread]:
     """A pipe whose lines (each written at once, and shorter than PIPE_BUF) are collected by a thread."""
     read, write = os.pipe()
     lines: list[tuple[int, int]] = []
-    thread = threading.Thread(target=read_pipe, args=(read, lines))
+    thread = threading.Thread(target=read_pipe, args=(read, lines), daemon=True)
     thread.start()
     return write, lines, thread
 
