@@ -382,6 +382,8 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
             scan_from_head(queue);
             again = true;
         }
+        if (!busy && !again && head < tail)
+            advance_head(queue); /* whoever finished these may have died before it could */
     } while (again);
     return busy ? SCAN_BUSY : SCAN_EMPTY;
 }
@@ -416,13 +418,18 @@ static bool has_space(const shoal_queue *queue)
     return queue->capacity == 0 || shoal_queue_count(queue) < queue->capacity;
 }
 
-/* The head may be held up by a process that died. Out: whether by any. True: it was, look again. */
+/* The head may be held up by a process that died, over its slot or before it could move the head past it. Out: whether
+ * the slot is in the hands of any. True: look again. */
 static bool settle_head(shoal_queue *queue, uint32_t self, bool *busy)
 {
     uint64_t head = atomic_load_explicit(&queue->header->head, memory_order_acquire);
     struct queue_slot *slot = slot_find(queue, head);
     uint64_t word = slot == NULL ? 0 : atomic_load_explicit(&slot->state, memory_order_relaxed);
     *busy = qslot_is_held(word) && qslot_position(word) == head;
+    if (qslot_state(word) == QSLOT_DONE && qslot_position(word) == head) {
+        advance_head(queue);
+        return true;
+    }
     return *busy && settle_dead(queue, self, slot, word);
 }
 

@@ -93,6 +93,40 @@ static int die_claiming(void *context)
     die();
 }
 
+/* The item is taken, but the head does not tell yet. */
+static int die_finishing(void *context)
+{
+    shoal_queue *queue = context;
+    struct queue_slot *slot = claim(queue, atomic_load(&queue->header->head), QSLOT_FULL, QSLOT_READING);
+    uint64_t word = atomic_load(&slot->state);
+    atomic_store(&slot->state, qslot_word(qslot_position(word), 0, QSLOT_DONE));
+    die();
+}
+
+static void a_full_queue_gets_its_room_back_from_a_consumer_that_died_as_it_finished(void **state)
+{
+    (void)state;
+    enum { WAITING, LOOKING, TAKING, WAYS };
+    for (int way = 0; way < WAYS; way++) {
+        shoal_queue *queue = make_queue(1);
+        put_number(queue, 1);
+        let_die(die_finishing, queue);
+        uint64_t number = 2;
+        size_t size;
+        if (way == TAKING) /* a get that finds nothing puts the count right */
+            assert_int_equal(shoal_queue_get(queue, &number, 8, 0, &size), -ETIMEDOUT);
+        if (way == WAITING)
+            assert_int_equal(shoal_queue_put(queue, &number, 8, 20 * SHOAL_SECOND), 0);
+        else if (way == LOOKING)
+            while (shoal_queue_put(queue, &number, 8, 0) != 0)
+                sleep_for(SHOAL_MILLISECOND);
+        if (way != TAKING)
+            assert_int_equal(get_number(queue), 2);
+        assert_int_equal(shoal_queue_count(queue), 0);
+        shoal_queue_close(queue);
+    }
+}
+
 static void an_item_that_a_dead_consumer_was_reading_goes_to_another(void **state)
 {
     (void)state;
@@ -568,6 +602,7 @@ static void many_threads_put_and_get_and_each_item_is_taken_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(a_full_queue_gets_its_room_back_from_a_consumer_that_died_as_it_finished, start_clock),
         cmocka_unit_test_setup(an_item_that_a_dead_consumer_was_reading_goes_to_another, start_clock),
         cmocka_unit_test_setup(an_item_whose_producer_died_half_way_is_skipped, start_clock),
         cmocka_unit_test_setup(a_full_queue_gets_its_room_back_from_a_producer_that_died, start_clock),
