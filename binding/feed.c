@@ -348,7 +348,7 @@ static int leave_queue(PoolObject *pool, JobObject *job)
 /* Feed a job as far as it goes, or for a turn. *more: it would have gone further. */
 static int feed_job(PoolObject *pool, struct feeder *feeder, JobObject *job, bool *more)
 {
-    const int64_t end = job->is_sequence ? SHOAL_FOREVER : shoal_clock_now() + ITERATOR_TURN;
+    const int64_t end = job->prompt ? SHOAL_FOREVER : shoal_clock_now() + ITERATOR_TURN;
     uint32_t since_wake = 0;
     int result;
     job->feeding = true;

@@ -77,6 +77,20 @@ static int make_place(JobObject *job, Py_ssize_t index)
     return 0;
 }
 
+static int settle_single(JobObject *job, PyObject *value, bool failed)
+{
+    if (job->settled != 0) {
+        Py_DECREF(value);
+        return 0;
+    }
+    job->settled = 1;
+    if (failed)
+        job->error = value;
+    else
+        job->results = value;
+    return 0;
+}
+
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
 {
     if (value == NULL)
@@ -92,6 +106,8 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         Py_DECREF(value);
         return 0;
     }
+    if (job->single)
+        return settle_single(job, value, failed);
     if (job->iterates)
         return settle_iterating(job, index, value, failed ? ENTRY_ERROR : ENTRY_VALUE);
     if (!failed && index >= 0 && index < job->room && index < PyList_GET_SIZE(job->results) && !job->have[index]) {
@@ -238,12 +254,11 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
 
 /* -------------------------------------------------------------------- methods ---- */
 
-static PyObject *job_submit(PyObject *self, PyObject *unused)
+int job_start(JobObject *job)
 {
-    JobObject *job = (JobObject *)self;
     PoolObject *pool = job->pool;
     if (pool_enter(pool) != 0)
-        return NULL;
+        return -1;
     int result = -1;
     if (job->queued || job->complete || pool->ended) {
         PyErr_SetString(PyExc_ValueError, pool->ended ? "the pool was terminated" : "a job is submitted once");
@@ -252,7 +267,11 @@ static PyObject *job_submit(PyObject *self, PyObject *unused)
     if (job->callback != NULL)
         pool->callbacks++;
     job->queued = true;
-    result = PyList_Append(pool->queue, self);
+    result = PyList_Append(pool->queue, (PyObject *)job);
+    /* Where the table is full of what is done nobody else may be there to make room. */
+    bool any;
+    if (result == 0 && shoal_pool_full(pool->pool))
+        result = collect_tasks(pool, &any);
     if (result == 0)
         result = feed_jobs(pool);
     if (result == 0)
@@ -260,7 +279,12 @@ static PyObject *job_submit(PyObject *self, PyObject *unused)
     request_help(pool);
 leave:
     pool_leave(pool);
-    if (result != 0)
+    return result;
+}
+
+static PyObject *job_submit(PyObject *self, PyObject *unused)
+{
+    if (job_start((JobObject *)self) != 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -293,7 +317,7 @@ static PyObject *job_wait_method(PyObject *self, PyObject *args)
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
-static void raise_instance(PyObject *error)
+void job_raise(PyObject *error)
 {
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
 }
@@ -306,10 +330,10 @@ static PyObject *job_results(PyObject *self, PyObject *unused)
         return NULL;
     }
     if (job->error != NULL) {
-        raise_instance(job->error);
+        job_raise(job->error);
         return NULL;
     }
-    return Py_NewRef(job->results);
+    return job->single ? Py_BuildValue("[O]", job->results) : Py_NewRef(job->results);
 }
 
 /* The next result of an iterating job: the value, or NULL with its error, or without one at the end. */
@@ -323,7 +347,7 @@ static PyObject *take_next(JobObject *job)
     *entry = (struct entry){NULL, ENTRY_VALUE};
     job->taken++;
     if (kind == ENTRY_RAISES || (kind == ENTRY_ERROR && !job->values)) {
-        raise_instance(value);
+        job_raise(value);
         Py_DECREF(value);
         return NULL;
     }
@@ -476,8 +500,11 @@ static int job_take_source(JobObject *job, PyObject *source)
     job->source = job->is_sequence ? Py_NewRef(source) : PyObject_GetIter(source);
     if (job->source == NULL)
         return -1;
-    job->length = job->is_sequence ? PySequence_Fast_GET_SIZE(source) : -1;
-    if (job->iterates)
+    job->prompt = job->is_sequence || PyRange_Check(source);
+    job->length = job->prompt ? PyObject_Size(source) : -1;
+    if (job->length < 0 && PyErr_Occurred()) /* a range longer than any list */
+        return -1;
+    if (job->iterates || job->single)
         return 0;
     const Py_ssize_t known = job->length > 0 ? job->length : 0;
     job->results = PyList_New(known);
@@ -494,56 +521,84 @@ static int job_take_source(JobObject *job, PyObject *source)
     return 0;
 }
 
-static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, const struct job_options *options)
 {
-    static char *names[] = {"pool",   "source", "shared",   "mode",        "chunk",      "retries", "iterate",
-                            "window", "values", "callback", "owns_shared", "time_limit", "feeder",  NULL};
-    PyObject *pool_object, *source, *callback = Py_None, *seconds = Py_None;
-    unsigned int shared, mode = CALL_ONE, chunk = 0, retries = 0;
-    int iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY;
-    Py_ssize_t window = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|IIIinpOpOi:Job", names, &pool_object, &source, &shared, &mode,
-                                     &chunk, &retries, &iterate, &window, &values, &callback, &owns_shared, &seconds,
-                                     &feeder))
-        return NULL;
-    int64_t time_limit;
-    if (module_timeout(seconds, &time_limit) != 0)
-        return NULL;
-    if (!pool_is_pool(pool_object)) {
-        PyErr_SetString(PyExc_TypeError, "a job needs an engine pool");
-        return NULL;
-    }
     JobObject *job = (JobObject *)type->tp_alloc(type, 0);
     if (job == NULL)
         return NULL;
-    job->pool = (PoolObject *)Py_NewRef(pool_object);
-    job->shared = shared;
-    job->flags = mode << TASK_CALL_SHIFT | (retries > 0 ? SHOAL_TASK_KEEPS_BLOCKS : 0);
-    job->chunk = chunk;
-    job->retries = retries;
-    job->thread = feeder == FEEDER_CALLER ? PyThread_get_thread_ident() : 0;
-    job->has_feeder = feeder == FEEDER_OWN;
+    job->pool = (PoolObject *)Py_NewRef(pool);
+    job->shared = options->shared;
+    job->flags =
+        (uint32_t)options->mode << TASK_CALL_SHIFT | (options->retries > 0 ? (uint32_t)SHOAL_TASK_KEEPS_BLOCKS : 0);
+    job->chunk = options->chunk;
+    job->retries = options->retries;
+    job->thread = options->feeder == FEEDER_CALLER ? PyThread_get_thread_ident() : 0;
+    job->has_feeder = options->feeder == FEEDER_OWN;
     if (job->has_feeder) {
         job->call = PyThread_allocate_lock();
         if (job->call == NULL) {
             Py_DECREF(job);
-            return PyErr_NoMemory();
+            PyErr_NoMemory();
+            return NULL;
         }
         (void)PyThread_acquire_lock(job->call, NOWAIT_LOCK);
     }
-    job->time_limit = seconds == Py_None || time_limit == SHOAL_FOREVER ? 0 : time_limit > 0 ? time_limit : 1;
-    job->iterates = iterate != 0;
-    job->ordered = iterate == 1;
-    job->window = window;
-    job->values = values != 0;
-    job->owns_shared = owns_shared != 0;
-    job->pace.workers = job->pool->workers;
-    job->callback = callback == Py_None ? NULL : Py_NewRef(callback);
+    job->time_limit = options->time_limit;
+    job->single = options->single;
+    job->iterates = options->iterates;
+    job->ordered = options->ordered;
+    job->window = options->window;
+    job->values = options->values;
+    job->owns_shared = options->owns_shared;
+    job->pace.workers = pool->workers;
+    job->callback = Py_XNewRef(options->callback);
     if (job_take_source(job, source) != 0) {
         Py_DECREF(job);
         return NULL;
     }
-    return (PyObject *)job;
+    return job;
+}
+
+int job_time_limit(PyObject *seconds, int64_t *limit)
+{
+    if (seconds == Py_None) {
+        *limit = 0;
+        return 0;
+    }
+    if (module_timeout(seconds, limit) != 0)
+        return -1;
+    if (*limit == SHOAL_FOREVER)
+        *limit = 0;
+    else if (*limit <= 0)
+        *limit = 1;
+    return 0;
+}
+
+static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"pool",   "source",   "shared",      "mode",       "chunk",  "retries", "iterate", "window",
+                            "values", "callback", "owns_shared", "time_limit", "feeder", "single",  NULL};
+    PyObject *pool, *source, *callback = Py_None, *seconds = Py_None;
+    struct job_options options = {0};
+    int mode = CALL_ONE, iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY, single = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|iIIinpOpOip:Job", names, &pool, &source, &options.shared,
+                                     &mode, &options.chunk, &options.retries, &iterate, &options.window, &values,
+                                     &callback, &owns_shared, &seconds, &feeder, &single) ||
+        job_time_limit(seconds, &options.time_limit) != 0)
+        return NULL;
+    if (!pool_is_pool(pool)) {
+        PyErr_SetString(PyExc_TypeError, "a job needs an engine pool");
+        return NULL;
+    }
+    options.mode = (enum call_mode)mode;
+    options.feeder = (enum job_feeder)feeder;
+    options.single = single != 0;
+    options.iterates = iterate != 0;
+    options.ordered = iterate == 1;
+    options.values = values != 0;
+    options.owns_shared = owns_shared != 0;
+    options.callback = callback == Py_None ? NULL : callback;
+    return (PyObject *)job_make(type, (PoolObject *)pool, source, &options);
 }
 
 static int job_traverse(PyObject *self, visitproc visit, void *arg)
@@ -553,6 +608,7 @@ static int job_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(job->pool);
     Py_VISIT(job->source);
     Py_VISIT(job->results);
+    Py_VISIT(job->keeper);
     Py_VISIT(job->error);
     Py_VISIT(job->cancelled);
     Py_VISIT(job->callback);
@@ -566,6 +622,7 @@ static int job_clear(PyObject *self)
     JobObject *job = (JobObject *)self;
     Py_CLEAR(job->source);
     Py_CLEAR(job->results);
+    Py_CLEAR(job->keeper);
     Py_CLEAR(job->error);
     Py_CLEAR(job->cancelled);
     Py_CLEAR(job->callback);
@@ -599,6 +656,9 @@ static PyMethodDef job_methods[] = {
     {"wait_ready", job_wait_method, METH_VARARGS,
      "wait_ready(timeout=None)\n--\n\nWait until the job is done and its callback ran; timeout in seconds. Whether it "
      "is."},
+    {"get", (PyCFunction)(void (*)(void))job_get, METH_FASTCALL | METH_KEYWORDS,
+     "get($self, timeout=None)\n--\n\nWait and return the result (of a mapping call: the list of results), or raise "
+     "what the call raised; multiprocessing.TimeoutError after `timeout` seconds."},
     {"results", job_results, METH_NOARGS,
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
@@ -624,6 +684,7 @@ static PyGetSetDef job_properties[] = {
 };
 
 static PyMemberDef job_members[] = {
+    {"_pool", T_OBJECT, offsetof(JobObject, keeper), 0, "Python's pool, kept until the results were read; or None"},
     {"callback", T_OBJECT, offsetof(JobObject, callback), READONLY, "what runs when the job is done"},
     {"error", T_OBJECT, offsetof(JobObject, error), READONLY, "the first failed item's exception, or None"},
     {"is_ready", T_BOOL, offsetof(JobObject, ready), READONLY, "done, and its callback ran"},

@@ -415,6 +415,7 @@ static int pool_set_foreign_main(PyObject *self, PyObject *value, void *closure)
 }
 
 static PyMethodDef pool_methods[] = {
+    {"call", (PyCFunction)(void (*)(void))pool_call, METH_FASTCALL, pool_call_doc},
     {"fds", pool_fds, METH_NOARGS, "fds()\n--\n\nThe descriptors a worker needs that does not inherit the pool."},
     {"enlist", pool_enlist, METH_VARARGS,
      "enlist(place)\n--\n\nThe number for the worker that is about to start there."},

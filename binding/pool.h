@@ -71,7 +71,8 @@ struct JobObject {
     PyObject_HEAD
     PoolObject *pool;    /* strong */
     PyObject *source;    /* a list or tuple, or an iterator; NULL once it is used up */
-    PyObject *results;   /* list: of all results (collected) or of those not taken yet, in a window */
+    PyObject *results;   /* not iterating: the list of all results; a single call's only one; NULL */
+    PyObject *keeper;    /* Python's pool, which must not be collected before the results were read; NULL */
     PyObject *error;     /* of the first item, in order, that failed */
     PyObject *cancelled; /* what the items become that were not begun when the job was cancelled; NULL: it was not */
     Py_ssize_t error_index;
@@ -91,6 +92,8 @@ struct JobObject {
     uint32_t waiters;
     shoal_pace pace;
     bool is_sequence, iterates, ordered;
+    bool prompt;             /* its source is a sequence or a range: it runs no code of the user's and has a length */
+    bool single;             /* one call, made by Pool.call(): its result is no list */
     bool feeding;            /* a thread takes items from its source */
     unsigned long thread;    /* the only one that may, or 0 */
     bool has_feeder;         /* a thread in feed_source() does, and no other */
@@ -106,6 +109,12 @@ struct JobObject {
     } * entries; /* iterating: a ring of `capacity` entries from `taken` on */
     size_t capacity;
 };
+
+/* call.c */
+
+extern const char pool_call_doc[];
+PyObject *pool_call(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *job_get(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
 
 /* pool.c */
 
@@ -133,6 +142,25 @@ void free_feeder(struct feeder *feeder);
 void request_help(PoolObject *pool);
 
 /* job.c */
+
+/* How a job is made, and handed out. */
+struct job_options {
+    uint32_t shared, chunk, retries;
+    enum call_mode mode;
+    enum job_feeder feeder;
+    int64_t time_limit; /* ns an item may take; 0: no limit */
+    PyObject *callback; /* borrowed; or NULL */
+    bool single, iterates, ordered, values, owns_shared;
+    Py_ssize_t window;
+};
+/* New reference to an instance of `type`, Job or a sub-class; NULL with an exception. */
+JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, const struct job_options *options);
+/* Raise the exception, which is borrowed. */
+void job_raise(PyObject *error);
+/* Begin to hand out its items. 0, or -1 with an exception. */
+int job_start(JobObject *job);
+/* Seconds or None as a job's limit. 0, or -1 with an exception. */
+int job_time_limit(PyObject *seconds, int64_t *limit);
 
 /* Collect and feed until the job is done (or has a next result, or, without a job, the pool is idle). The GIL is
  * released while waiting. 1: so it is; 0: the time (ns) is over; -1: an exception. */

@@ -21,6 +21,7 @@
  * second (twice that where the caller cuts its wait into slices of its own). */
 #define FIRST_SLICE (200 * SHOAL_MICROSECOND)
 #define LAST_SLICE (20 * SHOAL_MILLISECOND)
+#define TURNS_FOR_WHO_LOOKS 16
 
 bool pool_is_owner(const shoal_pool *pool)
 {
@@ -369,8 +370,33 @@ int shoal_pool_full(shoal_pool *pool)
     return full;
 }
 
+/* Where this process runs: a worker on the same core does not look for work but leaves the core to it. */
+static void note_owner_cpu(shoal_pool *pool)
+{
+    struct table_header *header = pool->table.header;
+    uint32_t cpu = spin_current_cpu();
+    if (atomic_load_explicit(&header->owner_cpu, memory_order_relaxed) != cpu)
+        atomic_store_explicit(&header->owner_cpu, cpu, memory_order_relaxed);
+}
+
+/* A worker that looks for work takes what was handed out within a fraction of a microsecond, and waking another costs
+ * some ten: so it is given that fraction. Bounded, as the one that looked may have been stopped. */
+static void leave_it_to_who_looks(const shoal_pool *pool)
+{
+    const struct table_header *header = pool->table.header;
+    for (int turn = 0; turn < TURNS_FOR_WHO_LOOKS; turn++) {
+        if (atomic_load_explicit(&header->looking, memory_order_relaxed) == 0 || shoal_pool_ready(pool) == 0)
+            return;
+        spin_pause();
+    }
+}
+
 void shoal_pool_wake(shoal_pool *pool)
 {
+    note_owner_cpu(pool);
+    if (shoal_pool_ready(pool) == 0 || !eventcount_has_sleepers(&pool->table.header->work))
+        return;
+    leave_it_to_who_looks(pool);
     if (shoal_pool_ready(pool) > 0)
         (void)eventcount_notify_one(&pool->table.header->work);
 }
@@ -681,9 +707,7 @@ int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64
     int64_t now = shoal_clock_now();
     const int64_t deadline = timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
     int64_t slice = FIRST_SLICE;
-    uint32_t cpu = spin_current_cpu();
-    if (atomic_load_explicit(&header->owner_cpu, memory_order_relaxed) != cpu)
-        atomic_store_explicit(&header->owner_cpu, cpu, memory_order_relaxed);
+    note_owner_cpu(pool);
 
 #define READY_TO_LOOK()                                                                                                \
     (atomic_load_explicit(&pool->nudges, memory_order_relaxed) != nudges ||                                            \
@@ -692,7 +716,7 @@ int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64
     if (READY_TO_LOOK())
         return 0;
     /* Every worker that is awake needs a core before this thread may look on one of its own. */
-    if (timeout > 0 && atomic_load_explicit(&header->awake, memory_order_relaxed) < shoal_cpu_count()) {
+    if (timeout > 0 && atomic_load_explicit(&header->awake, memory_order_relaxed) < spin_cpu_count(now)) {
         bool ready = false;
         struct spin spin = spin_begin(&pool->spin, SPIN_UNKNOWN_CPU);
         while (!(ready = READY_TO_LOOK()) && spin_again(&spin)) {

@@ -188,7 +188,7 @@ static bool try_claim(shoal_worker *worker, uint32_t *index)
 static bool may_look(shoal_worker *worker)
 {
     struct table_header *header = worker->table.header;
-    if (atomic_load_explicit(&header->awake, memory_order_relaxed) + 1 > shoal_cpu_count())
+    if (atomic_load_explicit(&header->awake, memory_order_relaxed) + 1 > spin_cpu_count(shoal_clock_now()))
         return false;
     uint32_t nobody = 0;
     return atomic_compare_exchange_strong_explicit(&header->looking, &nobody, worker->owner, memory_order_relaxed,

@@ -14,7 +14,7 @@
 #define TURNS_BETWEEN_CLOCKS 16u
 #define PROBE_MASK INT64_C(63)
 
-static inline void relax(void)
+void spin_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -25,16 +25,15 @@ static inline void relax(void)
 #endif
 }
 
-/* Whether this process has but one cpu, where the other side cannot run while we look. The mask may change, so it is
- * asked again each second; a stale answer costs time only. */
-static bool only_one_cpu(int64_t now)
+uint32_t spin_cpu_count(int64_t now)
 {
     static _Atomic int64_t asked_at;
-    static _Atomic bool answer;
-    int64_t last = atomic_load_explicit(&asked_at, memory_order_relaxed);
+    static _Atomic uint32_t answer;
+    int64_t last = atomic_load_explicit(&asked_at, memory_order_acquire);
     if (last == 0 || now - last > SHOAL_SECOND) {
-        atomic_store_explicit(&answer, shoal_cpu_count() == 1, memory_order_relaxed);
-        atomic_store_explicit(&asked_at, now, memory_order_relaxed);
+        atomic_store_explicit(&answer, shoal_cpu_count(), memory_order_relaxed);
+        /* release: who sees the time sees an answer */
+        atomic_store_explicit(&asked_at, now, memory_order_release);
     }
     return atomic_load_explicit(&answer, memory_order_relaxed);
 }
@@ -43,7 +42,7 @@ struct spin spin_begin(struct spin_budget *budget, uint32_t peer_cpu)
 {
     int64_t now = shoal_clock_now();
     struct spin spin = {.budget = budget, .started = now, .deadline = now};
-    if (only_one_cpu(now) || (peer_cpu != SPIN_UNKNOWN_CPU && peer_cpu == spin_current_cpu()))
+    if (spin_cpu_count(now) == 1 || (peer_cpu != SPIN_UNKNOWN_CPU && peer_cpu == spin_current_cpu()))
         return spin;
     int64_t limit = atomic_load_explicit(&budget->limit, memory_order_relaxed);
     if (limit < SPIN_LEAST) /* a budget of zeros is one that was never used */
@@ -58,7 +57,7 @@ bool spin_again(struct spin *spin)
 {
     if (spin->deadline == spin->started)
         return false;
-    relax();
+    spin_pause();
     if (++spin->turns % TURNS_BETWEEN_CLOCKS != 0)
         return true;
     return shoal_clock_now() < spin->deadline;

@@ -42,6 +42,13 @@ struct spin spin_begin(struct spin_budget *budget, uint32_t peer_cpu);
 bool spin_again(struct spin *spin); /* pauses; reads the clock every few turns */
 void spin_end(struct spin *spin, bool succeeded);
 
+/* What a loop that looks does between two looks: leaves the core's other thread and the memory alone for a moment. */
+void spin_pause(void);
+
+/* How many cpus this process may use: where it is one, the other side cannot run while we look. The mask may change, so
+ * it is asked again each second; a stale answer costs time only. `now` is shoal_clock_now(). */
+uint32_t spin_cpu_count(int64_t now);
+
 /* The cpu that the caller runs on, cheaply (restartable sequences where the C library has them). */
 uint32_t spin_current_cpu(void);
 

@@ -196,7 +196,7 @@ class Crew:
         self._restarts = restarts
         self._lock = threading.RLock()
         self._owner = os.getpid()
-        self._functions: dict[Any, int] = {}
+        self.functions: dict[Any, int] = {}
         self._fruitless = 0  # workers in a row that ended before they finished a task, weighed
         self._shut = False
         self._thread: threading.Thread | None = None
@@ -219,26 +219,26 @@ class Crew:
     def share(self, function: Callable[..., Any]) -> tuple[int, bool]:
         """Give a function to the workers: its id, and whether it is the asking job's alone, to be dropped with it."""
         try:
-            known = self._functions.get(function)
+            known = self.functions.get(function)
             if known is not None:
                 return known, False
-            cacheable = len(self._functions) < _FUNCTIONS_SHARED and _found_by_name(function)
+            cacheable = len(self.functions) < _FUNCTIONS_SHARED and _found_by_name(function)
         except TypeError:  # not hashable
             cacheable = False
         number = self.engine.share(function, self._foreign_main)
         if cacheable:
-            self._functions[function] = number
+            self.functions[function] = number
         return number, not cacheable
 
     def call_mode(self, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, int, int]:
         """How one call is best sent: (item, mode, shared id). A function that is not found by name travels with its
         call."""
         try:
-            known = self._functions.get(function)
+            known = self.functions.get(function)
         except TypeError:
             known = None
         if known is None:
-            if len(self._functions) >= _FUNCTIONS_SHARED or not _found_by_name(function):
+            if len(self.functions) >= _FUNCTIONS_SHARED or not _found_by_name(function):
                 return (function, tuple(args), dict(kwargs)), CALL_WHOLE, 0
             known, _ = self.share(function)
         if kwargs:

@@ -719,3 +719,35 @@ def test_a_pool_that_the_machine_has_no_room_for_says_so_and_leaves_nothing(
     lines = done.stdout.splitlines()
     assert any(name in lines[0] for name in names.split()), done.stdout + done.stderr
     assert lines[2:] == ["True", "True True", "[]"], done.stdout + done.stderr
+
+
+def test_get_takes_its_timeout_by_name_and_nothing_else(pool: Any) -> None:
+    result = pool.apply_async(square, (3,))
+    assert result.get(timeout=20) == 9
+    assert result.get(None) == 9
+    with pytest.raises(TypeError):
+        result.get(1, 2)
+    with pytest.raises(TypeError):
+        result.get(limit=1)
+    slow = pool.apply_async(time.sleep, (0.5,))
+    with pytest.raises(multiprocessing.TimeoutError):
+        slow.get(timeout=0.01)
+    assert slow.get() is None
+
+
+def test_calls_are_handed_out_though_nobody_reads_their_results(own_pool: Any) -> None:
+    # Many times what the table holds: what is done has to make room for what comes.
+    results = [own_pool.apply_async(square, (i,)) for i in range(20_000)]
+    own_pool.close()
+    own_pool.join()
+    assert all(result.ready() for result in results)
+    assert [result.get() for result in results] == [i * i for i in range(20_000)]
+
+
+def test_a_range_is_mapped_without_a_list_of_it(pool: Any) -> None:
+    assert pool.map(square, range(10_000)) == [i * i for i in range(10_000)]
+    assert pool.map(square, range(5, 0, -2), chunksize=1) == [25, 9, 1]
+    assert pool.map(square, range(0)) == []
+    assert pool.starmap_async(pow, [(2, 3)]).get() == [8]
+    with pytest.raises(OverflowError):
+        pool.map(square, range(2**70))

@@ -192,18 +192,25 @@ class Pool:
         """Have `func(*args, **kwds)` called in a worker; the callbacks run in a thread of this process."""
         self._check_running()
         crew = self._crew
-        item, mode, shared = crew.call_mode(func, args, kwds)
-        result = ApplyResult(
-            crew.engine,
-            (item,),
-            shared,
-            mode,
-            1,
-            retries=self._retries if retries is None else _options.retries(retries),
-            callback=_callback(callback, error_callback),
-            time_limit=self._task_timeout if task_timeout is None else _options.seconds(task_timeout),
-        )
-        _submit(self, result)
+        retries = self._retries if retries is None else _options.retries(retries)
+        limit = self._task_timeout if task_timeout is None else _options.seconds(task_timeout)
+        called = None if callback is error_callback is None else _callback(callback, error_callback)
+        # A pool that its user dropped ends its workers: not before its results are there, so each holds it.
+        result = crew.engine.call(ApplyResult, self, crew.functions, func, args, kwds, retries, called, limit)
+        if result is None:
+            item, mode, shared = crew.call_mode(func, args, kwds)
+            result = ApplyResult(
+                crew.engine,
+                (item,),
+                shared,
+                mode,
+                1,
+                retries=retries,
+                callback=called,
+                time_limit=limit,
+                single=True,
+            )
+            _submit(self, result)
         return result
 
     # -- all results at once --
@@ -338,7 +345,7 @@ class Pool:
             values=options.return_exceptions,
             callback=callback,
             owns_shared=owned,
-            feeder=_FEEDER_ANY if type(items) in (list, tuple) else _FEEDER_CALLER,
+            feeder=_FEEDER_ANY if type(items) in _PROMPT else _FEEDER_CALLER,
             **self._limits(options),
         )
         _submit(self, result)
@@ -466,8 +473,11 @@ def _feed(result: Any) -> None:
         pass
 
 
+_PROMPT = (list, tuple, range)  # what gives its items without running any code of the user's
+
+
 def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
-    return iterable if type(iterable) in (list, tuple) else list(iterable)  # type: ignore[return-value]
+    return iterable if type(iterable) in _PROMPT else list(iterable)  # type: ignore[return-value]
 
 
 def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Duties) -> _crew.StartWorker:
@@ -531,8 +541,6 @@ def _callback(
 class ApplyResult(_engine.Job):
     """The result of `apply_async`, perhaps not there yet."""
 
-    _pool: Pool | None = None
-
     def ready(self) -> bool:
         """Whether it is there; does not wait."""
         if not self.wait_ready(0):
@@ -550,14 +558,6 @@ class ApplyResult(_engine.Job):
         """Wait until it is there, `timeout` seconds at the most."""
         if self.wait_ready(timeout):
             self._pool = None
-
-    def get(self, timeout: float | None = None) -> Any:
-        """Wait and return the result, or raise what the call raised; multiprocessing.TimeoutError after `timeout`
-        seconds."""
-        if not self.wait_ready(timeout):
-            raise TimeoutError
-        self._pool = None
-        return self._value()
 
     def cancel(self, *, kill: bool = False) -> bool:
         """Take back what no worker has begun: those items fail with `shoal.TaskCancelled`. What workers are at goes
@@ -583,8 +583,6 @@ class MapResult(ApplyResult):
 
 class IMapIterator(_engine.Job):
     """Results of `imap`, as they come."""
-
-    _pool: Pool | None = None
 
     def cancel(self, *, kill: bool = False) -> bool:
         """Take back what no worker has begun, as `AsyncResult.cancel`; results that are there can still be read."""
