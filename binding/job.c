@@ -229,7 +229,8 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
             call_feeder(pool, job);
         if (PyErr_CheckSignals() != 0)
             break;
-        int64_t left = deadline == SHOAL_FOREVER ? SHOAL_FOREVER : deadline - shoal_clock_now();
+        const int64_t now = shoal_clock_now();
+        int64_t left = deadline == SHOAL_FOREVER ? SHOAL_FOREVER : deadline - now;
         if (left <= 0) {
             result = 0;
             break;
@@ -238,7 +239,7 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
             continue;
         uint32_t mark = low_water(pool, job, for_next);
         Py_BEGIN_ALLOW_THREADS
-        shoal_pool_wait(pool->pool, mark, nudges, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
+        shoal_pool_wait(pool->pool, mark, nudges, now - start, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
         Py_END_ALLOW_THREADS /* whatever ended the wait is looked for */
     }
     if (job != NULL)

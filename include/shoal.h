@@ -703,11 +703,15 @@ SHOAL_API int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, 
  *
  * low_water  0: return for each task done (of tasks that take less than some 30 us, for groups of them).
  *            n: only when fewer than n tasks are left to be taken: for a caller that needs all results and no single
- * one. nudges     what shoal_pool_nudges gave before the caller looked whether it has to wait at all
+ *            one.
+ * nudges     what shoal_pool_nudges gave before the caller looked whether it has to wait at all
+ * waited     ns that the caller has been waiting for the same thing by other calls: what low_water or a group keeps
+ * back is told of after about an eighth of that again, within 0.2 and 20 ms. 0 is allowed. timeout    ns, or
+ * SHOAL_FOREVER
  *
  * Returns 0 (look again), -ETIMEDOUT, -EINTR.
  */
-SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64_t timeout);
+SHOAL_API int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64_t waited, int64_t timeout);
 /** Make every shoal_pool_wait of this process return: a thread collected what another waits for. */
 SHOAL_API void shoal_pool_nudge(shoal_pool *pool);
 SHOAL_API uint64_t shoal_pool_nudges(const shoal_pool *pool);

@@ -152,6 +152,7 @@ static void tell_progress(struct map_job *job)
 
 static int run(struct map_job *job)
 {
+    const int64_t started = shoal_clock_now();
     int error = 0;
     while (job->settled < job->count) {
         uint64_t nudges = shoal_pool_nudges(job->pool);
@@ -173,7 +174,7 @@ static int run(struct map_job *job)
         if (crew_broken(job->pool) != 0)
             return crew_broken(job->pool); /* nobody is left to do what is out */
         uint32_t mark = job->next < job->count ? job->tasks_most / 2 : 1;
-        (void)shoal_pool_wait(job->pool, mark, nudges,
+        (void)shoal_pool_wait(job->pool, mark, nudges, shoal_clock_now() - started,
                               job->options->progress != NULL ? PROGRESS_INTERVAL : SHOAL_FOREVER);
     }
     tell_progress(job);

@@ -16,9 +16,10 @@
 #include <unistd.h>
 
 #define DEFAULT_SLOTS 1024u
-/* A sleep for "any task done" may be told late (workers group short tasks), so it is cut into slices that double from
- * the first to the last: a waiter is late by at most the time it has waited already, and a long wait costs 50 looks a
- * second (twice that where the caller cuts its wait into slices of its own). */
+/* What is done may be told late (workers group short tasks, and tell nobody while enough is left to be taken), so a
+ * sleep is cut into slices that double from the first to the last, and begin the longer the longer the caller has
+ * waited: it is late by at most the time it has waited already, and a long wait costs 50 looks a second (twice that
+ * where the caller cuts its wait into slices of its own). */
 #define FIRST_SLICE (200 * SHOAL_MICROSECOND)
 #define LAST_SLICE (20 * SHOAL_MILLISECOND)
 #define TURNS_FOR_WHO_LOOKS 16
@@ -701,12 +702,20 @@ static bool is_low(const shoal_pool *pool, uint32_t low_water)
     return low_water == 0 || shoal_pool_ready(pool) < low_water;
 }
 
-int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64_t timeout)
+/* The first slice of a sleep: see FIRST_SLICE. */
+static int64_t first_slice(int64_t waited)
+{
+    if (waited / 8 <= FIRST_SLICE)
+        return FIRST_SLICE;
+    return waited / 8 < LAST_SLICE ? waited / 8 : LAST_SLICE;
+}
+
+int shoal_pool_wait(shoal_pool *pool, uint32_t low_water, uint64_t nudges, int64_t waited, int64_t timeout)
 {
     struct table_header *header = pool->table.header;
     int64_t now = shoal_clock_now();
     const int64_t deadline = timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
-    int64_t slice = FIRST_SLICE;
+    int64_t slice = first_slice(waited);
     note_owner_cpu(pool);
 
 #define READY_TO_LOOK()                                                                                                \
