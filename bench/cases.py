@@ -51,6 +51,10 @@ def pool_of(name: str) -> Any:
         return importlib.import_module("concurrent.futures").ProcessPoolExecutor(2)
     if name == "loky":
         return importlib.import_module("loky").get_reusable_executor(max_workers=2)
+    if name == "ray":
+        # Its own idea of a Pool, on a cluster of this machine alone, which it starts in some seconds: not what is measured.
+        importlib.import_module("ray").init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        return importlib.import_module("ray.util.multiprocessing").Pool(2)
     module = "shoal.multiprocessing" if name == "shoal" else name
     return importlib.import_module(module).Pool(2)
 
@@ -80,7 +84,7 @@ def map_case(name: str, count: int, chunksize: int | None) -> float:
 
 
 def map_chunk_1(name: str) -> float:
-    slow = name in ("concurrent.futures", "loky", "mpire")
+    slow = name in ("concurrent.futures", "loky", "mpire", "ray")
     return map_case(name, scaled(5_000 if slow else 40_000), 1)
 
 
@@ -419,13 +423,13 @@ STANDARD = ("multiprocessing", "shoal")
 EXECUTORS = ("concurrent.futures", "shoal")
 # case -> (title, unit, is lower better, implementations (the first is the baseline), the ratio aimed at)
 CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
-    "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire"), 30),
+    "map_chunk_1": ("map, chunksize 1", "us/item", True, (*STANDARD, "concurrent.futures", "loky", "mpire", "ray"), 30),
     "map_default": ("map, default chunks", "us/item", True, (*STANDARD, "concurrent.futures", "mpire"), 2.5),
     "imap_unordered": ("imap_unordered, chunksize 1", "us/item", True, STANDARD, 30),
-    "apply_round_trip": ("apply, round trip", "us", True, (*STANDARD, "concurrent.futures", "loky"), 30),
+    "apply_round_trip": ("apply, round trip", "us", True, (*STANDARD, "concurrent.futures", "loky", "ray"), 30),
     "apply_async_many": ("10,000 apply_async, then get", "us/item", True, STANDARD, 15),
-    "arrays_into_workers": ("8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures"), 10),
-    "arrays_out_of_workers": ("8 MB arrays out of workers", "GB/s", False, STANDARD, 20),
+    "arrays_into_workers": ("8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures", "ray"), 10),
+    "arrays_out_of_workers": ("8 MB arrays out of workers", "GB/s", False, (*STANDARD, "ray"), 20),
     "pool_life": ("pool: start, first result, stop", "ms", True, STANDARD, 1.5),
     "pool_life_spawn": ("pool of spawn: start to stop", "ms", True, STANDARD, 5),
     "pool_life_forkserver": ("pool of forkserver: start to stop", "ms", True, STANDARD, 3),
