@@ -130,16 +130,16 @@ SHOAL_API int shoal_heap_sweep(shoal_heap *heap, uint32_t owner, size_t *freed);
  * Lend a block of SHOAL_VIEW_MINIMUM bytes or more to code that treats it as its own private memory (an array).
  *
  * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private
- * memory: the block's pages are copied on write from then on, and the block is not used again while the heap lives. The
- * heap is retained until the loan is returned. A child of fork that inherits the loan returns its own share of it: the
- * block stays the parent's.
+ * memory: the block's pages are copied on write from then on. It is used again once the loan was returned and all that
+ * descend from the fork are gone. The heap is retained until the loan is returned. A child of fork that inherits the
+ * loan returns its own share of it: the block stays the parent's.
  *
  * Returns 0, -EINVAL (no such block, or too small), -ENOMEM.
  */
 typedef struct shoal_loan shoal_loan;
 SHOAL_API int shoal_heap_lend(shoal_heap *heap, shoal_block block, shoal_loan **out);
 SHOAL_API void *shoal_loan_pointer(const shoal_loan *loan);
-/** Frees the block (or retires it, after a fork), drops the hold on the heap. */
+/** Frees the block (after a fork: as soon as nobody descends from it any more), drops the hold on the heap. */
 SHOAL_API void shoal_loan_return(shoal_loan *loan);
 
 /** Give the memory of free blocks back to the machine. For a pool that closes, or idles. */
