@@ -295,9 +295,9 @@ uint32_t lock_leave(shoal_lock *lock)
     return depth;
 }
 
-int lock_return(shoal_lock *lock, uint32_t depth)
+int lock_return(shoal_lock *lock, uint32_t depth, int64_t timeout)
 {
-    const int result = shoal_lock_acquire(lock, SHOAL_FOREVER);
+    const int result = shoal_lock_acquire(lock, timeout);
     if (result >= 0 && lock->recursive && depth > 1)
         (void)deepen(lock, depth - 1); /* it was as deep before */
     return result;
