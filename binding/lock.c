@@ -1,8 +1,8 @@
 /* lock.c: the type Lock: the engine's lock, plain or recursive, with the methods of multiprocessing's.
  *
  * A free lock is taken with the GIL held and without a look at the clock. The object is also its own `_semlock`: it has
- * what programs look for there. The rest of multiprocessing's interface is Python's
- * (shoal/multiprocessing/synchronize.py).
+ * what programs look for there. __enter__ and __exit__ are in with.c. The rest of multiprocessing's interface is
+ * Python's (shoal/multiprocessing/synchronize.py).
  */
 #include "sync.h"
 
@@ -14,7 +14,16 @@
 
 static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    return type->tp_alloc(type, 0);
+    PyObject *self = type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    ((LockObject *)self)->state = sync_find_state(self);
+    if (((LockObject *)self)->state == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    with_begin((LockObject *)self);
+    return self;
 }
 
 static PyObject *lock_open(PyObject *object, PyObject *args)
@@ -27,9 +36,6 @@ static PyObject *lock_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the lock is open");
         return NULL;
     }
-    self->state = sync_find_state(object);
-    if (self->state == NULL)
-        return NULL;
     const shoal_lock_options options = {
         .flags = (recursive ? SHOAL_LOCK_RECURSIVE : 0) | (robust ? SHOAL_LOCK_ROBUST : 0),
     };
@@ -43,6 +49,7 @@ static PyObject *lock_open(PyObject *object, PyObject *args)
 static void lock_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    with_end((LockObject *)self);
     shoal_lock_close(((LockObject *)self)->lock);
     type->tp_free(self);
     Py_DECREF(type);
@@ -137,16 +144,6 @@ static PyObject *lock_acquire(PyObject *self, PyObject *const *args, Py_ssize_t 
 static PyObject *lock_release(PyObject *self, PyObject *unused)
 {
     return lock_give((LockObject *)self);
-}
-
-static PyObject *lock_enter(PyObject *self, PyObject *unused)
-{
-    return lock_take((LockObject *)self, SHOAL_FOREVER);
-}
-
-static PyObject *lock_leave(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    return lock_exit((LockObject *)self, args, count);
 }
 
 static PyObject *lock_reset(PyObject *object, PyObject *unused)
@@ -251,8 +248,6 @@ static PyMethodDef lock_methods[] = {
     {"release", lock_release, METH_NOARGS,
      "release($self)\n--\n\nGive the lock back.\n\nRaises ValueError if nobody holds it; AssertionError if it is "
      "recursive and the calling thread does not hold it."},
-    {"__enter__", lock_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)(void (*)(void))lock_leave, METH_FASTCALL, NULL},
     {"reset", lock_reset, METH_NOARGS,
      "reset($self)\n--\n\nMake a lock whose owner died free again: the caller says that what it protects is "
      "sound.\n\nRaises ValueError if its owner lives."},
@@ -294,5 +289,7 @@ int lock_add(PyObject *module)
 {
     module_state *state = module_get_state(module);
     state->lock_type = PyType_FromModuleAndSpec(module, &lock_spec, NULL);
-    return state->lock_type == NULL ? -1 : PyModule_AddObjectRef(module, "Lock", state->lock_type);
+    if (state->lock_type == NULL || with_add(module, (PyTypeObject *)state->lock_type) != 0)
+        return -1;
+    return PyModule_AddObjectRef(module, "Lock", state->lock_type);
 }

@@ -83,6 +83,7 @@ static int module_exec(PyObject *module)
         DO((state)->condition_type);                                                                                   \
         DO((state)->event_type);                                                                                       \
         DO((state)->barrier_type);                                                                                     \
+        DO((state)->lock_part_type);                                                                                   \
         DO((state)->guarded_type);                                                                                     \
         DO((state)->loan_type);                                                                                        \
         DO((state)->pool_type);                                                                                        \

@@ -24,6 +24,7 @@ typedef struct {
     PyObject *loan_type;                /* the exporter of a lent block's memory */
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
     PyObject *lock_type, *semaphore_type, *condition_type, *event_type, *barrier_type, *guarded_type;
+    PyObject *lock_part_type;        /* of a lock's bound methods */
     PyObject *part_type, *memo_type; /* memory of an entry of the store; a function's calls in it */
     PyObject *describe_function;     /* (function) -> what its hash is made of; set by configure_store */
     PyObject *reducers;              /* copyreg's table, once it is needed */

@@ -12,13 +12,20 @@
 /* Of the helpers below: a Python exception is set. No code of the engine's. */
 #define SYNC_RAISED INT32_MIN
 
+/* A method bound to the object that it is a part of (with.c). */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+} PartObject;
+
 /* A lock. The condition looks into it. */
 typedef struct {
     PyObject_HEAD
     module_state *state;
     shoal_lock *lock; /* NULL until _open */
     bool recursive;
-    bool inherited; /* written by the holder only: the process that held it before died with it */
+    bool inherited;          /* written by the holder only: the process that held it before died with it */
+    PartObject enter, leave; /* __enter__, __exit__ */
 } LockObject;
 
 /* One wait: at most `timeout` nanoseconds; as the engine's calls. Runs without the GIL. */
@@ -58,5 +65,10 @@ PyObject *lock_exit(LockObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *lock_raise_died(LockObject *self);
 /* The calling thread is about to give the lock back, once or wholly: with the last of that ends what it inherited. */
 void lock_forget_inheritance(LockObject *self, bool wholly);
+
+/* with.c: make and end the parts of a lock; give its type __enter__ and __exit__. */
+void with_begin(LockObject *self);
+void with_end(LockObject *self);
+int with_add(PyObject *module, PyTypeObject *lock_type);
 
 #endif
