@@ -109,7 +109,7 @@ class Semaphore(_engine.Semaphore, _standard.Semaphore):  # type: ignore[misc]
     SEM_VALUE_MAX = SEM_VALUE_MAX
 
     def __init__(self, value: int = 1, *, owned: bool = False, robust: bool = False, ctx: Any) -> None:
-        self._make(value, SEM_VALUE_MAX, owned, robust)
+        self._make(value, SEM_VALUE_MAX, owned or robust, robust)
 
     def _make(self, *description: Any) -> None:
         self._open(*description)
@@ -131,7 +131,7 @@ class BoundedSemaphore(Semaphore, _standard.BoundedSemaphore):  # type: ignore[m
     """A semaphore that never has more than `value` units: `release` raises ValueError then."""
 
     def __init__(self, value: int = 1, *, owned: bool = False, robust: bool = False, ctx: Any) -> None:
-        self._make(value, value, owned, robust)
+        self._make(value, value, owned or robust, robust)
 
     __repr__ = _standard.BoundedSemaphore.__repr__
 
