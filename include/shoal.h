@@ -303,13 +303,16 @@ SHOAL_API int shoal_condition_fd(const shoal_condition *condition);
 /** Drop this process's handle, in which nobody may wait. NULL is allowed. */
 SHOAL_API void shoal_condition_close(shoal_condition *condition);
 
-/** How far a wait has come that a signal interrupted. Zero before a wait; all but `depth` is the engine's own. */
+/** How far a wait has come that a signal interrupted. Zero before a wait, but for `patience`; all else but `depth` is
+ * the engine's own. */
 typedef struct shoal_condition_turn {
     uint64_t word;
     uint32_t stage; /* 0: not waiting */
     uint32_t slot;
     uint32_t depth; /* how many times the lock was held */
     uint32_t unused;
+    int64_t patience; /* the caller's: nanoseconds after which a wait that goes on returns -EINTR though no signal came,
+                         for who has more to look at than signals; 0: never */
 } shoal_condition_turn;
 
 /**
@@ -335,6 +338,8 @@ SHOAL_API void shoal_condition_cancel(shoal_condition *condition, shoal_conditio
 /** Wake up to `count` of those who wait. The caller must hold the lock: -EPERM. Never blocks. */
 SHOAL_API int shoal_condition_notify(shoal_condition *condition, uint32_t count);
 SHOAL_API int shoal_condition_notify_all(shoal_condition *condition);
+/** How many wait, and have not been notified, at the instant of the look. */
+SHOAL_API uint32_t shoal_condition_waiting(const shoal_condition *condition);
 
 /** An event: a flag that is waited for. */
 typedef struct shoal_event shoal_event;
@@ -372,15 +377,16 @@ SHOAL_API int shoal_barrier_fd(const shoal_barrier *barrier);
 /** Drop this process's handle, in which nobody may wait. NULL is allowed. */
 SHOAL_API void shoal_barrier_close(shoal_barrier *barrier);
 
-/** One wait at a barrier. Zero but for `action` and `context`. */
+/** One wait at a barrier. Zero but for `action`, `context` and `patience`. */
 typedef struct shoal_barrier_turn {
     /** NULL, or runs once a round, in the party that came last, before the others go on. What it returns, if not 0,
      * breaks the barrier and is returned by that party's wait. */
     int (*action)(void *context);
     void *context;
-    uint32_t index; /* out: 0 to parties - 1, another for each party of a round */
-    uint32_t stage; /* the engine's own */
-    uint64_t word;  /* the engine's own */
+    uint32_t index;   /* out: 0 to parties - 1, another for each party of a round */
+    uint32_t stage;   /* the engine's own */
+    uint64_t word;    /* the engine's own */
+    int64_t patience; /* as a condition's */
 } shoal_barrier_turn;
 
 /**

@@ -21,32 +21,29 @@
 #define TIME_MASK ((UINT64_C(1) << IDENTITY_TIME_BITS) - 1)
 #define COMPACT_TIME_MASK ((UINT64_C(1) << IDENTITY_COMPACT_TIME_BITS) - 1)
 
-static _Atomic uint32_t generation; /* 0: the handler is not in place yet */
-static _Atomic uint64_t self;       /* 0: not looked up in this generation */
+_Atomic uint32_t identity_forks; /* 0: the handler is not in place yet */
+static _Atomic uint64_t self;    /* 0: not looked up in this generation */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static _Thread_local struct {
-    uint64_t word;
-    uint32_t generation; /* that `word` is from */
-} thread;
+_Thread_local struct identity_known identity_known IDENTITY_NEAR;
 
 static void in_child(void)
 {
-    atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&identity_forks, 1, memory_order_relaxed);
     atomic_store_explicit(&self, 0, memory_order_relaxed);
 }
 
 static void watch_forks(void)
 {
     pthread_atfork(NULL, NULL, in_child);
-    atomic_store_explicit(&generation, 1, memory_order_relaxed);
+    atomic_store_explicit(&identity_forks, 1, memory_order_relaxed);
 }
 
 uint32_t identity_generation(void)
 {
-    uint32_t now = atomic_load_explicit(&generation, memory_order_relaxed);
+    uint32_t now = atomic_load_explicit(&identity_forks, memory_order_relaxed);
     if (now == 0) {
         pthread_once(&once, watch_forks);
-        now = atomic_load_explicit(&generation, memory_order_relaxed);
+        now = atomic_load_explicit(&identity_forks, memory_order_relaxed);
     }
     return now;
 }
@@ -105,17 +102,16 @@ uint64_t identity_self(void)
     return known;
 }
 
-uint64_t identity_of_thread(void)
+uint64_t identity_look_up_thread(void)
 {
     const uint32_t now = identity_generation();
-    if (thread.generation == now)
-        return thread.word;
-    uint64_t identity = identity_self();
+    const uint64_t identity = identity_self();
     if (identity == 0)
         return 0;
-    thread.word = identity_compact(identity) << IDENTITY_THREAD_BITS | ((uint64_t)gettid() & IDENTITY_THREAD_MASK);
-    thread.generation = now;
-    return thread.word;
+    identity_known.word =
+        identity_compact(identity) << IDENTITY_THREAD_BITS | ((uint64_t)gettid() & IDENTITY_THREAD_MASK);
+    identity_known.generation = now;
+    return identity_known.word;
 }
 
 bool identity_lives(uint64_t identity)

@@ -93,12 +93,14 @@ void shoal_event_set(shoal_event *event)
     if (atomic_load_explicit(&shared->cpu, memory_order_relaxed) != cpu)
         atomic_store_explicit(&shared->cpu, cpu, memory_order_relaxed);
     uint64_t word = atomic_load_explicit(&shared->word, memory_order_relaxed);
-    /* release: pairs with the acquire in is_released(); what was written before the set is seen after the wait. Also
-     * where the flag is set already: each setter's writes are seen by who comes after it. */
+    /* seq_cst: a release that pairs with the acquire in is_released(), so what was written before the set is seen after
+     * the wait (also where the flag is set already: each setter's writes are seen by who comes after it); and as
+     * eventcount_has_sleepers_after() asks. */
     while (!atomic_compare_exchange_weak_explicit(&shared->word, &word, (word & SET) ? word : (word | SET) + ONE_TIME,
-                                                  memory_order_release, memory_order_relaxed)) {
+                                                  memory_order_seq_cst, memory_order_relaxed)) {
     }
-    (void)eventcount_notify_all(&shared->changed);
+    if (eventcount_has_sleepers_after(&shared->changed))
+        (void)eventcount_notify_all(&shared->changed);
 }
 
 void shoal_event_clear(shoal_event *event)

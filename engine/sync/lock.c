@@ -206,9 +206,9 @@ static int deepen(shoal_lock *lock, uint32_t by)
     return 0;
 }
 
-int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
+/* All but the usual case, kept out of its way. */
+__attribute__((noinline)) static int acquire_otherwise(shoal_lock *lock, uint64_t self, int64_t timeout)
 {
-    const uint64_t self = identity_of_thread();
     if (self == 0)
         return -ENOSYS;
     uint64_t owner = 0;
@@ -223,14 +223,29 @@ int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
     return result == -EBUSY ? -ETIMEDOUT : result;
 }
 
+int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
+{
+    const uint64_t self = identity_of_thread();
+    uint64_t word = atomic_load_explicit(&lock->shared->word, memory_order_relaxed);
+    /* acquire: as in attempt() */
+    if (word != 0 || self == 0 ||
+        !atomic_compare_exchange_strong_explicit(&lock->shared->word, &word, self, memory_order_acquire,
+                                                 memory_order_relaxed))
+        return acquire_otherwise(lock, self, timeout);
+    taken(lock);
+    return 0;
+}
+
 /* ------------------------------------------------------------------ releasing ---- */
 
 static int release_wholly(shoal_lock *lock)
 {
-    /* release: pairs with the acquire in attempt(). An exchange, as any thread may release: of two, one finds 0. */
-    if (atomic_exchange_explicit(&lock->shared->word, 0, memory_order_release) == 0)
+    /* seq_cst: a release that pairs with the acquire in attempt(), and what eventcount_has_sleepers_after() asks for.
+     * An exchange, as any thread may release: of two, one finds 0. */
+    if (atomic_exchange_explicit(&lock->shared->word, 0, memory_order_seq_cst) == 0)
         return -EINVAL;
-    (void)eventcount_notify_one(&lock->shared->freed);
+    if (eventcount_has_sleepers_after(&lock->shared->freed))
+        (void)eventcount_notify_one(&lock->shared->freed);
     return 0;
 }
 
@@ -295,9 +310,9 @@ uint32_t lock_leave(shoal_lock *lock)
     return depth;
 }
 
-int lock_return(shoal_lock *lock, uint32_t depth)
+int lock_return(shoal_lock *lock, uint32_t depth, int64_t timeout)
 {
-    const int result = shoal_lock_acquire(lock, SHOAL_FOREVER);
+    const int result = shoal_lock_acquire(lock, timeout);
     if (result >= 0 && lock->recursive && depth > 1)
         (void)deepen(lock, depth - 1); /* it was as deep before */
     return result;

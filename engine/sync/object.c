@@ -46,3 +46,8 @@ bool sync_is_over(int64_t deadline)
 {
     return deadline != SHOAL_FOREVER && shoal_clock_now() >= deadline;
 }
+
+int64_t sync_patience_ends(bool interruptible, int64_t patience)
+{
+    return interruptible && patience > 0 ? clock_deadline(patience) : SHOAL_FOREVER;
+}

@@ -76,5 +76,7 @@ struct slices {
  * the slice is over. */
 int sync_sleep(struct eventcount *ec, uint32_t seen, struct slices *slices, int64_t deadline);
 bool sync_is_over(int64_t deadline);
+/* When the patience of a turn that is `interruptible` ends, which is 0 where it has no end. */
+int64_t sync_patience_ends(bool interruptible, int64_t patience);
 
 #endif

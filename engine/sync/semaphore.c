@@ -281,9 +281,10 @@ static int release_plain(shoal_semaphore *semaphore, uint32_t count)
     do {
         if (value > semaphore->maximum || count > semaphore->maximum - value)
             return -EOVERFLOW;
-        /* release: pairs with the acquire in attempt_plain() */
+        /* seq_cst: a release that pairs with the acquire in attempt_plain(); and as eventcount_has_sleepers_after()
+         * asks */
     } while (!atomic_compare_exchange_weak_explicit(&semaphore->shared->value, &value, value + count,
-                                                    memory_order_release, memory_order_relaxed));
+                                                    memory_order_seq_cst, memory_order_relaxed));
     return 0;
 }
 
@@ -304,9 +305,9 @@ static int release_owned(shoal_semaphore *semaphore, uint32_t count)
     for (uint32_t i = 0; i < semaphore->maximum && count > 0; i++) {
         _Atomic uint64_t *unit = &semaphore->shared->units[i];
         uint64_t word = atomic_load_explicit(unit, memory_order_relaxed);
-        /* release: pairs with the acquire in attempt_owned() */
+        /* seq_cst: as in release_plain() */
         if (owner_process(word) == owner_process(self) &&
-            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_release, memory_order_relaxed))
+            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_seq_cst, memory_order_relaxed))
             count--;
     }
     return count == 0 ? 0 : -EPERM;
@@ -323,7 +324,8 @@ int shoal_semaphore_release(shoal_semaphore *semaphore, uint32_t count)
     const uint32_t cpu = spin_current_cpu();
     if (atomic_load_explicit(&shared->cpu, memory_order_relaxed) != cpu)
         atomic_store_explicit(&shared->cpu, cpu, memory_order_relaxed);
-    (void)eventcount_notify(&shared->freed, count);
+    if (eventcount_has_sleepers_after(&shared->freed))
+        (void)eventcount_notify(&shared->freed, count);
     return 0;
 }
 

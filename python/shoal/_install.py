@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -70,25 +71,36 @@ def _install_multiprocessing() -> None:
         popen_forkserver,
         popen_spawn_posix,
         queues,
+        sharedctypes,
         spawn,
+        synchronize,
     )
 
     import shoal.multiprocessing.context
     import shoal.multiprocessing.pool
     import shoal.multiprocessing.popen_fork
     import shoal.multiprocessing.queues
+    import shoal.multiprocessing.sharedctypes
+    import shoal.multiprocessing.synchronize
 
     _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
     # The factories of the standard library know nothing of Shoal's own keyword arguments.
     import multiprocessing
     from multiprocessing import context
 
-    _set(context.BaseContext, "Pool", shoal.multiprocessing.context._Methods.Pool)
-    _set(multiprocessing, "Pool", context._default_context.Pool)  # type: ignore[attr-defined]
+    for name in ("Pool", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
+        _set(context.BaseContext, name, getattr(shoal.multiprocessing.context._Methods, name))
+        _set(multiprocessing, name, getattr(context._default_context, name))  # type: ignore[attr-defined]
     for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
     _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
     _set(queues, "JoinableQueue", shoal.multiprocessing.queues.JoinableQueue)
+    for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"):
+        _set(synchronize, name, getattr(shoal.multiprocessing.synchronize, name))
+    # What wraps ctypes objects finds its classes by name at each call.
+    for name in ("make_property", "SynchronizedBase", "Synchronized", "SynchronizedArray", "SynchronizedString"):
+        _set(sharedctypes, name, getattr(shoal.multiprocessing.sharedctypes, name))
+    _set(sharedctypes, "class_cache", weakref.WeakKeyDictionary())
     _set(popen_fork, "Popen", shoal.multiprocessing.popen_fork.Popen)
 
     command_line = spawn.get_command_line

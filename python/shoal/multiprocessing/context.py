@@ -1,4 +1,4 @@
-"""`multiprocessing.context` with Shoal's `Pool`, `Queue` and start of processes. The contexts are sub-classes of the
+"""`multiprocessing.context` with Shoal's `Pool`, `Queue`, locks and start of processes. The contexts are sub-classes of the
 standard
 library's, so that `isinstance` agrees; what is not ours yet is theirs.
 """
@@ -37,6 +37,62 @@ class _Methods:
         from shoal.multiprocessing.queues import JoinableQueue
 
         return JoinableQueue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Lock(self, *, robust: bool = False) -> Any:
+        """A lock; `robust`: handed over when its owner dies (`shoal.multiprocessing.synchronize`)."""
+        from shoal.multiprocessing.synchronize import Lock
+
+        return Lock(robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def RLock(self, *, robust: bool = False) -> Any:
+        """A lock that its owner may acquire again."""
+        from shoal.multiprocessing.synchronize import RLock
+
+        return RLock(robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Semaphore(self, value: int = 1, *, owned: bool = False, robust: bool = False) -> Any:
+        """A semaphore; `owned`: each unit is the process's that acquired it; `robust`: and handed over when it dies."""
+        from shoal.multiprocessing.synchronize import Semaphore
+
+        return Semaphore(value, owned=owned, robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def BoundedSemaphore(self, value: int = 1, *, owned: bool = False, robust: bool = False) -> Any:
+        """A semaphore that never has more units than it began with."""
+        from shoal.multiprocessing.synchronize import BoundedSemaphore
+
+        return BoundedSemaphore(value, owned=owned, robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Condition(self, lock: Any = None) -> Any:
+        """A condition over `lock`, an RLock of its own by default."""
+        from shoal.multiprocessing.synchronize import Condition
+
+        return Condition(lock, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Event(self) -> Any:
+        """A flag that can be waited for."""
+        from shoal.multiprocessing.synchronize import Event
+
+        return Event(ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Barrier(
+        self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
+    ) -> Any:
+        """A number of parties that wait for each other."""
+        from shoal.multiprocessing.synchronize import Barrier
+
+        return Barrier(parties, action, timeout, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """A ctypes object in shared memory, with a lock unless `lock` is False."""
+        from shoal.multiprocessing.sharedctypes import Value
+
+        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:
+        """A ctypes array in shared memory, with a lock unless `lock` is False."""
+        from shoal.multiprocessing.sharedctypes import Array
+
+        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())  # type: ignore[attr-defined]
 
     def Pool(
         self,
