@@ -50,8 +50,8 @@ uint32_t identity_generation(void)
 
 enum life { LIFE_GONE, LIFE_RUNS, LIFE_UNKNOWN };
 
-/* Whether there is a process of this pid, and when it started. */
-static enum life look(pid_t pid, uint64_t *started)
+/* Whether there is a process of this pid, when it started, and its state as /proc has it. */
+static enum life look(pid_t pid, uint64_t *started, char *state)
 {
     if (pid <= 0)
         return LIFE_GONE; /* nobody's; to kill(2) it would mean a group */
@@ -75,13 +75,12 @@ static enum life look(pid_t pid, uint64_t *started)
     text[size] = '\0';
     /* The second field is the program's name in parentheses, which may itself hold spaces and parentheses. */
     const char *at = strrchr(text, ')');
-    char state = '\0';
     int threads = 0;
     unsigned long long time = 0;
     if (at == NULL || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
-                             &state, &threads, &time) != 3)
+                             state, &threads, &time) != 3)
         return LIFE_UNKNOWN;
-    if (state == 'X' || (state == 'Z' && threads <= 1))
+    if (*state == 'X' || (*state == 'Z' && threads <= 1))
         return LIFE_GONE;
     *started = (uint64_t)time;
     return LIFE_RUNS;
@@ -95,7 +94,8 @@ uint64_t identity_self(void)
         return known;
     const pid_t pid = getpid();
     uint64_t started = 0;
-    if (look(pid, &started) != LIFE_RUNS)
+    char state;
+    if (look(pid, &started, &state) != LIFE_RUNS)
         return 0;
     known = (uint64_t)pid << IDENTITY_TIME_BITS | (started & TIME_MASK);
     atomic_store_explicit(&self, known, memory_order_relaxed); /* threads that race here store the same */
@@ -117,18 +117,27 @@ uint64_t identity_look_up_thread(void)
 bool identity_lives(uint64_t identity)
 {
     uint64_t started = 0;
+    char state;
     if (identity == 0)
         return false;
-    enum life life = look((pid_t)(identity >> IDENTITY_TIME_BITS), &started);
+    enum life life = look((pid_t)(identity >> IDENTITY_TIME_BITS), &started, &state);
     return life == LIFE_UNKNOWN || (life == LIFE_RUNS && (started & TIME_MASK) == (identity & TIME_MASK));
 }
 
 bool identity_lives_compact(uint64_t compact)
 {
     uint64_t started = 0;
+    char state;
     if (compact == 0)
         return false;
-    enum life life = look(identity_pid_compact(compact), &started);
+    enum life life = look(identity_pid_compact(compact), &started, &state);
     return life == LIFE_UNKNOWN ||
            (life == LIFE_RUNS && (started & COMPACT_TIME_MASK) == (compact & COMPACT_TIME_MASK));
+}
+
+bool identity_is_stopped(pid_t pid)
+{
+    uint64_t started = 0;
+    char state = '\0';
+    return look(pid, &started, &state) == LIFE_RUNS && (state == 'T' || state == 't');
 }

@@ -32,6 +32,9 @@ static inline uint64_t identity_of_thread(void);
 bool identity_lives(uint64_t identity);
 bool identity_lives_compact(uint64_t compact);
 
+/* Whether the process of this pid is stopped, by a signal or a debugger: it may go on at any time. */
+bool identity_is_stopped(pid_t pid);
+
 /* Counts forks: another value in a child than in its parent, never 0. What a handle remembers about "this process" is
  * true only for the generation that it was found out in. Processes made behind the C library's back (a bare clone) are
  * not counted. */
