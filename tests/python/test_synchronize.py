@@ -698,6 +698,63 @@ def test_a_joinable_queue_is_joined(tmp_path: Path) -> None:
         queue.task_done()
 
 
+def test_thousands_of_locks_take_few_descriptors_here_and_in_a_child(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os, resource, sys
+        from shoal.multiprocessing import get_context
+
+        def use(locks, events, values):
+            assert len(os.listdir("/proc/self/fd")) < 150
+            for lock, event, value in zip(locks, events, values):
+                lock.release()
+                event.set()
+                with value:
+                    value.value += 1
+
+        if __name__ == "__main__":
+            context = get_context(sys.argv[1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            locks = [context.Lock() for _ in range(2000)]
+            events = [context.Event() for _ in range(2000)]
+            values = [context.Value("i", i) for i in range(2000)]
+            for lock in locks:
+                lock.acquire()
+            process = context.Process(target=use, args=(locks, events, values))
+            process.start()
+            process.join()
+            print(process.exitcode, all(lock.acquire(False) for lock in locks), all(e.is_set() for e in events))
+            print(sum(value.value for value in values))
+        """,
+        "spawn",
+    )
+    assert done.stdout == f"0 True True\n{sum(range(1, 2001))}\n", done.stderr
+
+
+_given: Any = None
+
+
+def keep(lock: Any) -> None:
+    global _given
+    _given = lock
+
+
+def try_given(_: int) -> bool:
+    return bool(_given.acquire(False))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pools_workers_get_locks_as_initial_arguments(method: str) -> None:
+    context = mp.get_context(method)
+    lock, condition = context.Lock(), context.Condition()
+    lock.acquire()
+    with context.Pool(1, keep, (lock,)) as pool:
+        assert pool.map(try_given, [1]) == [False]
+    with context.Pool(1, keep, (condition,)) as pool:
+        assert pool.map(try_given, [1]) == [True]
+
+
 # -- install --
 
 
