@@ -28,9 +28,9 @@ from shoal import _engine, errors
 
 __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
-RECURSIVE_MUTEX = _standard.RECURSIVE_MUTEX
-SEMAPHORE = _standard.SEMAPHORE
-SEM_VALUE_MAX: int = _standard.SEM_VALUE_MAX
+RECURSIVE_MUTEX: int = _standard.RECURSIVE_MUTEX  # type: ignore[attr-defined]
+SEMAPHORE: int = _standard.SEMAPHORE  # type: ignore[attr-defined]
+SEM_VALUE_MAX: int = _standard.SEM_VALUE_MAX  # type: ignore[attr-defined]
 SemLock = _standard.SemLock
 
 
