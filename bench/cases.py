@@ -338,6 +338,112 @@ def queue_ping_pong(name: str) -> float:
     return result
 
 
+# -------------------------------------------------------------------------------- locks
+
+
+def fork_context(name: str) -> Any:
+    return importlib.import_module("shoal.multiprocessing" if name == "shoal" else name).get_context("fork")
+
+
+def per_turn(turns: Callable[[int], object], count: int) -> float:
+    """Nanoseconds; the best of many short measurements, as each is shorter than what else the machine does."""
+    best = float("inf")
+    for _ in range(50):
+        started = now()
+        turns(count)
+        best = min(best, now() - started)
+    return best / count * 1e9
+
+
+def lock_with(name: str) -> float:
+    lock = fork_context(name).Lock()
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            with lock:
+                pass
+
+    return per_turn(turns, scaled(10_000))
+
+
+def lock_acquire_release(name: str) -> float:
+    lock = fork_context(name).Lock()
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            lock.acquire()
+            lock.release()
+
+    return per_turn(turns, scaled(10_000))
+
+
+def value_increment(name: str) -> float:
+    value = fork_context(name).Value("i", 0)
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            with value.get_lock():
+                value.value += 1
+
+    return per_turn(turns, scaled(5_000))
+
+
+def take_turns(lock: Any, start: Any, count: int) -> None:
+    start.wait()
+    for _ in range(count):
+        with lock:
+            pass
+
+
+def lock_contended(name: str) -> float:
+    """Nanoseconds for each time that one of two processes takes a lock that both want."""
+    context, count = fork_context(name), scaled(100_000)
+
+    def measure() -> float:
+        lock, start = context.Lock(), context.Barrier(3)
+        processes = [process_of(name, take_turns, lock, start, count) for _ in range(2)]
+        start.wait()
+        started = now()
+        for process in processes:
+            process.join()
+        return (now() - started) / (2 * count) * 1e9
+
+    return best_of(measure)
+
+
+def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
+    import os
+
+    os.sched_setaffinity(0, {cpu})
+    for _ in range(count):
+        there.wait()
+        there.clear()
+        back.set()
+
+
+def event_ping_pong(name: str) -> float:
+    """Microseconds there and back, each side on a core of its own: on one core the scheduler alone is measured."""
+    import os
+
+    context, count = fork_context(name), scaled(3_000)
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def measure() -> float:
+        there, back = context.Event(), context.Event()
+        process = process_of(name, set_back, there, back, count, cpus[-1])
+        os.sched_setaffinity(0, {cpus[0]})
+        started = now()
+        for _ in range(count):
+            there.set()
+            back.wait()
+            back.clear()
+        took = now() - started
+        process.join()
+        return took / count * 1e6
+
+    return best_of(measure)
+
+
 # ------------------------------------------------------------------------------- joblib
 
 
@@ -440,6 +546,11 @@ CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
     "futures_map_chunk_1": ("executor: map, chunksize 1", "us/item", True, EXECUTORS, 20),
     "queue_small_items": ("Queue, small items", "us/item", True, (*STANDARD, "faster-fifo"), 8),
     "queue_ping_pong": ("Queue, ping-pong", "us", True, (*STANDARD, "faster-fifo"), 10),
+    "lock_with": ("with lock", "ns", True, STANDARD, 3),
+    "lock_acquire_release": ("lock.acquire, lock.release", "ns", True, STANDARD, 1),
+    "lock_contended": ("with lock, 2 processes", "ns", True, STANDARD, 2),
+    "value_increment": ("Value += 1 under its lock", "ns", True, STANDARD, 3),
+    "event_ping_pong": ("Event, ping-pong", "us", True, STANDARD, 30),
     "parallel_first_result": ("Parallel, first result", "ms", True, ("joblib", "shoal"), 10),
     "parallel_next_call": ("Parallel, next call", "ms", True, ("joblib", "shoal"), 10),
     "parallel_trivial_tasks": ("Parallel, trivial tasks", "us/task", True, ("joblib", "shoal"), 2),

@@ -131,10 +131,11 @@ static PyObject *barrier_abort(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *barrier_fds(PyObject *object, PyObject *unused)
+static PyObject *barrier_home(PyObject *object, PyObject *unused)
 {
     BarrierObject *self = (BarrierObject *)object;
-    return self->barrier == NULL ? sync_raise_not_open(object) : Py_BuildValue("(i)", shoal_barrier_fd(self->barrier));
+    return self->barrier == NULL ? sync_raise_not_open(object)
+                                 : Py_BuildValue("(iOI)", shoal_barrier_fd(self->barrier), Py_None, 0);
 }
 
 static PyObject *barrier_get_parties(PyObject *object, void *closure)
@@ -164,7 +165,8 @@ static PyObject *barrier_get_broken(PyObject *object, void *closure)
 static PyMethodDef barrier_methods[] = {
     {"_open", barrier_open, METH_VARARGS,
      "_open(parties, fd=-1)\n--\n\nMake the barrier, or map the one behind this descriptor. Once, by __init__."},
-    {"_fds", barrier_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+    {"_home", barrier_home, METH_NOARGS,
+     "_home()\n--\n\n(descriptor, None, 0): where a process that does not inherit it finds it."},
     {"_wait", barrier_wait, METH_VARARGS,
      "_wait(timeout, action)\n--\n\nArrive and wait for the others; the party's number in this round."},
     {"reset", barrier_reset, METH_NOARGS,

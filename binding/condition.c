@@ -213,12 +213,12 @@ static PyObject *condition_waiting(PyObject *object, PyObject *unused)
     return PyLong_FromUnsignedLong(shoal_condition_waiting(self->condition));
 }
 
-static PyObject *condition_fds(PyObject *object, PyObject *unused)
+static PyObject *condition_home(PyObject *object, PyObject *unused)
 {
     ConditionObject *self = (ConditionObject *)object;
     if (self->condition == NULL)
         return sync_raise_not_open(object);
-    return Py_BuildValue("(i)", shoal_condition_fd(self->condition));
+    return Py_BuildValue("(iOI)", shoal_condition_fd(self->condition), Py_None, 0);
 }
 
 static PyObject *condition_get_lock(PyObject *object, void *closure)
@@ -230,7 +230,8 @@ static PyObject *condition_get_lock(PyObject *object, void *closure)
 static PyMethodDef condition_methods[] = {
     {"_open", condition_open, METH_VARARGS,
      "_open(lock, fd=-1)\n--\n\nMake the condition, or map the one behind this descriptor. Once, by __init__."},
-    {"_fds", condition_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+    {"_home", condition_home, METH_NOARGS,
+     "_home()\n--\n\n(descriptor, None, 0): where a process that does not inherit it finds it."},
     {"acquire", (PyCFunction)(void (*)(void))condition_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake the lock."},
     {"release", condition_release, METH_NOARGS, "release($self)\n--\n\nGive the lock back."},

@@ -5,7 +5,8 @@
 
 typedef struct {
     PyObject_HEAD
-    shoal_event *event; /* NULL until _open */
+    shoal_event *event; /* NULL until _open or _attach */
+    PyObject *group;    /* that it lies in, or NULL */
 } EventObject;
 
 static PyObject *event_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -13,19 +14,45 @@ static PyObject *event_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     return type->tp_alloc(type, 0);
 }
 
+/* The group that _open and _attach are given. */
+static int find_group(EventObject *self, PyObject *holder, shoal_sync_group **group)
+{
+    if (self->event != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the event is open");
+        return -1;
+    }
+    module_state *state = sync_find_state((PyObject *)self);
+    return state == NULL ? -1 : group_find(state, holder, group);
+}
+
 static PyObject *event_open(PyObject *object, PyObject *args)
 {
     EventObject *self = (EventObject *)object;
-    int fd = -1;
-    if (!PyArg_ParseTuple(args, "|i:_open", &fd))
+    PyObject *holder = NULL;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "|O:_open", &holder) || find_group(self, holder, &group) != 0)
         return NULL;
-    if (self->event != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the event is open");
-        return NULL;
-    }
-    const int error = fd >= 0 ? shoal_event_attach(fd, &self->event) : shoal_event_create(&self->event);
+    const int error = group != NULL ? shoal_event_create_in(group, &self->event) : shoal_event_create(&self->event);
     if (error != 0)
         return module_raise(error, "cannot make an event");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *event_attach(PyObject *object, PyObject *args)
+{
+    EventObject *self = (EventObject *)object;
+    int fd;
+    unsigned int place;
+    PyObject *holder;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "iOI:_attach", &fd, &holder, &place) || find_group(self, holder, &group) != 0)
+        return NULL;
+    const int error =
+        group != NULL ? shoal_event_attach_in(group, place, &self->event) : shoal_event_attach(fd, &self->event);
+    if (error != 0)
+        return module_raise(error, "cannot attach to an event");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
     Py_RETURN_NONE;
 }
 
@@ -33,6 +60,7 @@ static void event_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     shoal_event_close(((EventObject *)self)->event);
+    Py_XDECREF(((EventObject *)self)->group); /* after what lies in it */
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -84,16 +112,24 @@ static PyObject *event_wait(PyObject *object, PyObject *const *args, Py_ssize_t 
     return result == SYNC_RAISED ? NULL : module_raise(result, "cannot wait for the event");
 }
 
-static PyObject *event_fds(PyObject *object, PyObject *unused)
+static PyObject *event_home(PyObject *object, PyObject *unused)
 {
     EventObject *self = (EventObject *)object;
-    return self->event == NULL ? sync_raise_not_open(object) : Py_BuildValue("(i)", shoal_event_fd(self->event));
+    if (self->event == NULL)
+        return sync_raise_not_open(object);
+    return Py_BuildValue("(iOI)", shoal_event_fd(self->event), self->group == NULL ? Py_None : self->group,
+                         shoal_event_place(self->event));
 }
 
 static PyMethodDef event_methods[] = {
     {"_open", event_open, METH_VARARGS,
-     "_open(fd=-1)\n--\n\nMake the event, or map the one behind this descriptor. Once, by __init__."},
-    {"_fds", event_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+     "_open(group=None)\n--\n\nMake the event, in a group or for itself. Once, by __init__."},
+    {"_attach", event_attach, METH_VARARGS,
+     "_attach(fd, group, place)\n--\n\nBe the event at this place of a group or, if that is None, behind this "
+     "descriptor. Instead of _open."},
+    {"_home", event_home, METH_NOARGS,
+     "_home()\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it finds "
+     "it."},
     {"is_set", event_is_set, METH_NOARGS, "is_set($self)\n--\n\nWhether the flag is set."},
     {"set", event_set, METH_NOARGS, "set($self)\n--\n\nSet the flag, and wake all who wait for it."},
     {"clear", event_clear, METH_NOARGS, "clear($self)\n--\n\nClear the flag."},

@@ -26,22 +26,49 @@ static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     return self;
 }
 
+static bool is_open_already(LockObject *self)
+{
+    if (self->lock != NULL)
+        PyErr_SetString(PyExc_ValueError, "the lock is open");
+    return self->lock != NULL;
+}
+
 static PyObject *lock_open(PyObject *object, PyObject *args)
 {
     LockObject *self = (LockObject *)object;
-    int recursive = 0, robust = 0, fd = -1;
-    if (!PyArg_ParseTuple(args, "pp|i:_open", &recursive, &robust, &fd))
+    int recursive, robust;
+    PyObject *holder = NULL;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "pp|O:_open", &recursive, &robust, &holder) || is_open_already(self) ||
+        group_find(self->state, holder, &group) != 0)
         return NULL;
-    if (self->lock != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the lock is open");
-        return NULL;
-    }
     const shoal_lock_options options = {
         .flags = (recursive ? SHOAL_LOCK_RECURSIVE : 0) | (robust ? SHOAL_LOCK_ROBUST : 0),
     };
-    const int error = fd >= 0 ? shoal_lock_attach(fd, &self->lock) : shoal_lock_create(&options, &self->lock);
+    const int error =
+        group != NULL ? shoal_lock_create_in(group, &options, &self->lock) : shoal_lock_create(&options, &self->lock);
     if (error != 0)
         return module_raise(error, "cannot make a lock");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
+    self->recursive = recursive;
+    Py_RETURN_NONE;
+}
+
+static PyObject *lock_attach(PyObject *object, PyObject *args)
+{
+    LockObject *self = (LockObject *)object;
+    int recursive, fd;
+    unsigned int place;
+    PyObject *holder;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "piOI:_attach", &recursive, &fd, &holder, &place) || is_open_already(self) ||
+        group_find(self->state, holder, &group) != 0)
+        return NULL;
+    const int error =
+        group != NULL ? shoal_lock_attach_in(group, place, &self->lock) : shoal_lock_attach(fd, &self->lock);
+    if (error != 0)
+        return module_raise(error, "cannot attach to a lock");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
     self->recursive = recursive;
     Py_RETURN_NONE;
 }
@@ -51,6 +78,7 @@ static void lock_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     with_end((LockObject *)self);
     shoal_lock_close(((LockObject *)self)->lock);
+    Py_XDECREF(((LockObject *)self)->group); /* after what lies in it */
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -201,10 +229,13 @@ static PyObject *lock_is_zero(PyObject *self, PyObject *unused)
     return look(self, &holder) ? PyBool_FromLong(holder.pid != 0) : NULL;
 }
 
-static PyObject *lock_fds(PyObject *object, PyObject *unused)
+static PyObject *lock_home(PyObject *object, PyObject *unused)
 {
     LockObject *self = (LockObject *)object;
-    return self->lock == NULL ? sync_raise_not_open(object) : Py_BuildValue("(i)", shoal_lock_fd(self->lock));
+    if (self->lock == NULL)
+        return sync_raise_not_open(object);
+    return Py_BuildValue("(iOI)", shoal_lock_fd(self->lock), self->group == NULL ? Py_None : self->group,
+                         shoal_lock_place(self->lock));
 }
 
 static PyObject *lock_get_self(PyObject *self, void *closure)
@@ -240,8 +271,14 @@ static PyObject *lock_get_inherited(PyObject *self, void *closure)
 
 static PyMethodDef lock_methods[] = {
     {"_open", lock_open, METH_VARARGS,
-     "_open(recursive, robust, fd=-1)\n--\n\nMake the lock, or map the one behind this descriptor. Once, by __init__."},
-    {"_fds", lock_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+     "_open(recursive, robust, group=None)\n--\n\nMake the lock, in a group or for itself. Once, by __init__."},
+    {"_attach", lock_attach, METH_VARARGS,
+     "_attach(recursive, fd, group, place)\n--\n\nBe the lock at this place of a group or, if that is None, behind "
+     "this "
+     "descriptor. Instead of _open."},
+    {"_home", lock_home, METH_NOARGS,
+     "_home()\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it finds "
+     "it."},
     {"acquire", (PyCFunction)(void (*)(void))lock_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake the lock. False: it was not free (in `timeout` seconds, or "
      "at once if not `block`).\n\nRaises shoal.OwnerDied if the process that held it died, unless it is robust."},

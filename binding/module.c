@@ -54,7 +54,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", SHOAL_VERSION) != 0)
         return -1;
     static int (*const add[])(PyObject *) = {
-        codec_add,     pool_add,  worker_add,  queue_add,   sync_add,    lock_add,  semaphore_add,
+        codec_add,     pool_add,  worker_add,  queue_add,   sync_add,    group_add, lock_add,    semaphore_add,
         condition_add, event_add, barrier_add, guarded_add, process_add, store_add, compute_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
@@ -84,6 +84,7 @@ static int module_exec(PyObject *module)
         DO((state)->event_type);                                                                                       \
         DO((state)->barrier_type);                                                                                     \
         DO((state)->lock_part_type);                                                                                   \
+        DO((state)->group_type);                                                                                       \
         DO((state)->guarded_type);                                                                                     \
         DO((state)->loan_type);                                                                                        \
         DO((state)->pool_type);                                                                                        \

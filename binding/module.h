@@ -25,6 +25,7 @@ typedef struct {
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
     PyObject *lock_type, *semaphore_type, *condition_type, *event_type, *barrier_type, *guarded_type;
     PyObject *lock_part_type;        /* of a lock's bound methods */
+    PyObject *group_type;            /* of what many locks lie in */
     PyObject *part_type, *memo_type; /* memory of an entry of the store; a function's calls in it */
     PyObject *describe_function;     /* (function) -> what its hash is made of; set by configure_store */
     PyObject *reducers;              /* copyreg's table, once it is needed */
@@ -56,6 +57,7 @@ int pool_add(PyObject *module);
 int worker_add(PyObject *module);
 int queue_add(PyObject *module);
 int sync_add(PyObject *module);
+int group_add(PyObject *module);
 int lock_add(PyObject *module);
 int semaphore_add(PyObject *module);
 int condition_add(PyObject *module);

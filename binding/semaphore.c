@@ -10,7 +10,8 @@
 typedef struct {
     PyObject_HEAD
     module_state *state;
-    shoal_semaphore *semaphore; /* NULL until _open */
+    shoal_semaphore *semaphore; /* NULL until _open or _attach */
+    PyObject *group;            /* that it lies in, or NULL */
     int64_t count;              /* units taken less units given, by this process */
     unsigned long last_taker;   /* thread */
     bool owned;
@@ -22,32 +23,58 @@ static PyObject *semaphore_new(PyTypeObject *type, PyObject *args, PyObject *key
     return type->tp_alloc(type, 0);
 }
 
+/* What _open and _attach need first. */
+static bool is_ready(SemaphoreObject *self)
+{
+    if (self->semaphore != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the semaphore is open");
+        return false;
+    }
+    self->state = sync_find_state((PyObject *)self);
+    return self->state != NULL;
+}
+
 static PyObject *semaphore_open(PyObject *object, PyObject *args)
 {
     SemaphoreObject *self = (SemaphoreObject *)object;
-    int value, maximum, owned = 0, robust = 0, fd = -1;
-    if (!PyArg_ParseTuple(args, "ii|ppi:_open", &value, &maximum, &owned, &robust, &fd))
-        return NULL;
-    if (self->semaphore != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the semaphore is open");
-        return NULL;
-    }
-    self->state = sync_find_state(object);
-    if (self->state == NULL)
+    int value, maximum, owned = 0, robust = 0;
+    PyObject *holder = NULL;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "ii|ppO:_open", &value, &maximum, &owned, &robust, &holder) || !is_ready(self) ||
+        group_find(self->state, holder, &group) != 0)
         return NULL;
     int error = -EINVAL;
-    if (fd >= 0) {
-        error = shoal_semaphore_attach(fd, &self->semaphore);
-    } else if (value >= 0 && maximum >= value) {
+    if (value >= 0 && maximum >= value) {
         const shoal_semaphore_options options = {
             .value = (uint32_t)value,
             .maximum = (uint32_t)maximum,
             .flags = owned ? SHOAL_SEMAPHORE_OWNED | (robust ? SHOAL_SEMAPHORE_ROBUST : 0) : SHOAL_SEMAPHORE_BOUNDED,
         };
-        error = shoal_semaphore_create(&options, &self->semaphore);
+        error = group != NULL ? shoal_semaphore_create_in(group, &options, &self->semaphore)
+                              : shoal_semaphore_create(&options, &self->semaphore);
     }
     if (error != 0)
         return module_raise(error, "cannot make a semaphore");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
+    self->owned = owned;
+    Py_RETURN_NONE;
+}
+
+static PyObject *semaphore_attach(PyObject *object, PyObject *args)
+{
+    SemaphoreObject *self = (SemaphoreObject *)object;
+    int owned, fd;
+    unsigned int place;
+    PyObject *holder;
+    shoal_sync_group *group;
+    if (!PyArg_ParseTuple(args, "piOI:_attach", &owned, &fd, &holder, &place) || !is_ready(self) ||
+        group_find(self->state, holder, &group) != 0)
+        return NULL;
+    const int error = group != NULL ? shoal_semaphore_attach_in(group, place, &self->semaphore)
+                                    : shoal_semaphore_attach(fd, &self->semaphore);
+    if (error != 0)
+        return module_raise(error, "cannot attach to a semaphore");
+    self->group = group != NULL ? Py_NewRef(holder) : NULL;
     self->owned = owned;
     Py_RETURN_NONE;
 }
@@ -56,6 +83,7 @@ static void semaphore_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     shoal_semaphore_close(((SemaphoreObject *)self)->semaphore);
+    Py_XDECREF(((SemaphoreObject *)self)->group); /* after what lies in it */
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -174,12 +202,13 @@ static PyObject *semaphore_after_fork(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *semaphore_fds(PyObject *object, PyObject *unused)
+static PyObject *semaphore_home(PyObject *object, PyObject *unused)
 {
     SemaphoreObject *self = (SemaphoreObject *)object;
     if (self->semaphore == NULL)
         return sync_raise_not_open(object);
-    return Py_BuildValue("(i)", shoal_semaphore_fd(self->semaphore));
+    return Py_BuildValue("(iOI)", shoal_semaphore_fd(self->semaphore), self->group == NULL ? Py_None : self->group,
+                         shoal_semaphore_place(self->semaphore));
 }
 
 static PyObject *semaphore_get_self(PyObject *self, void *closure)
@@ -216,11 +245,23 @@ static PyObject *semaphore_get_inherited(PyObject *self, void *closure)
     return PyBool_FromLong(((SemaphoreObject *)self)->inherited);
 }
 
+static PyObject *semaphore_get_owned(PyObject *self, void *closure)
+{
+    return PyBool_FromLong(((SemaphoreObject *)self)->owned);
+}
+
 static PyMethodDef semaphore_methods[] = {
     {"_open", semaphore_open, METH_VARARGS,
-     "_open(value, maximum, owned=False, robust=False, fd=-1)\n--\n\nMake the semaphore, or map the one behind this "
-     "descriptor. Once, by __init__."},
-    {"_fds", semaphore_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+     "_open(value, maximum, owned=False, robust=False, group=None)\n--\n\nMake the semaphore, in a group or for "
+     "itself. "
+     "Once, by __init__."},
+    {"_attach", semaphore_attach, METH_VARARGS,
+     "_attach(owned, fd, group, place)\n--\n\nBe the semaphore at this place of a group or, if that is None, behind "
+     "this "
+     "descriptor. Instead of _open."},
+    {"_home", semaphore_home, METH_NOARGS,
+     "_home()\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it finds "
+     "it."},
     {"acquire", (PyCFunction)(void (*)(void))semaphore_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake a unit. False: there was none (in `timeout` seconds, or at "
      "once if not `block`).\n\nRaises shoal.OwnerDied if it is owned, all units are held, and some by processes that "
@@ -242,6 +283,7 @@ static PyMethodDef semaphore_methods[] = {
 };
 
 static PyGetSetDef semaphore_properties[] = {
+    {"_owned", semaphore_get_owned, NULL, "whether units have owners", NULL},
     {"inherited", semaphore_get_inherited, NULL,
      "whether the unit that this process took last was held by one that died (robust semaphores)", NULL},
     {"_semlock", semaphore_get_self, NULL, "itself", NULL},

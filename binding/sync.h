@@ -22,7 +22,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     module_state *state;
-    shoal_lock *lock; /* NULL until _open */
+    shoal_lock *lock; /* NULL until _open or _attach */
+    PyObject *group;  /* that it lies in, or NULL */
     bool recursive;
     bool inherited;          /* written by the holder only: the process that held it before died with it */
     PartObject enter, leave; /* __enter__, __exit__ */
@@ -51,6 +52,9 @@ int sync_parse_wait(const char *name, PyObject *const *args, Py_ssize_t count, P
 
 /* The module's state: from the type that this module made, which is among the bases of a sub-class. */
 module_state *sync_find_state(PyObject *self);
+
+/* The group that `object` is, NULL for None or NULL. -1 with TypeError. */
+int group_find(module_state *state, PyObject *object, shoal_sync_group **group);
 
 /* Raise OwnerDied for process `pid` (0: not known), which held `what`. Returns NULL. */
 PyObject *sync_raise_owner_died(module_state *state, pid_t pid, const char *what);

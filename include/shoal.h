@@ -154,11 +154,11 @@ SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out)
 
 /* ------------------------------------------------------------------ sync ---- */
 
-/* Lock, semaphore, condition, event, barrier: each lives in a region of its own, which the kernel frees with the last
- * process. A child of fork goes on using the handle it inherited; any other process attaches to the descriptor of
- * shoal_…_fd, which stays the handle's and is duplicated by the attach. Processes that share one must see each other
- * in /proc (one pid namespace), as that is how it is known who lives. All threads may make all calls at once, but for
- * shoal_…_close.
+/* Lock, semaphore, condition, event, barrier: each lives in a region of its own (or in a group's), which the kernel
+ * frees with the last process. A child of fork goes on using the handle it inherited; any other process attaches to the
+ * descriptor of shoal_…_fd, which stays the handle's and is duplicated by the attach. Processes that share one must see
+ * each other in /proc (one pid namespace), as that is how it is known who lives. All threads may make all calls at
+ * once, but for shoal_…_close.
  *
  * Waiting: some microseconds of looking, then sleep. Nobody is woken but who sleeps. A process that is killed at any
  * instruction, waiting, holding or waking, delays the others by half a second at the most; what cannot go on without it
@@ -167,6 +167,23 @@ SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out)
  * Errors that all of …_create have: -EINVAL (unknown flags, a number out of its range), and those of
  * shoal_region_create. Of …_attach: SHOAL_ECORRUPT (not a lock, semaphore …), and those of shoal_region_attach. Of
  * every call that must know who calls: -ENOSYS (there is no /proc). */
+
+/**
+ * A group: one region for 127 locks, semaphores (not owned ones) and events, for programs that have many. One of them
+ * that has a region of its own takes a descriptor, a page and a mapping; in a group, 256 bytes.
+ *
+ * A place in it is not used again. A group must stay open as long as handles to what lies in it. The …_in calls are as
+ * those without; in another process the object is found by the group's descriptor and its place. Also:
+ *   -ENOSPC    of …_create_in: the group is full, make another
+ *   -EMSGSIZE  of …_create_in: an owned semaphore
+ *   -EINVAL    of …_attach_in: no such place
+ */
+typedef struct shoal_sync_group shoal_sync_group;
+
+SHOAL_API int shoal_sync_group_create(shoal_sync_group **out);
+SHOAL_API int shoal_sync_group_attach(int fd, shoal_sync_group **out);
+SHOAL_API int shoal_sync_group_fd(const shoal_sync_group *group);
+SHOAL_API void shoal_sync_group_close(shoal_sync_group *group); /* NULL is allowed */
 
 /** Positive, not an error: what was waited for is the caller's now, but its last owner died with it. */
 #define SHOAL_INHERITED 1
@@ -193,6 +210,9 @@ typedef struct shoal_lock_options {
 SHOAL_API int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out);
 SHOAL_API int shoal_lock_attach(int fd, shoal_lock **out);
 SHOAL_API int shoal_lock_fd(const shoal_lock *lock);
+SHOAL_API int shoal_lock_create_in(shoal_sync_group *group, const shoal_lock_options *options, shoal_lock **out);
+SHOAL_API int shoal_lock_attach_in(shoal_sync_group *group, uint32_t place, shoal_lock **out);
+SHOAL_API uint32_t shoal_lock_place(const shoal_lock *lock); /* in its group; 0: it is in none */
 /** Drop this process's handle. The lock stays as it is, also held. NULL is allowed. */
 SHOAL_API void shoal_lock_close(shoal_lock *lock);
 
@@ -266,6 +286,10 @@ typedef struct shoal_semaphore_options {
 SHOAL_API int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out);
 SHOAL_API int shoal_semaphore_attach(int fd, shoal_semaphore **out);
 SHOAL_API int shoal_semaphore_fd(const shoal_semaphore *semaphore);
+SHOAL_API int shoal_semaphore_create_in(shoal_sync_group *group, const shoal_semaphore_options *options,
+                                        shoal_semaphore **out);
+SHOAL_API int shoal_semaphore_attach_in(shoal_sync_group *group, uint32_t place, shoal_semaphore **out);
+SHOAL_API uint32_t shoal_semaphore_place(const shoal_semaphore *semaphore); /* in its group; 0: it is in none */
 /** Drop this process's handle; units that it holds stay taken. NULL is allowed. */
 SHOAL_API void shoal_semaphore_close(shoal_semaphore *semaphore);
 
@@ -348,7 +372,10 @@ typedef struct shoal_event shoal_event;
 SHOAL_API int shoal_event_create(shoal_event **out);
 SHOAL_API int shoal_event_attach(int fd, shoal_event **out);
 SHOAL_API int shoal_event_fd(const shoal_event *event);
-SHOAL_API void shoal_event_close(shoal_event *event); /* NULL is allowed */
+SHOAL_API int shoal_event_create_in(shoal_sync_group *group, shoal_event **out);
+SHOAL_API int shoal_event_attach_in(shoal_sync_group *group, uint32_t place, shoal_event **out);
+SHOAL_API uint32_t shoal_event_place(const shoal_event *event); /* in its group; 0: it is in none */
+SHOAL_API void shoal_event_close(shoal_event *event);           /* NULL is allowed */
 /** Set the flag and wake all who wait. */
 SHOAL_API void shoal_event_set(shoal_event *event);
 SHOAL_API void shoal_event_clear(shoal_event *event);

@@ -37,7 +37,7 @@ static_assert(sizeof(struct lock_shared) == 256 && offsetof(struct lock_shared, 
               "what is written lies apart from what is read only");
 
 struct shoal_lock {
-    shoal_region *region;
+    struct sync_home home;
     struct lock_shared *shared;
     bool recursive, robust;
     struct spin_budget spin;
@@ -50,13 +50,13 @@ struct shoal_lock {
 
 static void point_into(shoal_lock *lock, uint32_t flags)
 {
-    lock->shared = shoal_region_base(lock->region);
+    lock->shared = lock->home.base;
     lock->recursive = (flags & SHOAL_LOCK_RECURSIVE) != 0;
     lock->robust = (flags & SHOAL_LOCK_ROBUST) != 0;
     lock->spin = (struct spin_budget)SPIN_INITIALIZER;
 }
 
-int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
+int shoal_lock_create_in(shoal_sync_group *group, const shoal_lock_options *options, shoal_lock **out)
 {
     const uint32_t flags = options == NULL ? 0 : options->flags;
     if ((flags & ~ALL_FLAGS) != 0)
@@ -65,7 +65,7 @@ int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
     if (lock == NULL)
         return -ENOMEM;
     const struct sync_header header = {.kind = SYNC_LOCK, .size = sizeof(struct lock_shared), .flags = flags};
-    int error = sync_create("shoal-lock", header, &lock->region);
+    int error = sync_home_create(group, "shoal-lock", header, &lock->home);
     if (error != 0) {
         free(lock);
         return error;
@@ -76,39 +76,65 @@ int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
     return 0;
 }
 
-int shoal_lock_attach(int fd, shoal_lock **out)
+int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
 {
-    shoal_lock *lock = calloc(1, sizeof *lock);
-    if (lock == NULL)
-        return -ENOMEM;
-    struct sync_header header;
-    int error = sync_attach(fd, SYNC_LOCK, &header, &lock->region);
+    return shoal_lock_create_in(NULL, options, out);
+}
+
+/* Take over what lies at `lock->home`, which `error` tells whether it was found. Frees the lock on failure. */
+static int finish_attach(shoal_lock *lock, int error, const struct sync_header *header, shoal_lock **out)
+{
     if (error != 0)
         goto free_lock;
     error = SHOAL_ECORRUPT;
-    if (header.size != sizeof(struct lock_shared) || (header.flags & ~ALL_FLAGS) != 0)
-        goto close_region;
-    point_into(lock, header.flags);
+    if (header->size != sizeof(struct lock_shared) || (header->flags & ~ALL_FLAGS) != 0)
+        goto close_home;
+    point_into(lock, header->flags);
     *out = lock;
     return 0;
 
-close_region:
-    shoal_region_close(lock->region);
+close_home:
+    sync_home_close(&lock->home);
 free_lock:
     free(lock);
     return error;
 }
 
+int shoal_lock_attach(int fd, shoal_lock **out)
+{
+    struct sync_header header;
+    shoal_lock *lock = calloc(1, sizeof *lock);
+    if (lock == NULL)
+        return -ENOMEM;
+    const int error = sync_home_attach(fd, SYNC_LOCK, &header, &lock->home);
+    return finish_attach(lock, error, &header, out);
+}
+
+int shoal_lock_attach_in(shoal_sync_group *group, uint32_t place, shoal_lock **out)
+{
+    struct sync_header header;
+    shoal_lock *lock = calloc(1, sizeof *lock);
+    if (lock == NULL)
+        return -ENOMEM;
+    const int error = sync_home_find(group, place, SYNC_LOCK, &header, &lock->home);
+    return finish_attach(lock, error, &header, out);
+}
+
+uint32_t shoal_lock_place(const shoal_lock *lock)
+{
+    return lock->home.place;
+}
+
 int shoal_lock_fd(const shoal_lock *lock)
 {
-    return shoal_region_fd(lock->region);
+    return sync_home_fd(&lock->home);
 }
 
 void shoal_lock_close(shoal_lock *lock)
 {
     if (lock == NULL)
         return;
-    shoal_region_close(lock->region);
+    sync_home_close(&lock->home);
     free(lock);
 }
 
@@ -330,6 +356,7 @@ int lock_number(const shoal_lock *lock, uint64_t *number)
     struct stat status;
     if (fstat(shoal_lock_fd(lock), &status) != 0)
         return -errno;
-    *number = (uint64_t)status.st_ino; /* a memfd's own while it lives */
+    /* A memfd's own while it lives, and the place in it: 7 bits. */
+    *number = (uint64_t)status.st_ino << 7 | lock->home.place;
     return 0;
 }

@@ -29,7 +29,7 @@ static_assert(sizeof(struct semaphore_shared) == 256 && offsetof(struct semaphor
               "what is written lies apart from what is read only");
 
 struct shoal_semaphore {
-    shoal_region *region;
+    struct sync_home home;
     struct semaphore_shared *shared;
     uint32_t maximum;
     bool owned, robust;
@@ -56,14 +56,14 @@ static uint64_t size_of(uint32_t flags, uint32_t maximum)
 
 static void point_into(shoal_semaphore *semaphore, uint32_t flags, uint32_t maximum)
 {
-    semaphore->shared = shoal_region_base(semaphore->region);
+    semaphore->shared = semaphore->home.base;
     semaphore->maximum = maximum;
     semaphore->owned = (flags & SHOAL_SEMAPHORE_OWNED) != 0;
     semaphore->robust = (flags & SHOAL_SEMAPHORE_ROBUST) != 0;
     semaphore->spin = (struct spin_budget)SPIN_INITIALIZER;
 }
 
-int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out)
+int shoal_semaphore_create_in(shoal_sync_group *group, const shoal_semaphore_options *options, shoal_semaphore **out)
 {
     const bool owned = (options->flags & SHOAL_SEMAPHORE_OWNED) != 0;
     uint32_t maximum = SHOAL_SEMAPHORE_MOST;
@@ -82,7 +82,7 @@ int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semapho
         .flags = options->flags,
         .count = maximum,
     };
-    int error = sync_create("shoal-semaphore", header, &semaphore->region);
+    int error = sync_home_create(group, "shoal-semaphore", header, &semaphore->home);
     if (error != 0) {
         free(semaphore);
         return error;
@@ -94,39 +94,65 @@ int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semapho
     return 0;
 }
 
-int shoal_semaphore_attach(int fd, shoal_semaphore **out)
+int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out)
 {
-    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
-    if (semaphore == NULL)
-        return -ENOMEM;
-    struct sync_header header;
-    int error = sync_attach(fd, SYNC_SEMAPHORE, &header, &semaphore->region);
+    return shoal_semaphore_create_in(NULL, options, out);
+}
+
+/* As lock.c's. */
+static int finish_attach(shoal_semaphore *semaphore, int error, const struct sync_header *header, shoal_semaphore **out)
+{
     if (error != 0)
         goto free_semaphore;
     error = SHOAL_ECORRUPT;
-    if (!is_sound(header.flags, header.count) || header.size != size_of(header.flags, header.count))
-        goto close_region;
-    point_into(semaphore, header.flags, header.count);
+    if (!is_sound(header->flags, header->count) || header->size != size_of(header->flags, header->count))
+        goto close_home;
+    point_into(semaphore, header->flags, header->count);
     *out = semaphore;
     return 0;
 
-close_region:
-    shoal_region_close(semaphore->region);
+close_home:
+    sync_home_close(&semaphore->home);
 free_semaphore:
     free(semaphore);
     return error;
 }
 
+int shoal_semaphore_attach(int fd, shoal_semaphore **out)
+{
+    struct sync_header header;
+    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
+    if (semaphore == NULL)
+        return -ENOMEM;
+    const int error = sync_home_attach(fd, SYNC_SEMAPHORE, &header, &semaphore->home);
+    return finish_attach(semaphore, error, &header, out);
+}
+
+int shoal_semaphore_attach_in(shoal_sync_group *group, uint32_t place, shoal_semaphore **out)
+{
+    struct sync_header header;
+    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
+    if (semaphore == NULL)
+        return -ENOMEM;
+    const int error = sync_home_find(group, place, SYNC_SEMAPHORE, &header, &semaphore->home);
+    return finish_attach(semaphore, error, &header, out);
+}
+
+uint32_t shoal_semaphore_place(const shoal_semaphore *semaphore)
+{
+    return semaphore->home.place;
+}
+
 int shoal_semaphore_fd(const shoal_semaphore *semaphore)
 {
-    return shoal_region_fd(semaphore->region);
+    return sync_home_fd(&semaphore->home);
 }
 
 void shoal_semaphore_close(shoal_semaphore *semaphore)
 {
     if (semaphore == NULL)
         return;
-    shoal_region_close(semaphore->region);
+    sync_home_close(&semaphore->home);
     free(semaphore);
 }
 

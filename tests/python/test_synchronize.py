@@ -129,7 +129,7 @@ def test_none_can_be_pickled_but_for_a_process_that_starts() -> None:
         with pytest.raises(RuntimeError, match="objects should only be shared between processes through inheritance"):
             pickle.dumps(made)
         if name == "lock":
-            with pytest.raises(RuntimeError, match="^Lock objects"):
+            with pytest.raises(RuntimeError, match=r"^Lock objects"):
                 pickle.dumps(made)
 
 
@@ -202,7 +202,12 @@ def test_enter_and_exit_are_methods_like_others() -> None:
     assert (enter.__name__, enter.__self__) == ("__enter__", lock)
     assert type(lock).__enter__(lock) is True
     type(lock).__exit__(lock, None, None, None)
-    for wrong in (lambda: enter(1), lambda: enter(a=1), lambda: type(lock).__enter__(), lambda: type(lock).__enter__(1)):
+    for wrong in (
+        lambda: enter(1),
+        lambda: enter(a=1),
+        synchronize.Lock.__enter__,
+        lambda: synchronize.Lock.__enter__(1),
+    ):
         with pytest.raises(TypeError):
             wrong()
     del lock
@@ -339,9 +344,13 @@ def test_a_notification_reaches_those_who_wait_in_their_order() -> None:
     processes = []
     for number in range(4):
         processes.append(run_in_child(wait, number))
-        until(lambda: condition._waiting() == len(processes))  # noqa: B023
+        until(lambda: condition._waiting() == len(processes))
     assert repr(condition) == "<Condition(<RLock(None, 0)>, 4)>"
-    for notified, call in ((1, lambda: condition.notify()), (3, lambda: condition.notify(2)), (4, condition.notify_all)):
+    for notified, call in (
+        (1, lambda: condition.notify()),
+        (3, lambda: condition.notify(2)),
+        (4, condition.notify_all),
+    ):
         with condition:
             call()
         until(lambda: count.value == notified)  # noqa: B023
@@ -517,7 +526,9 @@ def test_what_wraps_ctypes_objects_takes_any_lock() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["take", "give"]), max_size=40), st.sampled_from(["Lock", "RLock", "Semaphore", "Bounded"]))
+@given(
+    st.lists(st.sampled_from(["take", "give"]), max_size=40), st.sampled_from(["Lock", "RLock", "Semaphore", "Bounded"])
+)
 def test_any_sequence_of_calls_gives_what_multiprocessing_gives(calls: list[str], kind: str) -> None:
     def outcomes(module: Any) -> list[Any]:
         context = module.get_context("fork")
@@ -698,6 +709,63 @@ def test_a_joinable_queue_is_joined(tmp_path: Path) -> None:
         queue.task_done()
 
 
+def test_thousands_of_locks_take_few_descriptors_here_and_in_a_child(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os, resource, sys
+        from shoal.multiprocessing import get_context
+
+        def use(locks, events, values):
+            assert len(os.listdir("/proc/self/fd")) < 150
+            for lock, event, value in zip(locks, events, values):
+                lock.release()
+                event.set()
+                with value:
+                    value.value += 1
+
+        if __name__ == "__main__":
+            context = get_context(sys.argv[1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            locks = [context.Lock() for _ in range(2000)]
+            events = [context.Event() for _ in range(2000)]
+            values = [context.Value("i", i) for i in range(2000)]
+            for lock in locks:
+                lock.acquire()
+            process = context.Process(target=use, args=(locks, events, values))
+            process.start()
+            process.join()
+            print(process.exitcode, all(lock.acquire(False) for lock in locks), all(e.is_set() for e in events))
+            print(sum(value.value for value in values))
+        """,
+        "spawn",
+    )
+    assert done.stdout == f"0 True True\n{sum(range(1, 2001))}\n", done.stderr
+
+
+_given: Any = None
+
+
+def keep(lock: Any) -> None:
+    global _given
+    _given = lock
+
+
+def try_given(_: int) -> bool:
+    return bool(_given.acquire(False))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pools_workers_get_locks_as_initial_arguments(method: str) -> None:
+    context = mp.get_context(method)
+    lock, condition = context.Lock(), context.Condition()
+    lock.acquire()
+    with context.Pool(1, keep, (lock,)) as pool:
+        assert pool.map(try_given, [1]) == [False]
+    with context.Pool(1, keep, (condition,)) as pool:
+        assert pool.map(try_given, [1]) == [True]
+
+
 # -- install --
 
 
@@ -722,7 +790,8 @@ def test_install_puts_them_in_multiprocessings_place(tmp_path: Path) -> None:
             lock, value = Lock(), multiprocessing.Value("i")
             print(type(lock) is s.Lock, type(lock).__module__, isinstance(lock, Standard), isinstance(lock, s.SemLock))
             print(type(value) is c.Synchronized, type(value.get_lock()) is s.RLock, multiprocessing.Lock(robust=True))
-            print(type(multiprocessing.get_context("fork").Event()) is s.Event, type(multiprocessing.Barrier(2)) is s.Barrier)
+            event, barrier = multiprocessing.get_context("fork").Event(), multiprocessing.Barrier(2)
+            print(type(event) is s.Event, type(barrier) is s.Barrier)
             process = multiprocessing.Process(target=show, args=(lock, value))
             process.start()
             process.join()

@@ -1,6 +1,5 @@
-"""`multiprocessing.context` with Shoal's `Pool`, `Queue`, locks and start of processes. The contexts are sub-classes of the
-standard
-library's, so that `isinstance` agrees; what is not ours yet is theirs.
+"""`multiprocessing.context` with Shoal's `Pool`, `Queue`, locks and start of processes. The contexts are sub-classes
+of the standard library's, so that `isinstance` agrees; what is not ours yet is theirs.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ class _Methods:
 
         return Event(ctx=self.get_context())  # type: ignore[attr-defined]
 
-    def Barrier(
-        self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
-    ) -> Any:
+    def Barrier(self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None) -> Any:
         """A number of parties that wait for each other."""
         from shoal.multiprocessing.synchronize import Barrier
 

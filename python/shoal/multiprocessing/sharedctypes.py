@@ -26,7 +26,7 @@ def make_property(name: str) -> Any:
         return _fields.setdefault(name, _engine.GuardedField(name))
 
 
-class SynchronizedBase(_engine.Guarded, _standard_base):  # type: ignore[misc, type-arg]
+class SynchronizedBase(_engine.Guarded, _standard_base):  # type: ignore[misc, override, type-arg]
     """A ctypes object and the lock that guards it."""
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:
@@ -41,15 +41,15 @@ class SynchronizedBase(_engine.Guarded, _standard_base):  # type: ignore[misc, t
         return synchronized, (self._obj, self._lock)
 
 
-class Synchronized(SynchronizedBase, sharedctypes.Synchronized):  # type: ignore[misc, type-arg]
+class Synchronized(SynchronizedBase, sharedctypes.Synchronized):  # type: ignore[misc, override, type-arg]
     value = make_property("value")
 
 
-class SynchronizedArray(SynchronizedBase, sharedctypes.SynchronizedArray):  # type: ignore[misc, type-arg]
+class SynchronizedArray(SynchronizedBase, sharedctypes.SynchronizedArray):  # type: ignore[misc, override, type-arg]
     pass
 
 
-class SynchronizedString(SynchronizedArray, sharedctypes.SynchronizedString):  # type: ignore[misc, type-arg]
+class SynchronizedString(SynchronizedArray, sharedctypes.SynchronizedString):  # type: ignore[misc, override, type-arg]
     value = make_property("value")
     raw = make_property("raw")
 

@@ -16,6 +16,7 @@ New is what happens when a process dies with a lock:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -27,9 +28,9 @@ from shoal import _engine, errors
 
 __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
-RECURSIVE_MUTEX = _standard.RECURSIVE_MUTEX
-SEMAPHORE = _standard.SEMAPHORE
-SEM_VALUE_MAX: int = _standard.SEM_VALUE_MAX
+RECURSIVE_MUTEX: int = _standard.RECURSIVE_MUTEX  # type: ignore[attr-defined]
+SEMAPHORE: int = _standard.SEMAPHORE  # type: ignore[attr-defined]
+SEM_VALUE_MAX: int = _standard.SEM_VALUE_MAX  # type: ignore[attr-defined]
 SemLock = _standard.SemLock
 
 
@@ -44,22 +45,54 @@ def _owner_died(pid: int, what: str) -> errors.OwnerDied:
 _engine.configure_sync(_owner_died, threading.BrokenBarrierError)
 
 
-def _to_child(handle: Any) -> Any:
-    """A handle's descriptor as it travels to a process that is being started; nowhere else may it go."""
+# Locks, semaphores and events lie in groups: a descriptor for each would end a program that has a thousand of them.
+_group = None  # where the next is made
+_arrived: dict[int, _engine.SyncGroup] = {}  # those that this process was given at its start
+
+
+def _make(make_in: Callable[[Any], None]) -> None:
+    """Make an object in the group that has room, a new one if need be."""
+    global _group
+    try:
+        if _group is not None:
+            return make_in(_group)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    _group = _engine.SyncGroup()
+    return make_in(_group)
+
+
+def _to_child(handle: Any) -> tuple[Any, ...]:
+    """Where a process that is being started finds what a handle stands for; nobody else may have it. (descriptor,
+    number of its group, place in it); a group's descriptor goes along once a process, and is None from then on."""
     context.assert_spawning(handle)
     from multiprocessing.reduction import DupFd
 
-    return DupFd(handle._fds()[0])
+    fd, group, place = handle._home()
+    if group is None:
+        return DupFd(fd), 0, 0
+    sent = context.get_spawning_popen().__dict__.setdefault("_shoal_groups", set())
+    number = group.number
+    if number in sent:
+        return None, number, place
+    sent.add(number)
+    return DupFd(fd), number, place
 
 
 @contextlib.contextmanager
-def _from_parent(duplicate: Any) -> Iterator[int]:
-    """The descriptor that arrived; each handle keeps a duplicate of its own."""
-    fd = duplicate.detach()
+def _from_parent(origin: tuple[Any, ...]) -> Iterator[tuple[int, Any, int]]:
+    """(descriptor, group or None, place), for `_attach`; each handle keeps a duplicate of the descriptor."""
+    duplicate, number, place = origin
+    fd = -1 if duplicate is None else duplicate.detach()
     try:
-        yield fd
+        group = _arrived.get(number)
+        if place and group is None:
+            group = _arrived[number] = _engine.SyncGroup(fd)
+        yield fd, group, place
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 class Lock(_engine.Lock, _standard.Lock):  # type: ignore[misc]
@@ -73,14 +106,14 @@ class Lock(_engine.Lock, _standard.Lock):  # type: ignore[misc]
     _recursive = False
 
     def __init__(self, *, robust: bool = False, ctx: Any) -> None:
-        self._open(self._recursive, robust)
+        _make(lambda group: self._open(self._recursive, robust, group))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (_to_child(self),)
+        return _to_child(self)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        with _from_parent(state[0]) as fd:
-            self._open(self._recursive, False, fd)
+        with _from_parent(state) as origin:
+            self._attach(self._recursive, *origin)
 
 
 class RLock(_engine.Lock, _standard.RLock):  # type: ignore[misc]
@@ -109,10 +142,13 @@ class Semaphore(_engine.Semaphore, _standard.Semaphore):  # type: ignore[misc]
     SEM_VALUE_MAX = SEM_VALUE_MAX
 
     def __init__(self, value: int = 1, *, owned: bool = False, robust: bool = False, ctx: Any) -> None:
-        self._make(value, SEM_VALUE_MAX, owned or robust, robust)
+        self._make(value, SEM_VALUE_MAX, owned, robust)
 
-    def _make(self, *description: Any) -> None:
-        self._open(*description)
+    def _make(self, value: int, maximum: int, owned: bool, robust: bool) -> None:
+        if owned or robust:
+            self._open(value, maximum, True, robust)
+        else:
+            _make(lambda group: self._open(value, maximum, False, False, group))
         util.register_after_fork(self, type(self)._after_fork)
 
     def get_value(self) -> int:
@@ -120,18 +156,19 @@ class Semaphore(_engine.Semaphore, _standard.Semaphore):  # type: ignore[misc]
         return self._get_value()
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (_to_child(self),)
+        return self._owned, *_to_child(self)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        with _from_parent(state[0]) as fd:
-            self._make(0, 0, False, False, fd)
+        with _from_parent(state[1:]) as origin:
+            self._attach(state[0], *origin)
+        util.register_after_fork(self, type(self)._after_fork)
 
 
 class BoundedSemaphore(Semaphore, _standard.BoundedSemaphore):  # type: ignore[misc]
     """A semaphore that never has more than `value` units: `release` raises ValueError then."""
 
     def __init__(self, value: int = 1, *, owned: bool = False, robust: bool = False, ctx: Any) -> None:
-        self._make(value, value, owned or robust, robust)
+        self._make(value, value, owned, robust)
 
     __repr__ = _standard.BoundedSemaphore.__repr__
 
@@ -168,12 +205,11 @@ class Condition(_engine.Condition, _standard.Condition):  # type: ignore[misc]
         self._open(lock or ctx.RLock())
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (self._lock, _to_child(self))
+        return self._lock, *_to_child(self)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        lock, duplicate = state
-        with _from_parent(duplicate) as fd:
-            self._open(lock, fd)
+        with _from_parent(state[1:]) as (fd, _, _):
+            self._open(state[0], fd)
 
     @property
     def _sleeping_count(self) -> Any:
@@ -192,14 +228,14 @@ class Event(_engine.Event, _standard.Event):  # type: ignore[misc]
     """A flag between processes that can be waited for; the interface of `multiprocessing.Event`."""
 
     def __init__(self, *, ctx: Any) -> None:
-        self._open()
+        _make(self._open)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (_to_child(self),)
+        return _to_child(self)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        with _from_parent(state[0]) as fd:
-            self._open(fd)
+        with _from_parent(state) as origin:
+            self._attach(*origin)
 
 
 class Barrier(_engine.Barrier, _standard.Barrier):  # type: ignore[misc]
@@ -226,9 +262,9 @@ class Barrier(_engine.Barrier, _standard.Barrier):  # type: ignore[misc]
         return self._wait(self._timeout if timeout is None else timeout, self._action)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return (self._action, self._timeout, _to_child(self))
+        return self._action, self._timeout, *_to_child(self)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._action, self._timeout, duplicate = state
-        with _from_parent(duplicate) as fd:
+        self._action, self._timeout, *origin = state
+        with _from_parent(tuple(origin)) as (fd, _, _):
             self._open(1, fd)
