@@ -210,7 +210,7 @@ static void after_fork_in_child(void)
     /* The rest is the parent's affair. */
     while (returned != NULL) {
         shoal_loan *loan = returned;
-        unlink_loan(&returned, loan);
+        returned = loan->next;
         free(loan);
     }
     while (tokens != NULL) {

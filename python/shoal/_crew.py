@@ -46,6 +46,7 @@ _RETRY_START = 0.1  # seconds until a worker that could not be started is tried 
 _START_LONGEST = 60.0  # seconds that a user's thread tries for
 _ECANCELED = 125  # errno of a start that was not waited for
 _MIND_EVERY = 0.25  # seconds between looks for results that nobody waits for
+_TURN = 0.0003  # seconds in which a thread that was woken gets the GIL and a result
 _FUNCTIONS_SHARED = 1024
 _FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, type)  # what has no state of its own that may change
 _KILLS_FOR_ONE = 16  # workers that were killed count as one that ended by itself
@@ -462,6 +463,7 @@ class Crew:
 
     def _see_to(self, events: list[tuple[int, int, int]]) -> bool:
         """Whether all places are filled."""
+        held = False
         for kind, place, _pid in events:
             if kind == _ATTENTION:
                 self._call_helper()
@@ -469,6 +471,10 @@ class Crew:
             self._bury(place)
             if not self.engine.idle:  # what the worker held has an outcome now
                 self._call_helper()
+                held = True
+        if held:
+            # A fork holds the GIL for milliseconds. Who waits for that outcome was woken just now: its turn first.
+            time.sleep(_TURN)
         return self._refill()
 
     def _shut_if_idle(self) -> None:

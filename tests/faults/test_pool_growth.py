@@ -18,7 +18,7 @@ import pytest
 from campaign import LIMIT, ROUNDS, WORKERS, square
 from shoal.multiprocessing import Pool, get_context
 
-pytestmark = pytest.mark.timeout(LIMIT)
+pytestmark = pytest.mark.timeout(3 * LIMIT)
 
 
 def fill(x: int) -> Any:
