@@ -79,7 +79,8 @@ def test_types_signatures_and_reprs_are_multiprocessings(method: str) -> None:
         assert type(made).__module__.startswith("shoal."), name
         if name not in ("event", "barrier", "array", "string", "value"):
             assert repr(made) == repr(theirs[name]), name
-    assert repr(ours["event"]).endswith(" unset>")
+    # Not in all versions of Python has an event a repr of its own.
+    assert repr(ours["event"]).endswith(" unset>") == repr(theirs["event"]).endswith(" unset>")
     assert ours["lock"]._semlock.SEM_VALUE_MAX == theirs["lock"]._semlock.SEM_VALUE_MAX
     for attribute in ("kind", "maxvalue"):
         for name in ("lock", "rlock", "semaphore", "bounded"):
