@@ -39,5 +39,6 @@ PyObject *store_raise(int error, const char *path);
 
 int part_add(PyObject *module); /* store_part.c */
 int memo_add(PyObject *module); /* memo.c */
+int compress_add(PyObject *module); /* store_compress.c */
 
 #endif

@@ -924,8 +924,15 @@ typedef struct shoal_store shoal_store;
 #define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
 #define SHOAL_STORE_NAMED_FILES 2u /* write under a temporary name, as on file systems that lack unnamed files */
 
+#define SHOAL_COMPRESS_NONE 0u
+#define SHOAL_COMPRESS_ZSTD 1u
+#define SHOAL_COMPRESS_LZ4 2u /* less small, and several times faster to make */
+
 typedef struct shoal_store_options {
-    uint32_t flags; /* SHOAL_STORE_… */
+    uint32_t flags;       /* SHOAL_STORE_… */
+    uint32_t compression; /* SHOAL_COMPRESS_…, of what is put; what is read may be any */
+    int level;            /* the method's own; 0: its default */
+    uint64_t bytes_limit; /* 0: none. Else puts have the store reduced to it, in the background: see shoal_store_reduce */
 } shoal_store_options;
 
 /**
@@ -940,6 +947,24 @@ SHOAL_API void shoal_store_close(shoal_store *store);
 /** Remove all entries, and the folders that become empty. Files that are not entries are left. Others may go on using
  * the store meanwhile; what they put may stay. Returns 0 or the first error that left an entry there. */
 SHOAL_API int shoal_store_clear(shoal_store *store);
+
+typedef struct shoal_store_limits {
+    uint64_t bytes; /* of all entries' files; UINT64_MAX: no limit */
+    uint64_t items; /* how many entries; UINT64_MAX: no limit */
+    int64_t age;    /* nanoseconds since the last use; 0: no limit */
+} shoal_store_limits;
+
+typedef struct shoal_store_reduced {
+    uint64_t removed, removed_bytes; /* entries that went */
+    uint64_t items, bytes;           /* those that stayed */
+} shoal_store_reduced;
+
+/**
+ * Remove the entries that were used longest ago until the store is within all limits. A use is a get or a put, known to
+ * the second; where nothing could be noted (a store that was read-only, an old one) the time of the put stands for it.
+ * Others may go on using the store: a reader keeps what it has. `out` may be NULL. 0, -ENOMEM or the first error.
+ */
+SHOAL_API int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, shoal_store_reduced *out);
 
 typedef struct shoal_key {
     uint8_t bytes[SHOAL_DIGEST_SIZE];
@@ -957,6 +982,8 @@ typedef struct shoal_entry_numbers {
     int64_t cost;                   /* nanoseconds that it took to make the value, by the caller's account */
     uint64_t size;                  /* bytes of the file; not looked at in a put */
     uint32_t parts;                 /* how many; not looked at in a put */
+    uint64_t hits;                  /* gets since the put, of the entries of a visit only; about: they may be lost */
+    int64_t used;                   /* when it was last used, nanoseconds since 1970; of a visit only */
     uint8_t tag[SHOAL_DIGEST_SIZE]; /* the caller's own, kept with the entry */
 } shoal_entry_numbers;
 
@@ -986,6 +1013,8 @@ typedef struct shoal_entry shoal_entry;
  *   -ENOMEM, -EIO, -EMFILE, -EACCES …
  */
 SHOAL_API int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
+/** The same, without its being noted as a use. */
+SHOAL_API int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
 SHOAL_API void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out);
 /** Part `index`, aligned to 64 bytes. -EINVAL: no such part; SHOAL_ECORRUPT. */
 SHOAL_API int shoal_entry_part(const shoal_entry *entry, uint32_t index, shoal_part *out);
@@ -1011,13 +1040,52 @@ typedef int (*shoal_store_visitor)(const char *folder, const shoal_key *key, con
 /** Visit all entries, in no order. Those that are put or removed meanwhile may be seen or not. Returns 0, what the
  * visitor returned, or an error. */
 SHOAL_API int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context);
+/** The same, reading each entry to its end: `error` is SHOAL_ECORRUPT for every one that is not exactly what was put.
+ * `remove_damaged`: such are removed. */
+SHOAL_API int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context);
+/** Remove an entry, or with NULL for the key all of a folder's, by the folder's name on disk as a visitor is told it.
+ * -ENOENT: there is none; -EINVAL: not such a name; -EPERM … */
+SHOAL_API int shoal_store_remove(shoal_store *store, const char *folder, const shoal_key *key);
+
+/** The right to make a missing entry, which one thread of one process has at a time. */
+typedef struct shoal_claim shoal_claim;
+
+/**
+ * Claim the making of an entry, so that others who miss it wait instead of making it too. Whoever waited should look for
+ * the entry before making it. A claim is advice: nothing else of the store heeds it.
+ *
+ * timeout  nanoseconds to wait for another's claim; 0 does not wait, SHOAL_FOREVER has no limit
+ *
+ * Returns 0, -ETIMEDOUT (another has it), -EINTR (a signal arrived), -ENOMEM, -ENOLCK, or why no file can be made there
+ * (-EROFS, -EACCES, -EPERM …): then make the entry without. A claimer that dies has none any more. Two claims of one
+ * thread that wait for two of another never end: whoever holds one should take the next with timeout 0.
+ */
+SHOAL_API int shoal_folder_claim(shoal_folder *folder, const shoal_key *key, int64_t timeout, shoal_claim **out);
+/** NULL is allowed. A child of fork has none of its parent's. */
+SHOAL_API void shoal_claim_release(shoal_claim *claim);
+
+/** The most bytes that compressing `size` bytes can take; 0: no such method. */
+SHOAL_API size_t shoal_compress_bound(uint32_t method, size_t size);
+/** Compress to one frame of the method's own file format. `level`: the method's, 0 its default.
+ * 0 and how many bytes were made, -ENOSPC (`capacity` is less than the bound, and was needed), -EINVAL, -ENOMEM. */
+SHOAL_API int shoal_compress(uint32_t method, int level, const void *data, size_t size, void *out, size_t capacity,
+                             size_t *made);
+/** Expands frames piece by piece. One thread at a time. */
+typedef struct shoal_expander shoal_expander;
+SHOAL_API int shoal_expander_create(uint32_t method, shoal_expander **out); /* -EINVAL, -ENOMEM */
+SHOAL_API void shoal_expander_close(shoal_expander *expander);              /* NULL is allowed */
+/** Take some of `data` and make some of `out`. `used`, `made`: out, how many bytes. `ended`: out, a frame ended with
+ * what was used; more may follow. Nothing used and nothing made: it needs more of either. 0 or SHOAL_ECORRUPT. */
+SHOAL_API int shoal_expander_run(shoal_expander *expander, const void *data, size_t size, size_t *used, void *out,
+                                 size_t capacity, size_t *made, int *ended);
 
 /** Compute `output` from `input`: both plain data, of fixed size. Returns 0, or a code: then nothing is kept. */
 typedef int (*shoal_memo_function)(const void *input, size_t input_size, void *output, size_t output_size,
                                    void *context);
 
 /**
- * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave.
+ * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave. Of several
+ * threads or processes that miss the same at the same time one calls it, the others wait (10 minutes at most) and get it.
  *
  * name      stands for the function and its version: change it when the function's meaning changes
  * context   handed to the function; not part of the key

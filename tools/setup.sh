@@ -47,6 +47,8 @@ need_command gcc gcc
 [ -f /usr/include/stdio.h ] || missing+=(libc6-dev)
 need_command pkg-config pkg-config
 need_library libxxhash libxxhash-dev
+need_library libzstd libzstd-dev
+need_library liblz4 liblz4-dev
 case $purpose in
 test) need_library cmocka libcmocka-dev ;;
 models) need_command spin spin ;;

@@ -8,12 +8,14 @@ from types import CodeType, ModuleType
 
 _USAGE = """\
 usage: python -m shoal [-m MODULE | -c CODE | SCRIPT] ARGS...
+       python -m shoal cache COMMAND DIR
 
 Run a Python program with multiprocessing and joblib on Shoal.
 
   SCRIPT      a file, as `python SCRIPT` would run it
   -m MODULE   a module, as `python -m MODULE` would
   -c CODE     code, as `python -c CODE` would
+  cache       look after a cache of joblib's Memory: ls, stat, verify, prune, rm (a script of that name: ./cache)
   -h, --help  show this
   --version   show Shoal's version
 """
@@ -67,6 +69,10 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "cache":
+        from shoal import _cache_command
+
+        raise SystemExit(_cache_command.main(arguments[1:]))
     import shoal
 
     if arguments[0] == "--version":

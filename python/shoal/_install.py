@@ -148,15 +148,35 @@ def _install_futures() -> None:
 
 
 def _patch_joblib(joblib: ModuleType) -> None:
-    from shoal.joblib.memory import Memory
     from shoal.joblib.parallel import Parallel, delayed
 
-    parallel, memory = sys.modules["joblib.parallel"], sys.modules["joblib.memory"]
+    parallel = sys.modules["joblib.parallel"]
     for holder in (joblib, parallel):
         _set(holder, "Parallel", Parallel)
         _set(holder, "delayed", delayed)
-    for holder in (joblib, memory):
-        _set(holder, "Memory", Memory)
+    _patch_joblib_store(joblib)
+
+
+def _patch_joblib_store(joblib: ModuleType) -> None:
+    """Memory, hash, dump and load. What joblib's other modules define beside these stays, and is not used."""
+    from shoal.joblib import _store_backends, compressor, hashing, memory, numpy_pickle
+
+    for name in memory.__all__:
+        for holder in (joblib, sys.modules["joblib.memory"]):
+            if hasattr(holder, name):
+                _set(holder, name, getattr(memory, name))
+    _set(sys.modules["joblib.memory"], "_STORE_BACKENDS", _store_backends.STORE_BACKENDS)
+    for holder in (joblib, sys.modules["joblib.hashing"]):
+        _set(holder, "hash", hashing.hash)
+    for holder in (joblib, sys.modules["joblib.numpy_pickle"]):
+        _set(holder, "dump", numpy_pickle.dump)
+        _set(holder, "load", numpy_pickle.load)
+    for name in ("joblib", "joblib.compressor", "joblib.numpy_pickle", "joblib.numpy_pickle_utils"):
+        holder = sys.modules[name]
+        if hasattr(holder, "register_compressor"):
+            _set(holder, "register_compressor", compressor.register_compressor)
+        if hasattr(holder, "_COMPRESSORS"):
+            _set(holder, "_COMPRESSORS", compressor.COMPRESSORS)
 
 
 class _PatchingLoader(importlib.abc.Loader):

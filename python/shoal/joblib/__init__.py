@@ -1,4 +1,4 @@
-"""`joblib` on Shoal's engine: `Parallel`, `delayed`, `Memory`."""
+"""`joblib` on Shoal's engine: `Parallel`, `delayed`, `Memory`, `hash`, `dump`, `load`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ TYPE_CHECKING = False  # typing costs each start of a worker more than the rest 
 if TYPE_CHECKING:
     from typing import Any
 
-    from shoal.joblib.memory import Memory
+    from shoal.joblib.compressor import register_compressor
+    from shoal.joblib.hashing import hash
+    from shoal.joblib.memory import MemorizedResult, Memory, expires_after, register_store_backend
+    from shoal.joblib.numpy_pickle import dump, load
     from shoal.joblib.parallel import Parallel, delayed
 
-__all__ = ["Memory", "Parallel", "cpu_count", "delayed"]
+__all__ = ["MemorizedResult", "Memory", "Parallel", "cpu_count", "delayed", "dump", "expires_after", "hash", "load",
+           "register_compressor", "register_store_backend"]  # fmt: skip
 
 _HOMES = {
+    "MemorizedResult": "shoal.joblib.memory",
     "Memory": "shoal.joblib.memory",
+    "dump": "shoal.joblib.numpy_pickle",
+    "expires_after": "shoal.joblib.memory",
+    "hash": "shoal.joblib.hashing",
+    "load": "shoal.joblib.numpy_pickle",
+    "register_compressor": "shoal.joblib.compressor",
+    "register_store_backend": "shoal.joblib.memory",
     "Parallel": "shoal.joblib.parallel",
     "delayed": "shoal.joblib.parallel",
 }
