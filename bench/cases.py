@@ -411,10 +411,17 @@ def lock_contended(name: str) -> float:
     return best_of(measure)
 
 
-def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
+def move_to(cpu: int) -> None:
+    """Go on from this core, free to leave it: who may use one core alone never looks before it sleeps."""
     import os
 
+    all_of_them = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, all_of_them)
+
+
+def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
+    move_to(cpu)
     for _ in range(count):
         there.wait()
         there.clear()
@@ -422,7 +429,7 @@ def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
 
 
 def event_ping_pong(name: str) -> float:
-    """Microseconds there and back, each side on a core of its own: on one core the scheduler alone is measured."""
+    """Microseconds there and back, begun on two cores: on one core the scheduler alone is measured."""
     import os
 
     context, count = fork_context(name), scaled(3_000)
@@ -431,7 +438,7 @@ def event_ping_pong(name: str) -> float:
     def measure() -> float:
         there, back = context.Event(), context.Event()
         process = process_of(name, set_back, there, back, count, cpus[-1])
-        os.sched_setaffinity(0, {cpus[0]})
+        move_to(cpus[0])
         started = now()
         for _ in range(count):
             there.set()
