@@ -1,9 +1,10 @@
 # Shoal. `make run` and `make test` set up what they need by themselves; see tools/.
-.PHONY: help build run test faults models bench lint format sanitize clean
+.PHONY: help build run test peers faults models bench lint format sanitize clean
 
 help:
 	@echo "make run       build, run the notebook on Shoal, the C examples, and compare with the standard library, joblib and NumPy"
 	@echo "make test      build, run all tests"
+	@echo "make peers     CPython's own tests of multiprocessing, on the standard library and on Shoal"
 	@echo "make faults    the campaigns of kills, longer than in make test (ROUNDS=20)"
 	@echo "make models    the protocols' models, checked by spin"
 	@echo "make bench     cases side by side with the peers: a table and a chart (QUICK=1 for a short one)"
@@ -24,6 +25,9 @@ test:
 	@tools/setup.sh test
 	@tools/build.sh -Dexamples=true -Dtests=true
 	@tools/test.sh
+
+peers:
+	@tools/peers.sh $(ARGS)
 
 faults:
 	@tools/setup.sh test

@@ -560,10 +560,11 @@ typedef struct shoal_queue_options {
 
 /** Make a queue; `options` may be NULL. Children of fork use the same handle. Errors as shoal_heap_create. */
 SHOAL_API int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out);
+#define SHOAL_QUEUE_FDS 3
 /** In a process that does not inherit the queue: the descriptors of shoal_queue_fds, which are duplicated.
  * SHOAL_ECORRUPT: not a queue. */
-SHOAL_API int shoal_queue_attach(const int fds[2], shoal_queue **out);
-SHOAL_API void shoal_queue_fds(const shoal_queue *queue, int fds[2]);
+SHOAL_API int shoal_queue_attach(const int fds[SHOAL_QUEUE_FDS], shoal_queue **out);
+SHOAL_API void shoal_queue_fds(const shoal_queue *queue, int fds[SHOAL_QUEUE_FDS]);
 /** Drop this process's handle; what is in the queue stays for the others. NULL is allowed. */
 SHOAL_API void shoal_queue_close(shoal_queue *queue);
 
@@ -593,6 +594,14 @@ SHOAL_API int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity,
 /** How many items are in it now (with those that are being put or taken). */
 SHOAL_API uint64_t shoal_queue_count(const shoal_queue *queue);
 SHOAL_API uint64_t shoal_queue_capacity(const shoal_queue *queue);
+
+/**
+ * A descriptor for poll() that is readable while something is in the queue, for those who wait for other things too. It
+ * is the queue's own, until shoal_queue_close: neither read, written nor closed. It may also be readable for moments in
+ * which there is nothing to get: another was quicker, or the item is not complete yet.
+ * Each put of any process costs a system call more from the first call on.
+ */
+SHOAL_API int shoal_queue_watch(shoal_queue *queue);
 
 /* -- items with blocks: for what is too large to be copied twice -- */
 

@@ -36,13 +36,17 @@ def _run_code(code: CodeType, module: ModuleType) -> None:
     exec(code, module.__dict__)
 
 
+def _run_by_runpy(path: str) -> None:
+    import runpy
+
+    sys.path.pop(0)
+    runpy.run_path(path, run_name="__main__")
+
+
 def _run_script(path: str, arguments: list[str]) -> None:
     sys.argv[:] = [path, *arguments]
     if os.path.isdir(path):
-        import runpy
-
-        sys.path.pop(0)
-        runpy.run_path(path, run_name="__main__")
+        _run_by_runpy(path)
         return
     try:
         with open(path, "rb") as file:
@@ -50,6 +54,9 @@ def _run_script(path: str, arguments: list[str]) -> None:
     except OSError as error:
         print(f"python -m shoal: can't open file {path!r}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+    if b"\0" in source:  # compiled, or a zip file with a __main__
+        _run_by_runpy(path)
+        return
     sys.path[0] = os.path.dirname(os.path.realpath(path))
     module = _new_main(path)
     _run_code(compile(source, path, "exec"), module)

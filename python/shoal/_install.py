@@ -10,13 +10,14 @@ before sees ours too. Interpreters that multiprocessing starts (spawn, forkserve
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 _undo: list[tuple[Any, str, Any]] = []
@@ -24,7 +25,8 @@ _MISSING = object()
 
 
 def _set(holder: Any, name: str, value: Any) -> None:
-    _undo.append((holder, name, getattr(holder, name, _MISSING)))
+    # As it stands in there: a static method must not come back as a plain function.
+    _undo.append((holder, name, vars(holder).get(name, _MISSING)))
     setattr(holder, name, value)
 
 
@@ -62,6 +64,25 @@ def _preloads() -> list[str]:
     return forkserver._forkserver._preload_modules  # type: ignore[attr-defined, no-any-return]
 
 
+def _keep_the_insides_of(module: ModuleType) -> None:
+    """Have the functions of this module's classes find each other as before, whatever its names are set to:
+    `ThreadPool` is the standard library's own, and rests on its `Pool` and results by their names."""
+    names = dict(vars(module))
+
+    def keep(function: Any) -> Any:
+        kept = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+        return functools.update_wrapper(kept, function, (*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
+
+    for holder in names.values():
+        if not isinstance(holder, type) or holder.__module__ != module.__name__:
+            continue
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, FunctionType):
+                _set(holder, name, keep(value))
+            elif isinstance(value, (staticmethod, classmethod)) and isinstance(value.__func__, FunctionType):
+                _set(holder, name, type(value)(keep(value.__func__)))
+
+
 def _install_multiprocessing() -> None:
     # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before
     # it changes.
@@ -83,6 +104,7 @@ def _install_multiprocessing() -> None:
     import shoal.multiprocessing.sharedctypes
     import shoal.multiprocessing.synchronize
 
+    _keep_the_insides_of(pool)
     _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
     # The factories of the standard library know nothing of Shoal's own keyword arguments.
     import multiprocessing
@@ -95,6 +117,7 @@ def _install_multiprocessing() -> None:
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
     _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
     _set(queues, "JoinableQueue", shoal.multiprocessing.queues.JoinableQueue)
+    _set(queues, "SimpleQueue", shoal.multiprocessing.queues.SimpleQueue)
     for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"):
         _set(synchronize, name, getattr(shoal.multiprocessing.synchronize, name))
     # What wraps ctypes objects finds its classes by name at each call.
@@ -102,6 +125,9 @@ def _install_multiprocessing() -> None:
         _set(sharedctypes, name, getattr(shoal.multiprocessing.sharedctypes, name))
     _set(sharedctypes, "class_cache", weakref.WeakKeyDictionary())
     _set(popen_fork, "Popen", shoal.multiprocessing.popen_fork.Popen)
+
+    for name in ("SpawnProcess", "ForkServerProcess"):
+        _set(getattr(context, name), "_Popen", vars(getattr(shoal.multiprocessing.context, name))["_Popen"])
 
     command_line = spawn.get_command_line
 

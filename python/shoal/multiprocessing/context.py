@@ -37,6 +37,12 @@ class _Methods:
 
         return JoinableQueue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
 
+    def SimpleQueue(self) -> Any:
+        """A queue without a bound and without timeouts."""
+        from shoal.multiprocessing.queues import SimpleQueue
+
+        return SimpleQueue(ctx=self.get_context())  # type: ignore[attr-defined]
+
     def Lock(self, *, robust: bool = False) -> Any:
         """A lock; `robust`: handed over when its owner dies (`shoal.multiprocessing.synchronize`)."""
         from shoal.multiprocessing.synchronize import Lock
@@ -126,15 +132,17 @@ class ForkContext(_Methods, _standard.ForkContext):
     Process = ForkProcess
 
 
+# Before `install()` sets them to ours.
+_standard_popen = {"spawn": _standard.SpawnProcess._Popen, "forkserver": _standard.ForkServerProcess._Popen}
+
+
 def _clean_popen(process_obj: Any, method: str) -> Any:
     """Started by a warm zygote; by the standard library's own way where the user named another interpreter."""
     import sys
     from multiprocessing import spawn
 
     if os.fsdecode(spawn.get_executable()) != sys.executable:
-        if method == "spawn":
-            return _standard.SpawnProcess._Popen(process_obj)
-        return _standard.ForkServerProcess._Popen(process_obj)
+        return _standard_popen[method](process_obj)
     from shoal.multiprocessing import popen_clean
 
     return popen_clean.PopenSpawn(process_obj) if method == "spawn" else popen_clean.PopenForkServer(process_obj)
@@ -168,14 +176,29 @@ _concrete_contexts: dict[str, Any] = {
 
 
 class DefaultContext(_Methods, _standard.DefaultContext):
-    """The context whose methods the package shows; its start method can be set once."""
+    """The context whose methods the package shows. Its start method is the standard library's: whichever of the two it
+    is set or asked by, there is one."""
 
     Process = Process
 
+    def __init__(self, context: Any) -> None:
+        self._default_context = context
+
+    @property
+    def _actual_context(self) -> Any:
+        theirs = _standard._default_context._actual_context  # type: ignore[attr-defined]
+        return None if theirs is None else _concrete_contexts.get(theirs._name, theirs)
+
+    @_actual_context.setter
+    def _actual_context(self, context: Any) -> None:
+        _standard._default_context._actual_context = (  # type: ignore[attr-defined]
+            None if context is None else _standard._concrete_contexts[context._name]  # type: ignore[attr-defined]
+        )
+
     def get_context(self, method: str | None = None) -> Any:
         if method is None:
-            if self._actual_context is None:  # type: ignore[has-type]
-                self._actual_context = self._default_context  # type: ignore[attr-defined]
+            if self._actual_context is None:
+                self._actual_context = self._default_context
             return self._actual_context
         try:
             context = _concrete_contexts[method]
