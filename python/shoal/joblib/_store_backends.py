@@ -57,7 +57,7 @@ def parse_compress(compress: Any) -> tuple[int, int]:
         name, level = level, True
     if level is True:
         level = 0
-    elif level in (False, None) or (level == 0 and not isinstance(compress, (tuple, list))):
+    elif not level:
         return 0, 0
     return _METHODS.get(str(name), _engine.COMPRESS_ZSTD), int(level)
 
@@ -311,7 +311,7 @@ class StoreBackendMixin:
         return f'{type(self).__name__}(location="{self.location}")'
 
 
-STORE_BACKENDS: dict[str, Any] = {"local": Location}
+STORE_BACKENDS: dict[str, Any] = {}  # all but "local"
 
 
 def register_store_backend(backend_name: str, backend: Any) -> None:

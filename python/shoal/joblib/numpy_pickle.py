@@ -273,6 +273,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
         self._name = name
         self._mmap_mode = mmap_mode
         self._native = native
+        self.old = False  # it held a head of joblib before 0.10
 
     def find_class(self, module: str, name: str) -> Any:
         return _HEADS.get((module, name)) or super().find_class(module, name)
@@ -336,6 +337,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def _read_old(self, head: _OldHead) -> Any:
         import numpy
 
+        self.old = True
         path = os.path.join(os.path.dirname(self._name), head.filename)
         array = numpy.load(path, mmap_mode=self._mmap_mode if head.allow_mmap else None, allow_pickle=True)  # type: ignore[arg-type]
         return _to_native(array) if self._native and self._mmap_mode is None else array
@@ -343,6 +345,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def _read_old_compressed(self, head: _OldCompressedHead) -> Any:
         import numpy
 
+        self.old = True
         with open(os.path.join(os.path.dirname(self._name), head.filename), "rb") as file:
             data = _read_old_file(file)
         reconstruct: Any = numpy.ndarray.__reduce__(numpy.empty(0))[0]
@@ -376,7 +379,10 @@ def _kind_of(file: Any) -> str | None:
         start = file.peek(most)
     else:
         start = file.read(most)
-        file.seek(-len(start), 1)
+        # A file in memory that was just written stands at its end: what it holds is meant, as with joblib.
+        file.seek(-len(start), 1) if start else file.seek(0)
+        if not start and (start := file.read(most)):
+            file.seek(0)
     if start.startswith(_OLD_COMPRESSED):
         return "old"
     return next((name for name, kind in COMPRESSORS.items() if kind.prefix and start.startswith(kind.prefix)), None)
@@ -397,16 +403,29 @@ def _has_heads(file: Any) -> bool:
         return True
 
 
-def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
-    kind = _kind_of(file)
-    if kind == "old":
+def _unpickle(file: Any, name: str, mmap_mode: str | None, native: bool, old: bool = False) -> Any:
+    unpickler = _ArrayUnpickler(file, name, mmap_mode, native)
+    try:
+        value = unpickler.load()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            "You may be trying to read with python 3 a joblib pickle generated with python 2. "
+            "This feature is not supported by joblib."
+        ) from error
+    if old or unpickler.old:
         warnings.warn(
             f"The file '{name}' has been generated with a joblib version less than 0.10. Please regenerate this "
             "pickle file.",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        return _ArrayUnpickler(io.BytesIO(_read_old_file(file)), name, None, native).load()
+    return value
+
+
+def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
+    kind = _kind_of(file)
+    if kind == "old":
+        return _unpickle(io.BytesIO(_read_old_file(file)), name, None, native, True)
     if kind is not None:
         if mmap_mode is not None:
             warnings.warn(
@@ -415,7 +434,7 @@ def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
                 stacklevel=3,
             )
         with io.BufferedReader(COMPRESSORS[kind].decompressor_file(file), _BUFFER) as expanded:
-            return _ArrayUnpickler(expanded, name, None, native).load()
+            return _unpickle(expanded, name, None, native)
     if mmap_mode is not None:
         what = None
         if isinstance(file, io.BytesIO):
@@ -427,7 +446,7 @@ def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
             mmap_mode = None
     if not _has_heads(file):
         return pickle.load(file)
-    return _ArrayUnpickler(file, name, mmap_mode, native and mmap_mode is None).load()
+    return _unpickle(file, name, mmap_mode, native and mmap_mode is None)
 
 
 def load(filename: Any, mmap_mode: str | None = None, ensure_native_byte_order: Any = "auto") -> Any:
