@@ -52,7 +52,8 @@ def pool_of(name: str) -> Any:
     if name == "loky":
         return importlib.import_module("loky").get_reusable_executor(max_workers=2)
     if name == "ray":
-        # Its own idea of a Pool, on a cluster of this machine alone, which it starts in some seconds: not what is measured.
+        # Its own idea of a Pool, on a cluster of this machine alone, which it starts in some seconds: not what is
+        # measured.
         importlib.import_module("ray").init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         return importlib.import_module("ray.util.multiprocessing").Pool(2)
     module = "shoal.multiprocessing" if name == "shoal" else name

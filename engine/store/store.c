@@ -247,8 +247,12 @@ int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *con
 
 int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context)
 {
-    struct visit visit = {.store = store, .uses = store_uses(store), .visitor = visitor, .context = context,
-                          .verify = true, .remove = remove_damaged != 0};
+    struct visit visit = {.store = store,
+                          .uses = store_uses(store),
+                          .visitor = visitor,
+                          .context = context,
+                          .verify = true,
+                          .remove = remove_damaged != 0};
     /* What this handle verified before may have been damaged in a way that keeps a file's times. */
     for (uint32_t i = 0; i < FILE_VERIFIED_SLOTS; i++)
         atomic_store_explicit(&store->verified.slots[i], 0, memory_order_relaxed);

@@ -265,8 +265,8 @@ static void compression_works_by_itself_and_in_pieces(void **state)
         int ended = 0;
         while (!ended) {
             size_t used, got, give = made - from < 13 ? made - from : 13, room = size - to < 999 ? size - to : 999;
-            assert_int_equal(
-                shoal_expander_run(expander, packed + from, give, &used, back + to, room, &got, &ended), 0);
+            assert_int_equal(shoal_expander_run(expander, packed + from, give, &used, back + to, room, &got, &ended),
+                             0);
             from += used;
             to += got;
             assert_true(ended || used != 0 || got != 0);
@@ -417,8 +417,8 @@ static void *call_slow_square(void *context)
 {
     struct calls *calls = context;
     int input = 7, output = 0;
-    if (shoal_memo_call(calls->place->store, "square", slow_square, calls, &input, sizeof input, &output,
-                        sizeof output, NULL) != 0 ||
+    if (shoal_memo_call(calls->place->store, "square", slow_square, calls, &input, sizeof input, &output, sizeof output,
+                        NULL) != 0 ||
         output != 49)
         (void)atomic_fetch_add(&calls->wrong, 1);
     return NULL;

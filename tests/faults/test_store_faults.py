@@ -1,5 +1,6 @@
-"""Campaigns against the store from Python: writers are killed with SIGKILL at random instants, several processes work on
-the same keys, who computes an entry dies. Every value is right or computed again, nothing hangs, no stray file stays.
+"""Campaigns against the store from Python: writers are killed with SIGKILL at random instants, several processes work
+on the same keys, who computes an entry dies. Every value is right or computed again, nothing hangs, no stray file is
+left.
 
 Bounded: some seconds each; SHOAL_FAULT_ROUNDS asks for more rounds, SHOAL_SEED repeats a run.
 """

@@ -1,8 +1,9 @@
 /* fuzz_entry.c: throws bytes at the parser of store entries (libFuzzer; run_fuzz_entry.sh builds and runs it).
  *
  * Of anything that entry_parse accepts, each part must lie within the entry, and be readable to its last byte (the
- * address sanitiser watches the copy's end); a compressed part must expand to what it says, or say that it does not. Random bytes never get past the checksum, so the parser is also run with
- * verification off, and on bytes whose magic, sizes and checksum were set right first. A changed byte must not verify.
+ * address sanitiser watches the copy's end); a compressed part must expand to what it says, or say that it does not.
+ * Random bytes never get past the checksum, so the parser is also run with verification off, and on bytes whose magic,
+ * sizes and checksum were set right first. A changed byte must not verify.
  */
 #include <stdint.h>
 #include <stdlib.h>

@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/peers/joblib_store.py [--json FILE] [-k EXPRESSION]
 
-Each test has a limit of a minute. What passes on joblib and not on Shoal must be listed in DIFFERENCES, with why; what is
-listed and passes is told too. Ends with 1 if there is a difference that is not listed, or fewer than 95% of what
+Each test has a limit of a minute. What passes on joblib and not on Shoal must be listed in DIFFERENCES, with why; what
+is listed and passes is told too. Ends with 1 if there is a difference that is not listed, or fewer than 95% of what
 applies pass. A test "applies" unless its reason begins with NOT_OURS: it looks at what joblib's own files or internals
 are, which no program sees.
 """

@@ -136,9 +136,7 @@ class Location:
         """All entries."""
         store = self.store()
         return [
-            CacheItemInfo(
-                os.path.join(self.path, folder, key.hex()), size, datetime.datetime.fromtimestamp(used / 1e9)
-            )
+            CacheItemInfo(os.path.join(self.path, folder, key.hex()), size, datetime.datetime.fromtimestamp(used / 1e9))
             for folder, key, size, _, _, _, _, used in (store.entries() if store is not None else ())
         ]
 
@@ -335,5 +333,3 @@ def make_backend(name: str, location: Any, verbose: int, options: dict[str, Any]
     backend = kind()
     backend.configure(location, verbose=verbose, backend_options=options)
     return backend
-
-

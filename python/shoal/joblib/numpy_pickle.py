@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["dump", "load"]
 
+# The interpreter's pickler and unpickler in Python: only they can be told to do more at an object.
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
 _ALIGNMENT = 16
 _BUFFER = 1 << 20  # bytes of our own buffer around a file object
 _COPY = 16 << 20  # bytes of an array that are written at once where it does not lie together
@@ -65,7 +69,7 @@ class _PlainPickler(pickle.Pickler):
     arrays: tuple[type, ...] = ()
 
 
-class _ArrayPickler(pickle._Pickler):  # type: ignore[misc, name-defined]
+class _ArrayPickler(_PythonPickler):  # type: ignore[misc]
     def __init__(self, file: Any, protocol: int | None, mappable: bool) -> None:
         super().__init__(file, protocol)
         self._out = file
@@ -110,7 +114,7 @@ class _ArrayPickler(pickle._Pickler):  # type: ignore[misc, name-defined]
             self.write(pickle.GLOBAL + b"joblib.numpy_pickle\nNumpyArrayWrapper\n")
         self.memoize(value)
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch = dict(_PythonPickler.dispatch)
 
 
 def _write_elements(file: Any, array: np.ndarray[Any, Any], order: str) -> None:
@@ -124,6 +128,7 @@ def _write_elements(file: Any, array: np.ndarray[Any, Any], order: str) -> None:
             file.write(flat.view(numpy.uint8).data)
         return
     count = max(_COPY // max(array.itemsize, 1), 1)
+    chunk: Any
     for chunk in numpy.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=count, order="C"):
         file.write(chunk.tobytes("C"))
 
@@ -150,9 +155,7 @@ def _choose(filename: Any, compress: Any) -> tuple[str | None, int | None]:
     if level is not None and (level is True or level is False or level not in range(10)):
         raise ValueError(f'Non valid compress level given: "{level}". Possible values are {list(range(10))}.')
     if name is not None and name not in COMPRESSORS:
-        raise ValueError(
-            f'Non valid compression method given: "{name}". Possible values are {list(COMPRESSORS)}.'
-        )
+        raise ValueError(f'Non valid compression method given: "{name}". Possible values are {list(COMPRESSORS)}.')
     if isinstance(filename, str) and not isinstance(compress, (tuple, str)):
         for known, compressor in COMPRESSORS.items():
             if compressor.extension and filename.endswith(compressor.extension):
@@ -266,7 +269,7 @@ def _fill(file: Any, view: memoryview) -> None:
         done += count
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _ArrayUnpickler(_PythonUnpickler):  # type: ignore[misc]
     def __init__(self, file: Any, name: str, mmap_mode: str | None, native: bool) -> None:
         super().__init__(file)
         self._in = file
@@ -288,13 +291,13 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
         elif isinstance(head, _OldCompressedHead):
             self.stack[-1] = self._read_old_compressed(head)
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]
+    dispatch = {**_PythonUnpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def _read(self, head: _Head) -> Any:
         import numpy
 
         if head.dtype.hasobject:
-            inner = pickle._Unpickler(self._in)  # type: ignore[attr-defined]
+            inner = _PythonUnpickler(self._in)
             inner.find_class = self.find_class
             return inner.load()
         mapped = self._mmap_mode is not None and head.allow_mmap
