@@ -501,6 +501,167 @@ def memory_hit(name: str) -> float:
         return best_of(measure)
 
 
+def cache_of(name: str, folder: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What decorates a function so that its results are kept in the folder."""
+    if name == "diskcache":
+        import diskcache
+
+        return diskcache.Cache(folder).memoize()
+    return joblib_of(name).Memory(folder, verbose=0).cache
+
+
+def memory_miss(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(f)
+        count = scaled(2_000)
+        begin = 0
+
+        def measure() -> float:
+            nonlocal begin
+            started = now()
+            for x in range(begin, begin + count):
+                cached(x)
+            begin += count
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def memory_hit_diskcache(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(f)
+        cached(3)
+        count = scaled(2_000)
+
+        def measure() -> float:
+            started = now()
+            for _ in range(count):
+                cached(3)
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def memory_array_argument(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(array_in)
+        array = np.arange(1_000_000, dtype=float)
+        cached(array)
+        count = scaled(20)
+
+        def measure() -> float:
+            started = now()
+            for _ in range(count):
+                cached(array)
+            return (now() - started) / count * 1e3
+
+        return best_of(measure)
+
+
+def large_array_out(value: float) -> Any:
+    return np.full(10_000_000, value)
+
+
+def memory_array_value(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(large_array_out)
+        cached(2.0)
+        time.sleep(0.1)  # a file that is just written is verified again, for its times may not tell a change yet
+        cached(2.0)
+
+        def measure() -> float:
+            started = now()
+            cached(2.0)
+            return (now() - started) * 1e3
+
+        return best_of(measure, 5)
+
+
+def memory_array_value_verified(name: str) -> float:
+    """The first hit of a process: each measurement has a place of its own, in which nothing is known yet."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache_of(name, folder)(large_array_out)(2.0)
+        script = (
+            f"import sys, time; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r}); import cases, numpy\n"
+            f"f = cases.cache_of({name!r}, {folder!r})(cases.large_array_out)\n"
+            "f.check_call_in_cache(3.0)\nstarted = time.perf_counter(); f(2.0)\n"
+            "print((time.perf_counter() - started) * 1e3)"
+        )
+
+        def measure() -> float:
+            import subprocess
+
+            return float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+
+        return best_of(measure)
+
+
+def hash_of(name: str, value: Any, times: int) -> float:
+    """Seconds for one digest."""
+    module = importlib.import_module("shoal.joblib.hashing" if name == "shoal" else "joblib.hashing")
+
+    def measure() -> float:
+        started = now()
+        for _ in range(times):
+            module.hash(value)
+        return (now() - started) / times
+
+    return best_of(measure)
+
+
+def hash_array(name: str) -> float:
+    array = np.arange(scaled(100_000_000), dtype=float)
+    return array.nbytes / 1e9 / hash_of(name, array, 1)
+
+
+def hash_dict(name: str) -> float:
+    value = {f"key {i}": {"number": i, "list": [i, str(i)]} for i in range(10_000)}
+    return hash_of(name, value, 1) * 1e3
+
+
+def file_speed(name: str, write: bool) -> float:
+    """GB/s of a file in memory."""
+    import os
+    import tempfile
+
+    module = joblib_of(name)
+    array = np.arange(scaled(100_000_000), dtype=float)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = os.path.join(folder, "array")
+
+        def measure() -> float:
+            if write and os.path.exists(path):
+                os.unlink(path)
+            started = now()
+            if write:
+                module.dump(array, path)
+            else:
+                module.load(path)
+            return now() - started
+
+        if not write:
+            module.dump(array, path)
+        return array.nbytes / 1e9 / best_of(measure)
+
+
+def dump_array(name: str) -> float:
+    return file_speed(name, True)
+
+
+def load_array(name: str) -> float:
+    return file_speed(name, False)
+
+
 # ------------------------------------------------------------------------------ kernels
 
 
@@ -562,6 +723,15 @@ CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
     "parallel_next_call": ("Parallel, next call", "ms", True, ("joblib", "shoal"), 10),
     "parallel_trivial_tasks": ("Parallel, trivial tasks", "us/task", True, ("joblib", "shoal"), 2),
     "memory_hit": ("Memory, hit of a small value", "us", True, ("joblib", "shoal"), 8),
+    "memory_hit_diskcache": ("the same, beside diskcache", "us", True, ("diskcache", "shoal"), 2),
+    "memory_miss": ("Memory, small value made and kept", "us", True, ("joblib", "shoal", "diskcache"), 4),
+    "memory_array_argument": ("Memory, hit, 8 MB argument", "ms", True, ("joblib", "shoal"), 10),
+    "memory_array_value": ("Memory, hit, 80 MB value", "ms", True, ("joblib", "shoal"), 30),
+    "memory_array_value_verified": ("Memory, first hit, 80 MB value", "ms", True, ("joblib", "shoal"), 5),
+    "hash_array": ("hash of 800 MB", "GB/s", False, ("joblib", "shoal"), 15),
+    "hash_dict": ("hash of a nested dict of 10,000", "ms", True, ("joblib", "shoal"), 10),
+    "dump_array": ("dump of 800 MB", "GB/s", False, ("joblib", "shoal"), 1.2),
+    "load_array": ("load of 800 MB", "GB/s", False, ("joblib", "shoal"), 1.2),
     "dot_1": ("dot_product 1e8, 1 thread", "ms", True, ("numpy", "shoal"), 1),
     "dot_2": ("dot_product 1e8, 2 threads", "ms", True, ("numpy", "shoal"), 1),
 }

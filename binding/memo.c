@@ -18,7 +18,7 @@
 #include "hash.h"
 #include "store.h"
 
-#define SLOTS 32 /* parameters that need no allocation */
+#define SLOTS 32                        /* parameters that need no allocation */
 #define CLAIM_SLICE (SHOAL_SECOND / 10) /* after which a waiter looks for signals */
 
 typedef struct {
@@ -195,7 +195,8 @@ static bool is_as_watched(MemoObject *self, PyObject *item)
         PyObject *function = PyTuple_GET_ITEM(item, 0);
         if (!PyFunction_Check(function))
             return false;
-        PyObject *defaults = PyFunction_GET_DEFAULTS(function), *keyword_defaults = PyFunction_GET_KW_DEFAULTS(function);
+        PyObject *defaults = PyFunction_GET_DEFAULTS(function),
+                 *keyword_defaults = PyFunction_GET_KW_DEFAULTS(function);
         return PyFunction_GET_CODE(function) == PyTuple_GET_ITEM(item, 1) &&
                (defaults != NULL ? defaults : Py_None) == PyTuple_GET_ITEM(item, 2) &&
                (keyword_defaults != NULL ? keyword_defaults : Py_None) == PyTuple_GET_ITEM(item, 3);
@@ -668,7 +669,7 @@ static PyMethodDef memo_methods[] = {
     {"_about", memo_about, METH_O, NULL},     {"_keep", memo_keep, METH_VARARGS, NULL},
     {"_remove", memo_remove, METH_O, NULL},   {"_clear_folder", memo_clear_folder, METH_NOARGS, NULL},
     {"_path", memo_path, METH_NOARGS, NULL},  {"_claim", memo_claim, METH_VARARGS, NULL},
-    {"_release", memo_release, METH_O, NULL},  {NULL, NULL, 0, NULL},
+    {"_release", memo_release, METH_O, NULL}, {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot memo_slots[] = {

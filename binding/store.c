@@ -293,7 +293,8 @@ static PyObject *store_remove_listed(PyObject *self, PyObject *args)
     const char *name;
     PyObject *bytes = Py_None;
     shoal_key key;
-    if (!PyArg_ParseTuple(args, "s|O:remove_listed", &name, &bytes) || (bytes != Py_None && store_key(bytes, &key) != 0))
+    if (!PyArg_ParseTuple(args, "s|O:remove_listed", &name, &bytes) ||
+        (bytes != Py_None && store_key(bytes, &key) != 0))
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
@@ -321,7 +322,8 @@ static PyMethodDef store_methods[] = {
 };
 
 static PyType_Slot store_slots[] = {
-    {Py_tp_doc, "Store(path, flags=0, compression=0, level=0, bytes_limit=0)\n--\n\nValues on disk under a folder's name and a 16-byte key."},
+    {Py_tp_doc, "Store(path, flags=0, compression=0, level=0, bytes_limit=0)\n--\n\nValues on disk under a folder's "
+                "name and a 16-byte key."},
     {Py_tp_new, store_new},
     {Py_tp_dealloc, store_dealloc},
     {Py_tp_methods, store_methods},

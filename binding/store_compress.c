@@ -94,7 +94,8 @@ static PyMethodDef functions[] = {
     {"compress", compress, METH_VARARGS, "compress(method, level, data)\n--\n\nOne frame of the method's format."},
     {"expander", expander, METH_O, "expander(method)\n--\n\nWhat expand needs to know from one piece to the next."},
     {"expand", expand, METH_VARARGS,
-     "expand(expander, data, start)\n--\n\nSome of the bytes, where to go on in data, and whether a frame ended there."},
+     "expand(expander, data, start)\n--\n\nSome of the bytes, where to go on in data, and whether a frame ended "
+     "there."},
     {NULL, NULL, 0, NULL},
 };
 

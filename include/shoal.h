@@ -941,7 +941,8 @@ typedef struct shoal_store_options {
     uint32_t flags;       /* SHOAL_STORE_… */
     uint32_t compression; /* SHOAL_COMPRESS_…, of what is put; what is read may be any */
     int level;            /* the method's own; 0: its default */
-    uint64_t bytes_limit; /* 0: none. Else puts have the store reduced to it, in the background: see shoal_store_reduce */
+    uint64_t
+        bytes_limit; /* 0: none. Else puts have the store reduced to it, in the background: see shoal_store_reduce */
 } shoal_store_options;
 
 /**
@@ -1060,8 +1061,8 @@ SHOAL_API int shoal_store_remove(shoal_store *store, const char *folder, const s
 typedef struct shoal_claim shoal_claim;
 
 /**
- * Claim the making of an entry, so that others who miss it wait instead of making it too. Whoever waited should look for
- * the entry before making it. A claim is advice: nothing else of the store heeds it.
+ * Claim the making of an entry, so that others who miss it wait instead of making it too. Whoever waited should look
+ * for the entry before making it. A claim is advice: nothing else of the store heeds it.
  *
  * timeout  nanoseconds to wait for another's claim; 0 does not wait, SHOAL_FOREVER has no limit
  *
@@ -1094,7 +1095,8 @@ typedef int (*shoal_memo_function)(const void *input, size_t input_size, void *o
 
 /**
  * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave. Of several
- * threads or processes that miss the same at the same time one calls it, the others wait (10 minutes at most) and get it.
+ * threads or processes that miss the same at the same time one calls it, the others wait (10 minutes at most) and get
+ * it.
  *
  * name      stands for the function and its version: change it when the function's meaning changes
  * context   handed to the function; not part of the key

@@ -12,7 +12,6 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-
 #define THREADS_FROM ((size_t)4 << 20) /* bytes from which zstd's helpers are worth their start */
 #define THREADS_MOST 4u
 

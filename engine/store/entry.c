@@ -84,7 +84,8 @@ int entry_part_at(const void *data, size_t size, uint32_t index, struct entry_pa
         return -EINVAL;
     memcpy(&part, (const char *)data + entry_head_size(index), sizeof part);
     if (part.encoding > SHOAL_COMPRESS_LZ4 || (part.encoding == 0 && part.stored != part.size) ||
-        part.size > INT64_MAX || part.offset % ENTRY_ALIGNMENT != 0 || part.offset < entry_head_size(index + 1) || part.offset > size || part.stored > size - part.offset)
+        part.size > INT64_MAX || part.offset % ENTRY_ALIGNMENT != 0 || part.offset < entry_head_size(index + 1) ||
+        part.offset > size || part.stored > size - part.offset)
         return SHOAL_ECORRUPT;
     *out = part;
     return 0;

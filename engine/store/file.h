@@ -44,13 +44,13 @@ struct file_source {
     const shoal_part *parts;
     uint32_t count;
     const shoal_entry_numbers *numbers;
-    uint32_t flags; /* SHOAL_STORE_… */
+    uint32_t flags;       /* SHOAL_STORE_… */
     uint32_t compression; /* SHOAL_COMPRESS_… */
     int level;
 };
 
-/* Whether RLIMIT_FSIZE lets a file be so large. Going over it ends a program that does not handle SIGXFSZ: better not to
- * try. */
+/* Whether RLIMIT_FSIZE lets a file be so large. Going over it ends a program that does not handle SIGXFSZ: better not
+ * to try. */
 bool file_size_allowed(uint64_t size);
 
 /* Put the entry at folder/name. `temporary`: opens the folder for named temporary files, made if it is missing, when

@@ -17,11 +17,11 @@ struct shoal_store {
     char *path; /* absolute */
     uint32_t flags, compression;
     int level;
-    uint64_t bytes_limit;                /* 0: none */
-    _Atomic(struct uses *) uses;         /* mapped on first need */
-    _Atomic bool uses_tried;             /* that was done, whatever came of it */
-    _Atomic uint64_t unlooked;           /* bytes put since the store's size was looked at (reduce.c) */
-    _Atomic bool swept; /* the temporary files of dead writers were removed once by this process */
+    uint64_t bytes_limit;        /* 0: none */
+    _Atomic(struct uses *) uses; /* mapped on first need */
+    _Atomic bool uses_tried;     /* that was done, whatever came of it */
+    _Atomic uint64_t unlooked;   /* bytes put since the store's size was looked at (reduce.c) */
+    _Atomic bool swept;          /* the temporary files of dead writers were removed once by this process */
     struct verified verified;
 };
 

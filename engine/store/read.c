@@ -152,7 +152,8 @@ static int expand(shoal_entry **inout)
     if (size > SIZE_MAX - ENTRY_PAGE || (entry = calloc(1, sizeof *entry)) == NULL)
         goto done;
     *entry = (shoal_entry){.size = (size_t)size, .file_size = packed->size};
-    entry->data = entry->separate = aligned_alloc(ENTRY_PAGE, (entry->size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
+    entry->data = entry->separate =
+        aligned_alloc(ENTRY_PAGE, (entry->size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
     if (entry->data == NULL)
         goto done;
     memcpy(entry->data, head, entry_head_size(header.part_count));

@@ -5,9 +5,9 @@
  *
  * The automatic limit: whoever puts counts the bytes that it puts, and each time they come to a sixteenth of the limit
  * (and at the first put) a thread looks at the whole store. So a store is at most a sixteenth for each process that
- * writes to it over its limit, and the cost of looking is spread over many puts. The thread lives for one look, with all
- * signals blocked and a handle of its own, so that a fork or the end of the store's handle finds nothing of it half way.
- * No lock keeps several from looking at once: they remove the same entries, and a child of fork could keep a lock.
+ * writes to it over its limit, and the cost of looking is spread over many puts. The thread lives for one look, with
+ * all signals blocked and a handle of its own, so that a fork or the end of the store's handle finds nothing of it half
+ * way. No lock keeps several from looking at once: they remove the same entries, and a child of fork could keep a lock.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -89,8 +89,7 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
     int error = shoal_store_visit(store, add_entry, &listing);
     struct timespec now;
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    int64_t deadline =
-        limits->age > 0 ? (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec - limits->age : INT64_MIN;
+    int64_t deadline = limits->age > 0 ? (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec - limits->age : INT64_MIN;
     if (listing.count != 0)
         qsort(listing.entries, listing.count, sizeof *listing.entries, compare_uses);
     done.items = listing.count;
@@ -143,18 +142,20 @@ void reduce_after_put(shoal_store *store, uint64_t size)
     uint64_t step = store->bytes_limit / LOOK_EVERY;
     /* relaxed: counts only. It begins at the whole limit, so that the first put has a look. */
     uint64_t put = atomic_fetch_add_explicit(&store->unlooked, size, memory_order_relaxed) + size;
-    if (put <= step || !atomic_compare_exchange_strong_explicit(&store->unlooked, &put, 0, memory_order_relaxed,
-                                                                memory_order_relaxed))
+    if (put <= step ||
+        !atomic_compare_exchange_strong_explicit(&store->unlooked, &put, 0, memory_order_relaxed, memory_order_relaxed))
         return;
     struct look *look = malloc(sizeof *look);
-    char *path = strdup(store->path);
     pthread_attr_t attributes;
-    if (look == NULL || path == NULL || pthread_attr_init(&attributes) != 0) {
+    if (look == NULL)
+        return;
+    look->limit = store->bytes_limit;
+    look->path = strdup(store->path);
+    if (look->path == NULL || pthread_attr_init(&attributes) != 0) {
+        free(look->path);
         free(look);
-        free(path);
         return;
     }
-    *look = (struct look){path, store->bytes_limit};
     sigset_t all, before;
     sigfillset(&all); /* signals are the program's own threads' */
     pthread_t thread;

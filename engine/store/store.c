@@ -18,19 +18,27 @@
 
 #include "store/folder.h"
 
-int store_open_root(const shoal_store *store, bool create, int *out)
-{
-    return folder_open_own(AT_FDCWD, store->path, create, out);
-}
-
 /* Make the folders above the store, where they are missing; an error shows itself when the store's own is made. */
-static void make_parents(char *path)
+static void make_parents(const char *whole)
 {
+    char *path = strdup(whole);
+    if (path == NULL)
+        return;
     for (char *slash = strchr(path + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         *slash = '\0';
         (void)mkdir(path, S_IRWXU);
         *slash = '/';
     }
+    free(path);
+}
+
+int store_open_root(const shoal_store *store, bool create, int *out)
+{
+    int error = folder_open_own(AT_FDCWD, store->path, create, out);
+    if (error != -ENOENT || !create)
+        return error;
+    make_parents(store->path); /* they, too, may be removed while the store is used */
+    return folder_open_own(AT_FDCWD, store->path, create, out);
 }
 
 static char *absolute(const char *path)
@@ -64,13 +72,8 @@ int shoal_store_open(const char *path, const shoal_store_options *options, shoal
     store->path = absolute(path);
     int error = store->path == NULL ? -ENOMEM : 0;
     int fd;
-    if (error == 0) {
-        error = store_open_root(store, false, &fd);
-        if (error == -ENOENT) {
-            make_parents(store->path);
-            error = store_open_root(store, true, &fd);
-        }
-    }
+    if (error == 0)
+        error = store_open_root(store, true, &fd);
     if (error != 0) {
         shoal_store_close(store);
         return error;
@@ -244,8 +247,12 @@ int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *con
 
 int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context)
 {
-    struct visit visit = {.store = store, .uses = store_uses(store), .visitor = visitor, .context = context,
-                          .verify = true, .remove = remove_damaged != 0};
+    struct visit visit = {.store = store,
+                          .uses = store_uses(store),
+                          .visitor = visitor,
+                          .context = context,
+                          .verify = true,
+                          .remove = remove_damaged != 0};
     /* What this handle verified before may have been damaged in a way that keeps a file's times. */
     for (uint32_t i = 0; i < FILE_VERIFIED_SLOTS; i++)
         atomic_store_explicit(&store->verified.slots[i], 0, memory_order_relaxed);

@@ -28,8 +28,8 @@
 #define SMALL 65536u /* entries up to this size are put together in one block: one write, one pass */
 #define ATTEMPTS 64  /* how often others may put or remove the same key in between before we leave it to them */
 #define WRITE_MOST (1u << 30) /* bytes a write; the kernel's own limit is just under 2 GiB */
-#define COMPRESS_LEAST 512u /* bytes under which a part is not worth it */
-#define COMPRESS_GAIN 16u   /* what it must save, as a part of the whole */
+#define COMPRESS_LEAST 512u   /* bytes under which a part is not worth it */
+#define COMPRESS_GAIN 16u     /* what it must save, as a part of the whole */
 #define FOLDER_DEPTH 32       /* of a folder that somebody made in an entry's place */
 
 static int write_pieces(int fd, struct iovec *pieces, size_t count)
@@ -155,7 +155,9 @@ static int pack_part(const struct file_source *source, const shoal_part *part, s
         return error != 0 ? error : -ENODATA;
     }
     void *smaller = realloc(block, made); /* all parts are held until the last is written */
-    *out = (shoal_part){smaller != NULL ? smaller : block, made, part->kind};
+    out->data = smaller != NULL ? smaller : block;
+    out->size = made;
+    out->kind = part->kind;
     return 0;
 }
 

@@ -191,6 +191,8 @@ def _patch_joblib_store(joblib: ModuleType) -> None:
         for holder in (joblib, sys.modules["joblib.memory"]):
             if hasattr(holder, name):
                 _set(holder, name, getattr(memory, name))
+    theirs = sys.modules["joblib.memory"]._STORE_BACKENDS  # type: ignore[attr-defined]
+    _store_backends.STORE_BACKENDS.update({name: theirs[name] for name in theirs})
     _set(sys.modules["joblib.memory"], "_STORE_BACKENDS", _store_backends.STORE_BACKENDS)
     for holder in (joblib, sys.modules["joblib.hashing"]):
         _set(holder, "hash", hashing.hash)

@@ -57,9 +57,7 @@ def _only_reads(steps: list[dis.Instruction], after: int) -> bool:
         return following[0].argval in _READING
     if len(following) == 2 and name.startswith("LOAD_") and name not in _ATTRIBUTES:
         operation = following[1]
-        return operation.opname == "BINARY_SUBSCR" or (
-            operation.opname == "BINARY_OP" and operation.argrepr == "[]"
-        )
+        return operation.opname == "BINARY_SUBSCR" or (operation.opname == "BINARY_OP" and operation.argrepr == "[]")
     return False
 
 
@@ -114,9 +112,7 @@ class Project:
             self._own = "__main__"
         if follow is not True:
             names = [follow] if isinstance(follow, (str, types.ModuleType)) else list(follow)
-            self._named = tuple(
-                name.__name__ if isinstance(name, types.ModuleType) else str(name) for name in names
-            )
+            self._named = tuple(name.__name__ if isinstance(name, types.ModuleType) else str(name) for name in names)
 
     def has(self, module: Any) -> bool:
         if not isinstance(module, str) or not module:

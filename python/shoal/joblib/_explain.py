@@ -61,9 +61,7 @@ def _explain_entry(memorized: MemorizedFunc, key: bytes) -> Explanation:
     return Explanation(True, f"a hit: the value was kept, and took {took:.3g} s to compute")
 
 
-def _explain_miss(
-    memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
-) -> Explanation:
+def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Explanation:
     seen = memorized._parameters
     assert seen is not None
     own = seen.identity
@@ -87,7 +85,9 @@ def _explain_miss(
                 False, f"computed again: {', '.join(changes) or 'the function changed'} since it was kept", changes
             )
     if not same:
-        return Explanation(False, "computed: only calls of other versions of the function, with other arguments, were kept")
+        return Explanation(
+            False, "computed: only calls of other versions of the function, with other arguments, were kept"
+        )
     mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen.names, len(seen.leading))
     nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
     different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]

@@ -57,7 +57,7 @@ def parse_compress(compress: Any) -> tuple[int, int]:
         name, level = level, True
     if level is True:
         level = 0
-    elif level in (False, None) or (level == 0 and not isinstance(compress, (tuple, list))):
+    elif not level:
         return 0, 0
     return _METHODS.get(str(name), _engine.COMPRESS_ZSTD), int(level)
 
@@ -136,9 +136,7 @@ class Location:
         """All entries."""
         store = self.store()
         return [
-            CacheItemInfo(
-                os.path.join(self.path, folder, key.hex()), size, datetime.datetime.fromtimestamp(used / 1e9)
-            )
+            CacheItemInfo(os.path.join(self.path, folder, key.hex()), size, datetime.datetime.fromtimestamp(used / 1e9))
             for folder, key, size, _, _, _, _, used in (store.entries() if store is not None else ())
         ]
 
@@ -311,7 +309,7 @@ class StoreBackendMixin:
         return f'{type(self).__name__}(location="{self.location}")'
 
 
-STORE_BACKENDS: dict[str, Any] = {"local": Location}
+STORE_BACKENDS: dict[str, Any] = {}  # all but "local"
 
 
 def register_store_backend(backend_name: str, backend: Any) -> None:
@@ -335,5 +333,3 @@ def make_backend(name: str, location: Any, verbose: int, options: dict[str, Any]
     backend = kind()
     backend.configure(location, verbose=verbose, backend_options=options)
     return backend
-
-

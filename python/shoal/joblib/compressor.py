@@ -166,7 +166,7 @@ class CompressorWrapper:
 
 
 def _opened(file: Any, mode: str) -> tuple[Any, bool]:
-    return (file, False) if hasattr(file, "read") or hasattr(file, "write") else (open(file, mode), True)  # noqa: SIM115
+    return (file, False) if hasattr(file, "read") or hasattr(file, "write") else (open(file, mode), True)
 
 
 def _zlib_file(form: int) -> Any:
@@ -194,7 +194,8 @@ def _engine_file(method: int) -> Any:
 def _bz2_file(file: Any, mode: str, compresslevel: int = 9) -> Any:
     import bz2
 
-    return bz2.BZ2File(file, mode, compresslevel=max(compresslevel, 1))
+    make: Any = bz2.BZ2File
+    return make(file, mode, compresslevel=max(compresslevel, 1))
 
 
 class _Lzma(CompressorWrapper):
@@ -240,8 +241,7 @@ def register_compressor(compressor_name: str, compressor: Any, force: bool = Fal
         missing = [name for name in ("read", "write", "seek", "tell") if not hasattr(factory, name)]
         if missing:
             raise ValueError(
-                "Compressor 'fileobj_factory' attribute should implement the file object interface, "
-                f"'{factory}' given."
+                f"Compressor 'fileobj_factory' attribute should implement the file object interface, '{factory}' given."
             )
     if compressor_name in COMPRESSORS and not force:
         raise ValueError(f"Compressor '{compressor_name}' already registered.")

@@ -222,7 +222,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 def examine(function: Any, ignore: list[str], nothing: object, follow: Any = True) -> Parameters:
     """Look at a callable: what it is, which of its parameters count, and what else its results rest on.
 
-    `nothing` stands for "no default". `follow`: as of Memory. Raises ValueError for names in `ignore` that the function has not.
+    `nothing` stands for "no default". `follow`: as of Memory.
+
+    Raises ValueError for names in `ignore` that the function has not.
     """
     leading: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}

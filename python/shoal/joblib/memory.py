@@ -147,6 +147,8 @@ class MemorizedFunc(_engine.Memo, Speaker):
         return self.func(*args, **kwargs)
 
     def _call_fully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._verbose >= 20:
+            self.info(f"Querying {self._signature(args, kwargs)}")
         return self._cached_call(args, kwargs)[0]
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes, problem: Any) -> Any:

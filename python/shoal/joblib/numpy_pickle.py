@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["dump", "load"]
 
+# The interpreter's pickler and unpickler in Python: only they can be told to do more at an object.
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
 _ALIGNMENT = 16
 _BUFFER = 1 << 20  # bytes of our own buffer around a file object
 _COPY = 16 << 20  # bytes of an array that are written at once where it does not lie together
@@ -65,7 +69,7 @@ class _PlainPickler(pickle.Pickler):
     arrays: tuple[type, ...] = ()
 
 
-class _ArrayPickler(pickle._Pickler):  # type: ignore[misc, name-defined]
+class _ArrayPickler(_PythonPickler):  # type: ignore[misc]
     def __init__(self, file: Any, protocol: int | None, mappable: bool) -> None:
         super().__init__(file, protocol)
         self._out = file
@@ -110,7 +114,7 @@ class _ArrayPickler(pickle._Pickler):  # type: ignore[misc, name-defined]
             self.write(pickle.GLOBAL + b"joblib.numpy_pickle\nNumpyArrayWrapper\n")
         self.memoize(value)
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch = dict(_PythonPickler.dispatch)
 
 
 def _write_elements(file: Any, array: np.ndarray[Any, Any], order: str) -> None:
@@ -124,6 +128,7 @@ def _write_elements(file: Any, array: np.ndarray[Any, Any], order: str) -> None:
             file.write(flat.view(numpy.uint8).data)
         return
     count = max(_COPY // max(array.itemsize, 1), 1)
+    chunk: Any
     for chunk in numpy.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=count, order="C"):
         file.write(chunk.tobytes("C"))
 
@@ -150,9 +155,7 @@ def _choose(filename: Any, compress: Any) -> tuple[str | None, int | None]:
     if level is not None and (level is True or level is False or level not in range(10)):
         raise ValueError(f'Non valid compress level given: "{level}". Possible values are {list(range(10))}.')
     if name is not None and name not in COMPRESSORS:
-        raise ValueError(
-            f'Non valid compression method given: "{name}". Possible values are {list(COMPRESSORS)}.'
-        )
+        raise ValueError(f'Non valid compression method given: "{name}". Possible values are {list(COMPRESSORS)}.')
     if isinstance(filename, str) and not isinstance(compress, (tuple, str)):
         for known, compressor in COMPRESSORS.items():
             if compressor.extension and filename.endswith(compressor.extension):
@@ -266,13 +269,14 @@ def _fill(file: Any, view: memoryview) -> None:
         done += count
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _ArrayUnpickler(_PythonUnpickler):  # type: ignore[misc]
     def __init__(self, file: Any, name: str, mmap_mode: str | None, native: bool) -> None:
         super().__init__(file)
         self._in = file
         self._name = name
         self._mmap_mode = mmap_mode
         self._native = native
+        self.old = False  # it held a head of joblib before 0.10
 
     def find_class(self, module: str, name: str) -> Any:
         return _HEADS.get((module, name)) or super().find_class(module, name)
@@ -287,13 +291,13 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
         elif isinstance(head, _OldCompressedHead):
             self.stack[-1] = self._read_old_compressed(head)
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]
+    dispatch = {**_PythonUnpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def _read(self, head: _Head) -> Any:
         import numpy
 
         if head.dtype.hasobject:
-            inner = pickle._Unpickler(self._in)  # type: ignore[attr-defined]
+            inner = _PythonUnpickler(self._in)
             inner.find_class = self.find_class
             return inner.load()
         mapped = self._mmap_mode is not None and head.allow_mmap
@@ -336,6 +340,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def _read_old(self, head: _OldHead) -> Any:
         import numpy
 
+        self.old = True
         path = os.path.join(os.path.dirname(self._name), head.filename)
         array = numpy.load(path, mmap_mode=self._mmap_mode if head.allow_mmap else None, allow_pickle=True)  # type: ignore[arg-type]
         return _to_native(array) if self._native and self._mmap_mode is None else array
@@ -343,6 +348,7 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def _read_old_compressed(self, head: _OldCompressedHead) -> Any:
         import numpy
 
+        self.old = True
         with open(os.path.join(os.path.dirname(self._name), head.filename), "rb") as file:
             data = _read_old_file(file)
         reconstruct: Any = numpy.ndarray.__reduce__(numpy.empty(0))[0]
@@ -376,7 +382,10 @@ def _kind_of(file: Any) -> str | None:
         start = file.peek(most)
     else:
         start = file.read(most)
-        file.seek(-len(start), 1)
+        # A file in memory that was just written stands at its end: what it holds is meant, as with joblib.
+        file.seek(-len(start), 1) if start else file.seek(0)
+        if not start and (start := file.read(most)):
+            file.seek(0)
     if start.startswith(_OLD_COMPRESSED):
         return "old"
     return next((name for name, kind in COMPRESSORS.items() if kind.prefix and start.startswith(kind.prefix)), None)
@@ -397,16 +406,29 @@ def _has_heads(file: Any) -> bool:
         return True
 
 
-def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
-    kind = _kind_of(file)
-    if kind == "old":
+def _unpickle(file: Any, name: str, mmap_mode: str | None, native: bool, old: bool = False) -> Any:
+    unpickler = _ArrayUnpickler(file, name, mmap_mode, native)
+    try:
+        value = unpickler.load()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            "You may be trying to read with python 3 a joblib pickle generated with python 2. "
+            "This feature is not supported by joblib."
+        ) from error
+    if old or unpickler.old:
         warnings.warn(
             f"The file '{name}' has been generated with a joblib version less than 0.10. Please regenerate this "
             "pickle file.",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        return _ArrayUnpickler(io.BytesIO(_read_old_file(file)), name, None, native).load()
+    return value
+
+
+def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
+    kind = _kind_of(file)
+    if kind == "old":
+        return _unpickle(io.BytesIO(_read_old_file(file)), name, None, native, True)
     if kind is not None:
         if mmap_mode is not None:
             warnings.warn(
@@ -415,7 +437,7 @@ def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
                 stacklevel=3,
             )
         with io.BufferedReader(COMPRESSORS[kind].decompressor_file(file), _BUFFER) as expanded:
-            return _ArrayUnpickler(expanded, name, None, native).load()
+            return _unpickle(expanded, name, None, native)
     if mmap_mode is not None:
         what = None
         if isinstance(file, io.BytesIO):
@@ -427,7 +449,7 @@ def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
             mmap_mode = None
     if not _has_heads(file):
         return pickle.load(file)
-    return _ArrayUnpickler(file, name, mmap_mode, native and mmap_mode is None).load()
+    return _unpickle(file, name, mmap_mode, native and mmap_mode is None)
 
 
 def load(filename: Any, mmap_mode: str | None = None, ensure_native_byte_order: Any = "auto") -> Any:
