@@ -14,7 +14,8 @@
 #define FOLDER_TEMPORARY ".temporary" /* in the store's folder; file.h */
 
 struct shoal_store {
-    char *path; /* absolute */
+    char *path;   /* absolute */
+    bool passive; /* makes no folder and no table: the thread's of reduce.c */
     uint32_t flags, compression;
     int level;
     uint64_t bytes_limit;        /* 0: none */

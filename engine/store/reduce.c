@@ -125,12 +125,16 @@ struct look {
 static void *look_around(void *context)
 {
     struct look *look = context;
-    shoal_store *store = NULL;
     shoal_store_limits limits = {.bytes = look->limit, .items = UINT64_MAX};
-    if (shoal_store_open(look->path, NULL, &store) == 0)
+    shoal_store *store = calloc(1, sizeof *store);
+    if (store != NULL) { /* not opened: a store that was removed meanwhile must not be made again */
+        store->path = look->path;
+        store->passive = true;
         (void)shoal_store_reduce(store, &limits, NULL);
-    shoal_store_close(store);
-    free(look->path);
+        shoal_store_close(store);
+    } else {
+        free(look->path);
+    }
     free(look);
     return NULL;
 }

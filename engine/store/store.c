@@ -102,7 +102,7 @@ struct uses *store_uses(shoal_store *store)
     if (store_open_root(store, false, &root) != 0)
         return NULL;
     struct uses *expected = NULL;
-    uses = uses_open(root);
+    uses = uses_open(root, !store->passive);
     (void)close(root);
     if (uses != NULL && !atomic_compare_exchange_strong_explicit(&store->uses, &expected, uses, memory_order_acq_rel,
                                                                  memory_order_acquire)) {

@@ -31,7 +31,7 @@ struct uses {
     struct record records[BUCKETS][IN_BUCKET];
 };
 
-static int open_table(int root)
+static int open_table(int root, bool create)
 {
     for (int attempt = 0; attempt < 4; attempt++) {
         struct stat status;
@@ -42,7 +42,7 @@ static int open_table(int root)
                 return fd;
             (void)close(fd);
         }
-        if (fd < 0 && errno != ENOENT && errno != ELOOP && errno != EISDIR)
+        if (!create || (fd < 0 && errno != ENOENT && errno != ELOOP && errno != EISDIR))
             return -1;
         /* Another's that is just being made may go with it; its maker then notes what nobody reads. */
         if (fd >= 0 || errno != ENOENT)
@@ -60,9 +60,9 @@ static int open_table(int root)
     return -1;
 }
 
-struct uses *uses_open(int root)
+struct uses *uses_open(int root, bool create)
 {
-    int fd = open_table(root);
+    int fd = open_table(root, create);
     if (fd < 0)
         return NULL;
     void *table = mmap(NULL, sizeof(struct uses), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -18,8 +18,8 @@
 
 struct uses;
 
-/* `root`: the store's folder. NULL where there is none and none can be made. */
-struct uses *uses_open(int root);
+/* `root`: the store's folder. `create`: make the table where there is none. NULL where there is none in the end. */
+struct uses *uses_open(int root, bool create);
 void uses_close(struct uses *uses);
 
 /* Note a use now. `fresh`: the entry was put just now, its hits begin at 0. */

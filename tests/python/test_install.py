@@ -81,7 +81,7 @@ def test_joblib_that_is_imported_later_is_ours_too(tmp_path: Path) -> None:
         shoal=True,
     )
     assert done.stdout.splitlines() == [
-        "shoal.joblib.parallel shoal.joblib.memory joblib.numpy_pickle",
+        "shoal.joblib.parallel shoal.joblib.memory shoal.joblib.numpy_pickle",
         "[0, 1, 2]",
     ], done.stderr
 

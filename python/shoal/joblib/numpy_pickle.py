@@ -425,7 +425,7 @@ def _unpickle(file: Any, name: str, mmap_mode: str | None, native: bool, old: bo
     return value
 
 
-def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
+def _read(file: Any, name: str, mmap_mode: str | None, native: bool, whole: bool) -> Any:
     kind = _kind_of(file)
     if kind == "old":
         return _unpickle(io.BytesIO(_read_old_file(file)), name, None, native, True)
@@ -437,7 +437,10 @@ def _read(file: Any, name: str, mmap_mode: str | None, native: bool) -> Any:
                 stacklevel=3,
             )
         with io.BufferedReader(COMPRESSORS[kind].decompressor_file(file), _BUFFER) as expanded:
-            return _unpickle(expanded, name, None, native)
+            value = _unpickle(expanded, name, None, native)
+            if whole:  # to the compressor's own end: a cut or a wrong checksum there is seen
+                expanded.read(1)
+            return value
     if mmap_mode is not None:
         what = None
         if isinstance(file, io.BytesIO):
@@ -471,6 +474,6 @@ def load(filename: Any, mmap_mode: str | None = None, ensure_native_byte_order: 
     if isinstance(filename, os.PathLike):
         filename = os.fspath(filename)
     if hasattr(filename, "read"):
-        return _read(filename, str(getattr(filename, "name", "")), mmap_mode, bool(ensure_native_byte_order))
+        return _read(filename, str(getattr(filename, "name", "")), mmap_mode, bool(ensure_native_byte_order), False)
     with open(filename, "rb") as file:
-        return _read(file, filename, mmap_mode, bool(ensure_native_byte_order))
+        return _read(file, filename, mmap_mode, bool(ensure_native_byte_order), True)
