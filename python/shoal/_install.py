@@ -58,6 +58,11 @@ def uninstall() -> None:
 # ---------------------------------------------------------------------- multiprocessing
 
 
+def installed() -> bool:
+    """Whether it is now."""
+    return bool(_undo)
+
+
 def _preloads() -> list[str]:
     from multiprocessing import forkserver
 

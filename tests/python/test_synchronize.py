@@ -796,7 +796,7 @@ def test_install_puts_them_in_multiprocessings_place(tmp_path: Path) -> None:
             process = multiprocessing.Process(target=show, args=(lock, value))
             process.start()
             process.join()
-            print(process.exitcode, value.value, type(multiprocessing.SimpleQueue()._rlock) is s.Lock)
+            print(process.exitcode, value.value)
             shoal.uninstall()
             print([s.Lock, s.Condition, c.Synchronized, c.make_property] == originals)
             print(type(multiprocessing.Lock()) is Standard)
@@ -807,7 +807,7 @@ def test_install_puts_them_in_multiprocessings_place(tmp_path: Path) -> None:
         "True shoal.multiprocessing.synchronize True True",
         "True True <Lock(owner=None)>",
         "True True",
-        "0 1 True",
+        "0 1",
         "True",
         "True",
     ], done.stderr
