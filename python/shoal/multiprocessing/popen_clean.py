@@ -177,8 +177,11 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
         current: Any = process.current_process()
         current._inheriting = True
         try:
-            spawn.prepare(reduction.pickle.load(data))  # type: ignore[attr-defined]
+            preparation = reduction.pickle.load(data)  # type: ignore[attr-defined]
+            spawn.prepare(preparation)
             process_obj = reduction.pickle.load(data)  # type: ignore[attr-defined]
         finally:
             del current._inheriting
-    return int(process_obj._bootstrap(parent_sentinel) or 0)
+    return popen_fork.run_with_exit_functions(
+        lambda: process_obj._bootstrap(parent_sentinel), fresh=preparation["start_method"] == "spawn"
+    )
