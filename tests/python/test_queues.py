@@ -68,9 +68,12 @@ def test_wrong_arguments_of_the_many_forms_are_refused() -> None:
         made.put_many()
     with pytest.raises(TypeError):
         made.put_many(3)
+    made.put(1)
     made.close()
     with pytest.raises(ValueError, match="closed"):
         made.get_many(1)
+    with pytest.raises(OSError, match="is closed"):
+        made.empty()
 
 
 def test_objects_of_put_many_count_as_unfinished() -> None:

@@ -185,4 +185,6 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
             process_obj = reduction.pickle.load(data)  # type: ignore[attr-defined]
         finally:
             del current._inheriting
-    return int(process_obj._bootstrap(parent_sentinel) or 0)
+    return popen_fork.run_with_exit_functions(
+        lambda: process_obj._bootstrap(parent_sentinel), fresh=preparation["start_method"] == "spawn"
+    )

@@ -122,7 +122,9 @@ class Queue(_engine.Queue, metaclass=_QueueType):
         return self.get(False)
 
     def empty(self) -> bool:
-        """Whether there is nothing in it now."""
+        """Whether there is nothing in it now. OSError: it is closed, and holds something that cannot be had here."""
+        if self._closed and self.qsize() > 0:
+            raise OSError(f"Queue {self!r} is closed")
         return self.qsize() == 0
 
     def full(self) -> bool:
