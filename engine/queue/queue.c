@@ -355,7 +355,7 @@ static void scan_from_head(shoal_queue *queue)
 static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *position)
 {
     struct queue_header *header = queue->header;
-    bool busy, again;
+    bool busy = false, again;
     do {
         uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
         uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
