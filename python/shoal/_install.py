@@ -38,6 +38,11 @@ def install() -> None:
     _install_joblib()
 
 
+def is_installed() -> bool:
+    """Whether install() was called, and not undone."""
+    return bool(_undo)
+
+
 def uninstall() -> None:
     """See shoal.uninstall()."""
     while _undo:
