@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -753,3 +754,17 @@ def test_a_range_is_mapped_without_a_list_of_it(pool: Any) -> None:
     assert pool.starmap_async(pow, [(2, 3)]).get() == [8]
     with pytest.raises(OverflowError):
         pool.map(square, range(2**70))
+
+
+@pytest.mark.parametrize("how", ["apply_async", "map_async"])
+def test_a_pool_that_is_dropped_with_its_result_ends(how: str) -> None:
+    pool: Any = Pool(2)
+    pool.map(square, [1])  # the workers have the function
+    pids = [worker.pid for worker in pool._pool]
+    result = getattr(pool, how)(square, (3,))
+    del pool, result
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
