@@ -760,6 +760,7 @@ def test_a_range_is_mapped_without_a_list_of_it(pool: Any) -> None:
 def test_a_pool_that_is_dropped_with_its_result_ends(how: str) -> None:
     pool: Any = Pool(2)
     pool.map(square, [1])  # the workers have the function
+    time.sleep(1)  # the supervisor has seen to that call: it looks at the next one only if it is told
     pids = [worker.pid for worker in pool._pool]
     result = getattr(pool, how)(square, (3,))
     del pool, result
