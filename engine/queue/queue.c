@@ -287,9 +287,9 @@ static void drop(shoal_queue *queue, struct queue_slot *slot, uint64_t position,
 static bool settle_dead(shoal_queue *queue, uint32_t self, struct queue_slot *slot, uint64_t word)
 {
     uint32_t owner = qslot_owner(word);
-    if (participant_alive(queue, owner))
-        return false;
     uint64_t position = qslot_position(word);
+    if (participant_alive(queue, owner) || position_is_passed(queue, position)) /* passed: its segment came too late */
+        return false;
     if (qslot_state(word) == QSLOT_READING) {
         /* Its item is given to the next one. What it had taken over goes back to the queue before that: as soon as the
          * slot is not the dead one's any more, all that it owns may be swept. */
@@ -511,7 +511,7 @@ static int claim_free(shoal_queue *queue, uint32_t self, int64_t deadline, struc
             atomic_compare_exchange_strong_explicit(&header->tail, &behind, tail + 1, memory_order_seq_cst,
                                                     memory_order_seq_cst);
         }
-        if (claimed) {
+        if (claimed && !position_is_passed(queue, tail)) { /* passed: a segment that came too late */
             *out = slot;
             *position = tail;
             if (slept && has_space(queue))

@@ -45,6 +45,9 @@ void watch_settle(shoal_queue *queue);
 
 /* segment.c */
 
+/* Whether the head has passed the position. A slot that is claimed, or in somebody's hands, at such a position lies in
+ * a segment that came too late, and holds nothing. */
+bool position_is_passed(const shoal_queue *queue, uint64_t position);
 /* The slot of a position, NULL where its segment is not there (not yet, or no more). */
 struct queue_slot *slot_find(shoal_queue *queue, uint64_t position);
 /* Make sure that the position's segment is there. -ENOMEM: 16.7 million items, or no memory. */

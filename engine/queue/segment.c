@@ -3,6 +3,10 @@
  * A segment is set up (each slot FREE, with its position) before the directory names it. It is retired by the one
  * process that moved the head over its last slot, when all of its slots are DONE. A process killed between two of these
  * steps loses the queue one segment of 32 KB, and nothing else.
+ *
+ * A producer that was stopped after it had found no segment may name one when all positions in it are over: the segment
+ * comes too late. It is retired by the one who named it, and nothing claimed in it counts (position_is_passed).
+ * tests/models/segment.pml has both.
  */
 #include "queue/queue.h"
 
@@ -26,6 +30,12 @@ struct queue_slot *slot_find(shoal_queue *queue, uint64_t position)
     if ((uint32_t)entry == 0 || (uint32_t)(entry >> 32) != (uint32_t)number || index >= SEGMENTS)
         return NULL;
     return &queue->segments[index].slots[position % SEGMENT_SLOTS];
+}
+
+bool position_is_passed(const shoal_queue *queue, uint64_t position)
+{
+    /* acquire: the slot that made the head pass is seen as DONE */
+    return atomic_load_explicit(&queue->header->head, memory_order_acquire) > position;
 }
 
 /* Take a segment off the free list, or a fresh one. */
@@ -102,13 +112,15 @@ int segment_provide(shoal_queue *queue, uint64_t position)
         atomic_store_explicit(&segment->slots[i].state, qslot_word(number * SEGMENT_SLOTS + i, 0, QSLOT_FREE),
                               memory_order_relaxed);
     }
-    /* release: pairs with the acquire in slot_find; publishes the states */
-    if (!atomic_compare_exchange_strong_explicit(place, &entry, entry_of(number, index), memory_order_release,
+    const uint64_t last = (number + 1) * SEGMENT_SLOTS - 1;
+    /* release: pairs with the acquire in slot_find; publishes the states. acquire: if another's segment of this number
+     * was retired before, the head that it was retired for is seen below. */
+    if (!atomic_compare_exchange_strong_explicit(place, &entry, entry_of(number, index), memory_order_acq_rel,
                                                  memory_order_relaxed))
         put_segment(queue, index); /* another producer was quicker */
-    else if (atomic_load_explicit(&queue->header->head, memory_order_seq_cst) > position)
-        segment_retire(queue,
-                       (number + 1) * SEGMENT_SLOTS - 1); /* it was emptied before we named ours: ours holds nothing */
+    else if (position_is_passed(queue, last))
+        segment_retire(queue, last); /* ours came too late and holds nothing. Not to be told by `position`: while this
+                                      * process was stopped, others may have used the first slots of ours. */
     return 0;
 }
 

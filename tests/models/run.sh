@@ -67,6 +67,8 @@ check sound queue KILL=1 SLICES EARLY=1 CONSUMERS=1 SECOND_PUTS=2
 check sound queue KILL=2 SLICES CAPACITY=1 FIRST_PUTS=2 SECOND_PUTS=0
 check sound queue KILL=2 SLICES EARLY=1 SECOND_PUTS=0
 check sound queue KILL=3 SLICES CAPACITY=1 CONSUMERS=1
+check sound segment
+check sound segment PRODUCERS=2 LAST_PUTS=4
 if [ -n "${FULL:-}" ]; then
     check sound queue CAPACITY=1
     check sound queue KILL=2 SLICES
@@ -114,4 +116,6 @@ check found queue KILL=2 SLICES CAPACITY=1 FIRST_PUTS=2 SECOND_PUTS=0 MUTATION_F
 check found queue KILL=2 SLICES SECOND_PUTS=0 MUTATION_NOBODY_ASKS
 check found queue KILL=2 SECOND_PUTS=0 # without slices nobody notices the death
 check found queue KILL=3 SLICES CAPACITY=1 CONSUMERS=1 MUTATION_DROPPING_IS_NOT_HELD
+check found segment MUTATION_IN_USE_TAKEN_FOR_TOO_LATE
+check found segment MUTATION_CLAIMS_IN_LATE_SEGMENTS_COUNT
 exit $status
