@@ -9,6 +9,8 @@
 #ifndef SHOAL_BINDING_CODEC_H
 #define SHOAL_BINDING_CODEC_H
 
+#include <string.h>
+
 #include "module.h"
 
 /* A message being written. The first bytes need no allocation. Zero-initialise with codec_writer_begin only. */
@@ -35,6 +37,26 @@ void codec_writer_end(struct codec_writer *writer, bool keep_blocks);
 /* Write an object that is a machine word or less (an int of 64 bits, a float, None, True, False) at `at`. How many
  * bytes; 0: it is something else, nothing was written. */
 size_t codec_encode_small(PyObject *object, uint8_t *at);
+
+/* The object in bytes that codec_encode_small wrote for an int or a float; NULL without an exception: they are
+ * something else, for codec_decode. */
+static inline PyObject *codec_decode_small(const void *data, size_t size)
+{
+    const uint8_t *bytes = data;
+    if (size != CODEC_SMALL)
+        return NULL;
+    if (bytes[0] == 'i') {
+        int64_t integer;
+        memcpy(&integer, bytes + 1, sizeof integer);
+        return PyLong_FromLongLong(integer);
+    }
+    if (bytes[0] == 'd') {
+        double number;
+        memcpy(&number, bytes + 1, sizeof number);
+        return PyFloat_FromDouble(number);
+    }
+    return NULL;
+}
 
 /* Append one object. 0, or -1 with an exception set (the blocks taken so far stay the writer's). */
 int codec_encode(module_state *state, struct codec_writer *writer, PyObject *object);

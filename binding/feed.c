@@ -115,16 +115,31 @@ static bool is_over(const PoolObject *pool, const JobObject *job)
     return pool->ended || job->complete || job->cancelled != NULL || job->source == NULL;
 }
 
+/* Append an item that is a word. False: it is none, or there was no memory. Runs no code of the user's. */
+static bool encode_small(struct feeder *feeder, PyObject *item)
+{
+    uint8_t bytes[CODEC_SMALL];
+    const size_t size = codec_encode_small(item, bytes);
+    return size > 0 && shoal_batch_add(feeder->batch, bytes, size) == 0;
+}
+
+/* Append items of a sequence as long as they are words, up to `count` in all: what most short tasks are given. */
+static void encode_words(struct feeder *feeder, JobObject *job, uint32_t count)
+{
+    if (!job->is_sequence || job->source == NULL)
+        return;
+    PyObject *const *items = PySequence_Fast_ITEMS(job->source);
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(job->source);
+    while (shoal_batch_count(feeder->batch) < count && job->next < size && encode_small(feeder, items[job->next]))
+        job->next++;
+}
+
 static int encode_item(PoolObject *pool, struct feeder *feeder, PyObject *item)
 {
     struct codec_writer *writer = &feeder->writer;
     void *data;
-    /* Straight into the batch, where it is a word. */
-    if (shoal_batch_begin_item(feeder->batch, CODEC_SMALL, &data) == 0) {
-        const size_t size = codec_encode_small(item, data);
-        if (size > 0)
-            return shoal_batch_end_item(feeder->batch, size, NULL, 0); /* its room is there: never fails */
-    }
+    if (encode_small(feeder, item))
+        return 0;
     if (codec_encode(pool->state, writer, item) != 0) {
         codec_writer_end(writer, false);
         goto failed;
@@ -285,6 +300,7 @@ static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
     bool broken = false;
     shoal_batch_clear(batch, NULL);
     size_t large = 0;
+    encode_words(feeder, job, count);
     while (shoal_batch_count(batch) < count && !broken) {
         PyObject *item = next_item(job);
         if (is_over(pool, job)) {
@@ -472,6 +488,11 @@ static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *f
         return NULL;
     }
     *failed = bytes[0] == RESULT_ERROR;
+    if (!*failed) {
+        PyObject *value = codec_decode_small(bytes + 1, item->size - 1);
+        if (value != NULL || PyErr_Occurred())
+            return value;
+    }
     const shoal_item message = {bytes + 1, item->size - 1, item->blocks, item->block_count};
     return codec_decode(pool->state, shoal_pool_heap(pool->pool), &message, CODEC_VIEW);
 }

@@ -169,13 +169,20 @@ static int answer(WorkerObject *worker, shoal_task *task)
     return -1;
 }
 
+/* Answer with a result that is a word. False: it is none, or there was no memory; nothing was answered. */
+static bool answer_small(shoal_task *task, PyObject *result)
+{
+    uint8_t bytes[1 + CODEC_SMALL] = {RESULT_VALUE};
+    const size_t size = codec_encode_small(result, bytes + 1);
+    const shoal_item item = {.data = bytes, .size = 1 + size};
+    return size > 0 && shoal_task_answer(task, &item) == 0;
+}
+
 /* ---------------------------------------------------------------- functions ---- */
 
-/* The task's function: borrowed; NULL with an exception, which is the item's error. */
-static PyObject *find_function(WorkerObject *worker, uint32_t id)
+/* Decode a function, or find it among those decoded before: as find_function. */
+static PyObject *load_function(WorkerObject *worker, uint32_t id)
 {
-    if (id == worker->last_id && worker->last_function != NULL)
-        return worker->last_function;
     PyObject *key = PyLong_FromUnsignedLong(id);
     if (key == NULL)
         return NULL;
@@ -198,6 +205,14 @@ static PyObject *find_function(WorkerObject *worker, uint32_t id)
     worker->last_id = id;
     Py_XSETREF(worker->last_function, function);
     return function;
+}
+
+/* The task's function: borrowed; NULL with an exception, which is the item's error. */
+static inline PyObject *find_function(WorkerObject *worker, uint32_t id)
+{
+    if (id == worker->last_id && worker->last_function != NULL)
+        return worker->last_function;
+    return load_function(worker, id);
 }
 
 /* (id, *args) or (-id, args, kwargs). */
@@ -269,7 +284,9 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
 {
     const uint32_t flags = shoal_task_flags(task);
     const enum codec_blocks how = (flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ? CODEC_COPY : CODEC_VIEW;
-    PyObject *argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
+    PyObject *argument = codec_decode_small(item->data, item->size);
+    if (argument == NULL && !PyErr_Occurred())
+        argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
     PyObject *result = NULL;
     if (argument != NULL) {
         const enum call_mode mode = (enum call_mode)(flags >> TASK_CALL_SHIFT);
@@ -284,6 +301,10 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
             Py_DECREF(function);
         }
         Py_DECREF(argument);
+    }
+    if (result != NULL && answer_small(task, result)) {
+        Py_DECREF(result);
+        return 0;
     }
     int code = result != NULL ? encode_result(worker, RESULT_VALUE, result) : -1;
     if (code != 0)

@@ -665,8 +665,11 @@ SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 typedef struct shoal_batch shoal_batch;
 SHOAL_API int shoal_batch_create(shoal_batch **out);
 SHOAL_API void shoal_batch_close(shoal_batch *batch);
-/** Begin an item of up to `capacity` bytes; write it at *data. A second call before shoal_batch_end_item makes the room
- * larger, keeping what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use blocks. */
+/** Append an item of `size` bytes without blocks. -ENOMEM; -EMSGSIZE: over 2 GiB, use blocks. */
+SHOAL_API int shoal_batch_add(shoal_batch *batch, const void *data, size_t size);
+/** The same for what is written in place: begin an item of up to `capacity` bytes; write it at *data. A second call
+ * before shoal_batch_end_item makes the room larger, keeping what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one
+ * item, use blocks. */
 SHOAL_API int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data);
 /** The item is `size` bytes long and refers to these blocks, which it owns from now on (their owner must be 0).
  * -ENOMEM. */

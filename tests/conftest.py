@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,10 @@ def _children() -> set[int]:
 
 
 def _of_nobody(names: set[str]) -> set[str]:
-    """Those of these files in /dev/shm that no process has mapped: not another program's, which may run meanwhile."""
+    """Those of these files in /dev/shm that no process has mapped, or is named in: not another program's, which may run
+    meanwhile (joblib's folders there have their program's pid in the name)."""
+    others = set(os.listdir("/proc")) - {str(os.getpid())}
+    names = {name for name in names if not others.intersection(re.findall(r"\d+", name))}
     for process in os.listdir("/proc") if names else []:
         try:
             with open(f"/proc/{process}/maps") as file:

@@ -41,6 +41,28 @@ static int make_room(shoal_batch *batch, size_t more)
     return 0;
 }
 
+int shoal_batch_add(shoal_batch *batch, const void *data, size_t size)
+{
+    if (size > INT32_MAX)
+        return -EMSGSIZE;
+    const size_t span = item_span(size, 0);
+    if (batch->capacity - batch->size < span) {
+        int error = make_room(batch, span);
+        if (error != 0)
+            return error;
+    }
+    uint8_t *at = batch->bytes + batch->size;
+    const uint64_t zero = 0;
+    if (size > 0) /* what pads it: as in shoal_batch_end_item */
+        memcpy(at + span - sizeof zero, &zero, sizeof zero);
+    const shoal_item item = {.data = data, .size = size};
+    item_write(at, &item);
+    batch->size += span;
+    batch->count++;
+    batch->open = 0;
+    return 0;
+}
+
 int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data)
 {
     if (capacity > INT32_MAX)

@@ -19,9 +19,11 @@
 #define SHOAL_POOL_LAYOUT_H
 
 #include <assert.h>
+#include <errno.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "shoal.h"
 #include "sync/eventcount.h"
@@ -172,9 +174,51 @@ static inline size_t item_span(size_t size, uint32_t blocks)
     return sizeof(struct item_header) + ITEM_PAD(size) + (size_t)blocks * sizeof(shoal_block);
 }
 
-/* Read the item at *at, never past `end`, and step over it. 0, -ENODATA at the end, SHOAL_ECORRUPT. */
-int item_read(const uint8_t **at, const uint8_t *end, shoal_item *out);
+/* Read the item at *at, never past `end`, and step over it. 0, -ENODATA at the end, SHOAL_ECORRUPT. Here, as it is done
+ * for each item on either side: a call would take longer than the rest. */
+static inline int item_read(const uint8_t **at, const uint8_t *end, shoal_item *out)
+{
+    size_t left = (size_t)(end - *at);
+    struct item_header header;
+    if (left < sizeof header)
+        return left == 0 ? -ENODATA : SHOAL_ECORRUPT;
+    memcpy(&header, *at, sizeof header);
+    size_t span = item_span(header.size, header.blocks);
+    if (span > left)
+        return SHOAL_ECORRUPT;
+    const uint8_t *data = *at + sizeof header;
+    out->data = data;
+    out->size = header.size;
+    out->blocks = header.blocks == 0 ? NULL : (const shoal_block *)(const void *)(data + ITEM_PAD(header.size));
+    out->block_count = header.blocks;
+    *at += span;
+    return 0;
+}
+
+/* Copy an item's data. Those of 8 to 16 bytes (a number) as two words, which may overlap: faster than a call. */
+static inline void item_copy(uint8_t *at, const void *data, size_t size)
+{
+    if (size >= 8 && size <= 16) {
+        uint64_t first, last;
+        memcpy(&first, data, sizeof first);
+        memcpy(&last, (const uint8_t *)data + size - 8, sizeof last);
+        memcpy(at, &first, sizeof first);
+        memcpy(at + size - 8, &last, sizeof last);
+    } else if (size > 0) {
+        memcpy(at, data, size);
+    }
+}
+
 /* Write an item; there must be item_span bytes. */
-void item_write(uint8_t *at, const shoal_item *item);
+static inline void item_write(uint8_t *at, const shoal_item *item)
+{
+    struct item_header header = {(uint32_t)item->size, item->block_count};
+    memcpy(at, &header, sizeof header);
+    at += sizeof header;
+    item_copy(at, item->data, item->size);
+    at += ITEM_PAD(item->size);
+    if (item->block_count > 0)
+        memcpy(at, item->blocks, item->block_count * sizeof(shoal_block));
+}
 
 #endif

@@ -95,36 +95,3 @@ void table_close(struct table *table)
     shoal_region_close(table->region);
     table->region = NULL;
 }
-
-int item_read(const uint8_t **at, const uint8_t *end, shoal_item *out)
-{
-    size_t left = (size_t)(end - *at);
-    struct item_header header;
-    if (left == 0)
-        return -ENODATA;
-    if (left < sizeof header)
-        return SHOAL_ECORRUPT;
-    memcpy(&header, *at, sizeof header);
-    size_t span = item_span(header.size, header.blocks);
-    if (span > left)
-        return SHOAL_ECORRUPT;
-    const uint8_t *data = *at + sizeof header;
-    out->data = data;
-    out->size = header.size;
-    out->blocks = header.blocks == 0 ? NULL : (const shoal_block *)(const void *)(data + ITEM_PAD(header.size));
-    out->block_count = header.blocks;
-    *at += span;
-    return 0;
-}
-
-void item_write(uint8_t *at, const shoal_item *item)
-{
-    struct item_header header = {(uint32_t)item->size, item->block_count};
-    memcpy(at, &header, sizeof header);
-    at += sizeof header;
-    if (item->size > 0)
-        memcpy(at, item->data, item->size);
-    at += ITEM_PAD(item->size);
-    if (item->block_count > 0)
-        memcpy(at, item->blocks, item->block_count * sizeof(shoal_block));
-}

@@ -334,7 +334,7 @@ int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item *out)
     return 0;
 }
 
-static uint64_t bytes_of(const shoal_worker *worker, const shoal_item *item)
+static inline uint64_t bytes_of(const shoal_worker *worker, const shoal_item *item)
 {
     uint64_t bytes = item->size;
     size_t size;
