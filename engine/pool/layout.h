@@ -66,10 +66,10 @@ struct slot {
     /* the submitter's process's, at any time: 1: no further item of the task is begun */
     _Atomic uint32_t stop;
     uint32_t results_from; /* where results begin in `bytes` (the submitter's, written with the items) */
-    uint32_t unused;
     /* the owner's */
+    _Atomic uint32_t handing;       /* the number, from 1, of the item whose blocks are being made the worker's */
     _Atomic uint32_t finished;      /* items done, counted from 0; its increment publishes the result */
-    _Atomic uint32_t taken;         /* items whose blocks are the worker's, or about to be: set before they are */
+    _Atomic uint32_t taken;         /* items whose blocks are the worker's */
     _Atomic uint64_t results_block; /* 0: in `bytes` */
     _Atomic uint64_t results_size;
     int64_t elapsed;       /* ns */

@@ -273,6 +273,7 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     }
     atomic_store_explicit(&slot->finished, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->taken, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->handing, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->stop, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->began, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->results_block, 0, memory_order_relaxed);
@@ -559,11 +560,10 @@ static bool task_items(shoal_pool *pool, uint32_t index, const uint8_t **begin, 
     return true;
 }
 
-/* Free the blocks of the items that a task still holds: all of them where it keeps its blocks, else those of items
- * which no worker began. A begun item's blocks are the worker's: freed by it, or swept with it, and perhaps somebody
- * else's by now. (A worker killed between `taken` and the hand-over leaves that item's blocks to the end of the pool.)
- */
-static void free_item_blocks(shoal_pool *pool, uint32_t index)
+/* Free the blocks that a task still holds of its items before number `limit`: all of them where it keeps its blocks,
+ * else those of items which no worker began. A begun item's blocks are the worker's: freed by it, or swept with it, and
+ * perhaps somebody else's by now. */
+static void free_item_blocks(shoal_pool *pool, uint32_t index, uint32_t limit)
 {
     const uint8_t *at, *end;
     if (!task_items(pool, index, &at, &end))
@@ -571,26 +571,44 @@ static void free_item_blocks(shoal_pool *pool, uint32_t index)
     const bool kept = (pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0;
     const uint32_t taken = atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed);
     shoal_item item;
-    for (uint32_t i = 0; item_read(&at, end, &item) == 0; i++) {
+    for (uint32_t i = 0; i < limit && item_read(&at, end, &item) == 0; i++) {
         for (uint32_t j = 0; (kept || i >= taken) && j < item.block_count; j++)
             (void)shoal_heap_free(pool->heap, item.blocks[j]);
     }
 }
 
-bool pool_keeps_item(shoal_pool *pool, uint32_t index, uint32_t number)
+/* The `number`th item of a task. False: the task is malformed, or shorter. */
+static bool find_item(shoal_pool *pool, uint32_t index, uint32_t number, shoal_item *item)
 {
     const uint8_t *at, *end;
-    if ((pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ||
-        number >= atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed))
-        return true;
     if (!task_items(pool, index, &at, &end))
         return false;
-    shoal_item item = {0};
     for (uint32_t i = 0; i <= number; i++) {
-        if (item_read(&at, end, &item) != 0)
+        if (item_read(&at, end, item) != 0)
             return false;
     }
-    return item.block_count == 0;
+    return true;
+}
+
+void pool_finish_handing(shoal_pool *pool, uint32_t index, uint32_t worker)
+{
+    struct slot *slot = &pool->table.slots[index];
+    const uint32_t handing = atomic_load_explicit(&slot->handing, memory_order_relaxed);
+    shoal_item item;
+    if (handing <= atomic_load_explicit(&slot->taken, memory_order_relaxed) ||
+        !find_item(pool, index, handing - 1, &item))
+        return;
+    for (uint32_t i = 0; i < item.block_count; i++)
+        (void)shoal_heap_give(pool->heap, item.blocks[i], 0, worker); /* -EPERM: the worker had done it */
+    atomic_store_explicit(&slot->taken, handing, memory_order_relaxed);
+}
+
+bool pool_keeps_item(shoal_pool *pool, uint32_t index, uint32_t number)
+{
+    shoal_item item;
+    return (pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ||
+           number >= atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed) ||
+           (find_item(pool, index, number, &item) && item.block_count == 0);
 }
 
 static void free_results(shoal_pool *pool, struct slot *slot)
@@ -609,7 +627,7 @@ void shoal_pool_release(shoal_pool *pool, shoal_completion *completion)
     /* A task that all of its items were done of has given its blocks away, unless it keeps them. */
     struct slot_order *order = &pool->orders[completion->slot];
     if (completion->finished < completion->items || (order->flags & SHOAL_TASK_KEEPS_BLOCKS) != 0)
-        free_item_blocks(pool, completion->slot);
+        free_item_blocks(pool, completion->slot, UINT32_MAX);
     if (order->args_block != 0)
         (void)shoal_heap_free(pool->heap, order->args_block);
 
@@ -637,6 +655,12 @@ int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t f
     if (!ring_has_room(pool)) {
         error = -EAGAIN;
         goto unlock;
+    }
+    /* An item that is left out, and was claimed with its task but not begun, still has its blocks. */
+    if ((pool->orders[completion->slot].flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
+        free_item_blocks(pool, completion->slot, from);
+        if (atomic_load_explicit(&slot->taken, memory_order_relaxed) < from)
+            atomic_store_explicit(&slot->taken, from, memory_order_relaxed);
     }
     pool->orders[completion->slot].first = from;
     slot->first = from;

@@ -83,6 +83,8 @@ void pool_list(shoal_pool *pool, uint32_t slot);
 bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
 /* Whether this item of the task can be given out again: its blocks, if it has any, are still the task's. */
 bool pool_keeps_item(shoal_pool *pool, uint32_t slot, uint32_t item);
+/* A dead worker may have been making an item's blocks its own: they become so, to be swept with the rest. Locked. */
+void pool_finish_handing(shoal_pool *pool, uint32_t slot, uint32_t worker);
 /* The blocks of a done slot's results go from its worker to owner 0. Locked. */
 void pool_take_over(shoal_pool *pool, uint32_t slot);
 /* Kill this worker for an item that it holds of this slot, which then has that outcome. Locked. */

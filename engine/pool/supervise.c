@@ -249,6 +249,7 @@ static uint32_t settle_slots(shoal_pool *pool, uint32_t owner, const struct plac
         if (slot_owner_of(word) != owner)
             continue;
         if (slot_state_of(word) == SLOT_RUNNING) {
+            pool_finish_handing(pool, i, owner);
             note_death(pool, i, place, how);
             atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word), owner, SLOT_DONE),
                                   memory_order_relaxed);

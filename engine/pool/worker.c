@@ -345,6 +345,16 @@ static inline uint64_t bytes_of(const shoal_worker *worker, const shoal_item *it
     return bytes;
 }
 
+/* Make the item's blocks this worker's. If it dies half way, the owner, who sees that `taken` lags behind `handing`,
+ * does it to the end (finish_handing), so that they are swept. */
+static void hand_over(shoal_worker *worker, struct shoal_task *task, const shoal_item *item)
+{
+    atomic_store_explicit(&task->slot->handing, task->given, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst); /* a dead process's stores are all there, in the order it made them */
+    for (uint32_t i = 0; i < item->block_count; i++)
+        (void)shoal_heap_give(worker->heap, item->blocks[i], 0, worker->owner);
+}
+
 int shoal_task_next(shoal_task *task, shoal_item *out)
 {
     if (task->given >= task->items || atomic_load_explicit(&task->slot->stop, memory_order_relaxed) != 0)
@@ -359,10 +369,10 @@ int shoal_task_next(shoal_task *task, shoal_item *out)
         /* release: who sees the time sees the number of items finished before it */
         atomic_store_explicit(&task->slot->began, shoal_clock_now(), memory_order_release);
     if ((task->flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
-        /* release: the owner, who reads it once this process is dead, must see it before any effect of the hand-over */
+        if (item.block_count > 0)
+            hand_over(worker, task, &item);
+        /* release: who sees it sees that the blocks were handed over */
         atomic_store_explicit(&task->slot->taken, task->given, memory_order_release);
-        for (uint32_t i = 0; i < item.block_count; i++)
-            (void)shoal_heap_give(worker->heap, item.blocks[i], 0, worker->owner);
     }
     *out = item;
     return 0;
