@@ -230,7 +230,7 @@ def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
     # What every worker needs, once for all of them.
     import shoal._crew
     import shoal._pickling
-    import shoal.joblib.parallel  # noqa: F401
+    import shoal.joblib._workers  # noqa: F401
 
     if modules or main is not None:
         _warm(modules, main)

@@ -6,23 +6,38 @@ TYPE_CHECKING = False  # typing costs each start of a worker more than the rest 
 if TYPE_CHECKING:
     from typing import Any
 
+    from shoal.joblib._backends import ParallelBackendBase
+    from shoal.joblib._config import effective_n_jobs, parallel_backend, parallel_config, register_parallel_backend
+    from shoal.joblib._cpus import cpu_count
+    from shoal.joblib._wrapping import wrap_non_picklable_objects
     from shoal.joblib.memory import Memory
     from shoal.joblib.parallel import Parallel, delayed
 
-__all__ = ["Memory", "Parallel", "cpu_count", "delayed"]
+__all__ = [
+    "Memory",
+    "Parallel",
+    "ParallelBackendBase",
+    "cpu_count",
+    "delayed",
+    "effective_n_jobs",
+    "parallel_backend",
+    "parallel_config",
+    "register_parallel_backend",
+    "wrap_non_picklable_objects",
+]
 
 _HOMES = {
     "Memory": "shoal.joblib.memory",
     "Parallel": "shoal.joblib.parallel",
+    "ParallelBackendBase": "shoal.joblib._backends",
+    "cpu_count": "shoal.joblib._cpus",
     "delayed": "shoal.joblib.parallel",
+    "effective_n_jobs": "shoal.joblib._config",
+    "parallel_backend": "shoal.joblib._config",
+    "parallel_config": "shoal.joblib._config",
+    "register_parallel_backend": "shoal.joblib._config",
+    "wrap_non_picklable_objects": "shoal.joblib._wrapping",
 }
-
-
-def cpu_count() -> int:
-    """How many cpus this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 def __getattr__(name: str) -> Any:
