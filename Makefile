@@ -1,10 +1,12 @@
 # Shoal. `make run` and `make test` set up what they need by themselves; see tools/.
-.PHONY: help build run test faults models bench lint format sanitize clean
+.PHONY: help build run test peers faults fuzz models bench lint format sanitize clean
 
 help:
 	@echo "make run       build, run the notebook on Shoal, the C examples, and compare with the standard library, joblib and NumPy"
 	@echo "make test      build, run all tests"
+	@echo "make peers     CPython's own tests of multiprocessing, on the standard library and on Shoal"
 	@echo "make faults    the campaigns of kills, longer than in make test (ROUNDS=20)"
+	@echo "make fuzz      the parser of the store's files under libFuzzer (SECONDS=60)"
 	@echo "make models    the protocols' models, checked by spin"
 	@echo "make bench     cases side by side with the peers: a table and a chart (QUICK=1 for a short one)"
 	@echo "make lint      clang-format, clang-tidy, cppcheck, ruff, mypy"
@@ -25,10 +27,17 @@ test:
 	@tools/build.sh -Dexamples=true -Dtests=true
 	@tools/test.sh
 
+peers:
+	@tools/peers.sh $(ARGS)
+
 faults:
 	@tools/setup.sh test
 	@tools/build.sh -Dexamples=true -Dtests=true
 	@SHOAL_FAULT_ROUNDS=$${ROUNDS:-20} tools/test.sh faults
+
+fuzz:
+	@tools/setup.sh fuzz
+	@tests/fuzz/run_fuzz_entry.sh $(or $(SECONDS),60) $(CORPUS)
 
 models:
 	@tools/setup.sh models

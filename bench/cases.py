@@ -52,7 +52,7 @@ def pool_of(name: str) -> Any:
     if name == "loky":
         return importlib.import_module("loky").get_reusable_executor(max_workers=2)
     if name == "ray":
-        # Its own idea of a Pool, on a cluster of this machine alone, which it starts in some seconds: not what is measured.
+        # Its own Pool, on a cluster of this machine alone. That starts in some seconds, which are not measured.
         importlib.import_module("ray").init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         return importlib.import_module("ray.util.multiprocessing").Pool(2)
     module = "shoal.multiprocessing" if name == "shoal" else name
@@ -338,6 +338,119 @@ def queue_ping_pong(name: str) -> float:
     return result
 
 
+# -------------------------------------------------------------------------------- locks
+
+
+def fork_context(name: str) -> Any:
+    return importlib.import_module("shoal.multiprocessing" if name == "shoal" else name).get_context("fork")
+
+
+def per_turn(turns: Callable[[int], object], count: int) -> float:
+    """Nanoseconds; the best of many short measurements, as each is shorter than what else the machine does."""
+    best = float("inf")
+    for _ in range(50):
+        started = now()
+        turns(count)
+        best = min(best, now() - started)
+    return best / count * 1e9
+
+
+def lock_with(name: str) -> float:
+    lock = fork_context(name).Lock()
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            with lock:
+                pass
+
+    return per_turn(turns, scaled(10_000))
+
+
+def lock_acquire_release(name: str) -> float:
+    lock = fork_context(name).Lock()
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            lock.acquire()
+            lock.release()
+
+    return per_turn(turns, scaled(10_000))
+
+
+def value_increment(name: str) -> float:
+    value = fork_context(name).Value("i", 0)
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            with value.get_lock():
+                value.value += 1
+
+    return per_turn(turns, scaled(5_000))
+
+
+def take_turns(lock: Any, start: Any, count: int) -> None:
+    start.wait()
+    for _ in range(count):
+        with lock:
+            pass
+
+
+def lock_contended(name: str) -> float:
+    """Nanoseconds for each time that one of two processes takes a lock that both want."""
+    context, count = fork_context(name), scaled(100_000)
+
+    def measure() -> float:
+        lock, start = context.Lock(), context.Barrier(3)
+        processes = [process_of(name, take_turns, lock, start, count) for _ in range(2)]
+        start.wait()
+        started = now()
+        for process in processes:
+            process.join()
+        return (now() - started) / (2 * count) * 1e9
+
+    return best_of(measure)
+
+
+def move_to(cpu: int) -> None:
+    """Go on from this core, free to leave it: who may use one core alone never looks before it sleeps."""
+    import os
+
+    all_of_them = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, all_of_them)
+
+
+def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
+    move_to(cpu)
+    for _ in range(count):
+        there.wait()
+        there.clear()
+        back.set()
+
+
+def event_ping_pong(name: str) -> float:
+    """Microseconds there and back, begun on two cores: on one core the scheduler alone is measured."""
+    import os
+
+    context, count = fork_context(name), scaled(3_000)
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def measure() -> float:
+        there, back = context.Event(), context.Event()
+        process = process_of(name, set_back, there, back, count, cpus[-1])
+        move_to(cpus[0])
+        started = now()
+        for _ in range(count):
+            there.set()
+            back.wait()
+            back.clear()
+        took = now() - started
+        process.join()
+        return took / count * 1e6
+
+    return best_of(measure)
+
+
 # ------------------------------------------------------------------------------- joblib
 
 
@@ -386,6 +499,167 @@ def memory_hit(name: str) -> float:
             return (now() - started) / count * 1e6
 
         return best_of(measure)
+
+
+def cache_of(name: str, folder: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What decorates a function so that its results are kept in the folder."""
+    if name == "diskcache":
+        import diskcache
+
+        return diskcache.Cache(folder).memoize()
+    return joblib_of(name).Memory(folder, verbose=0).cache
+
+
+def memory_miss(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(f)
+        count = scaled(2_000)
+        begin = 0
+
+        def measure() -> float:
+            nonlocal begin
+            started = now()
+            for x in range(begin, begin + count):
+                cached(x)
+            begin += count
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def memory_hit_diskcache(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(f)
+        cached(3)
+        count = scaled(2_000)
+
+        def measure() -> float:
+            started = now()
+            for _ in range(count):
+                cached(3)
+            return (now() - started) / count * 1e6
+
+        return best_of(measure)
+
+
+def memory_array_argument(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(array_in)
+        array = np.arange(1_000_000, dtype=float)
+        cached(array)
+        count = scaled(20)
+
+        def measure() -> float:
+            started = now()
+            for _ in range(count):
+                cached(array)
+            return (now() - started) / count * 1e3
+
+        return best_of(measure)
+
+
+def large_array_out(value: float) -> Any:
+    return np.full(10_000_000, value)
+
+
+def memory_array_value(name: str) -> float:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_of(name, folder)(large_array_out)
+        cached(2.0)
+        time.sleep(0.1)  # a file that is just written is verified again, for its times may not tell a change yet
+        cached(2.0)
+
+        def measure() -> float:
+            started = now()
+            cached(2.0)
+            return (now() - started) * 1e3
+
+        return best_of(measure, 5)
+
+
+def memory_array_value_verified(name: str) -> float:
+    """The first hit of a process: each measurement has a place of its own, in which nothing is known yet."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache_of(name, folder)(large_array_out)(2.0)
+        script = (
+            f"import sys, time; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r}); import cases, numpy\n"
+            f"f = cases.cache_of({name!r}, {folder!r})(cases.large_array_out)\n"
+            "f.check_call_in_cache(3.0)\nstarted = time.perf_counter(); f(2.0)\n"
+            "print((time.perf_counter() - started) * 1e3)"
+        )
+
+        def measure() -> float:
+            import subprocess
+
+            return float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+
+        return best_of(measure)
+
+
+def hash_of(name: str, value: Any, times: int) -> float:
+    """Seconds for one digest."""
+    module = importlib.import_module("shoal.joblib.hashing" if name == "shoal" else "joblib.hashing")
+
+    def measure() -> float:
+        started = now()
+        for _ in range(times):
+            module.hash(value)
+        return (now() - started) / times
+
+    return best_of(measure)
+
+
+def hash_array(name: str) -> float:
+    array = np.arange(scaled(100_000_000), dtype=float)
+    return array.nbytes / 1e9 / hash_of(name, array, 1)
+
+
+def hash_dict(name: str) -> float:
+    value = {f"key {i}": {"number": i, "list": [i, str(i)]} for i in range(10_000)}
+    return hash_of(name, value, 1) * 1e3
+
+
+def file_speed(name: str, write: bool) -> float:
+    """GB/s of a file in memory."""
+    import os
+    import tempfile
+
+    module = joblib_of(name)
+    array = np.arange(scaled(100_000_000), dtype=float)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = os.path.join(folder, "array")
+
+        def measure() -> float:
+            if write and os.path.exists(path):
+                os.unlink(path)
+            started = now()
+            if write:
+                module.dump(array, path)
+            else:
+                module.load(path)
+            return now() - started
+
+        if not write:
+            module.dump(array, path)
+        return array.nbytes / 1e9 / best_of(measure)
+
+
+def dump_array(name: str) -> float:
+    return file_speed(name, True)
+
+
+def load_array(name: str) -> float:
+    return file_speed(name, False)
 
 
 # ------------------------------------------------------------------------------ kernels
@@ -440,10 +714,24 @@ CASES: dict[str, tuple[str, str, bool, tuple[str, ...], float]] = {
     "futures_map_chunk_1": ("executor: map, chunksize 1", "us/item", True, EXECUTORS, 20),
     "queue_small_items": ("Queue, small items", "us/item", True, (*STANDARD, "faster-fifo"), 8),
     "queue_ping_pong": ("Queue, ping-pong", "us", True, (*STANDARD, "faster-fifo"), 10),
+    "lock_with": ("with lock", "ns", True, STANDARD, 3),
+    "lock_acquire_release": ("lock.acquire, lock.release", "ns", True, STANDARD, 1),
+    "lock_contended": ("with lock, 2 processes", "ns", True, STANDARD, 2),
+    "value_increment": ("Value += 1 under its lock", "ns", True, STANDARD, 3),
+    "event_ping_pong": ("Event, ping-pong", "us", True, STANDARD, 30),
     "parallel_first_result": ("Parallel, first result", "ms", True, ("joblib", "shoal"), 10),
     "parallel_next_call": ("Parallel, next call", "ms", True, ("joblib", "shoal"), 10),
     "parallel_trivial_tasks": ("Parallel, trivial tasks", "us/task", True, ("joblib", "shoal"), 2),
     "memory_hit": ("Memory, hit of a small value", "us", True, ("joblib", "shoal"), 8),
+    "memory_hit_diskcache": ("the same, beside diskcache", "us", True, ("diskcache", "shoal"), 2),
+    "memory_miss": ("Memory, small value made and kept", "us", True, ("joblib", "shoal", "diskcache"), 4),
+    "memory_array_argument": ("Memory, hit, 8 MB argument", "ms", True, ("joblib", "shoal"), 10),
+    "memory_array_value": ("Memory, hit, 80 MB value", "ms", True, ("joblib", "shoal"), 30),
+    "memory_array_value_verified": ("Memory, first hit, 80 MB value", "ms", True, ("joblib", "shoal"), 5),
+    "hash_array": ("hash of 800 MB", "GB/s", False, ("joblib", "shoal"), 15),
+    "hash_dict": ("hash of a nested dict of 10,000", "ms", True, ("joblib", "shoal"), 10),
+    "dump_array": ("dump of 800 MB", "GB/s", False, ("joblib", "shoal"), 1.2),
+    "load_array": ("load of 800 MB", "GB/s", False, ("joblib", "shoal"), 1.2),
     "dot_1": ("dot_product 1e8, 1 thread", "ms", True, ("numpy", "shoal"), 1),
     "dot_2": ("dot_product 1e8, 2 threads", "ms", True, ("numpy", "shoal"), 1),
 }

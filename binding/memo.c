@@ -18,7 +18,8 @@
 #include "hash.h"
 #include "store.h"
 
-#define SLOTS 32 /* parameters that need no allocation */
+#define SLOTS 32                        /* parameters that need no allocation */
+#define CLAIM_SLICE (SHOAL_SECOND / 10) /* after which a waiter looks for signals */
 
 typedef struct {
     PyObject_HEAD
@@ -29,6 +30,7 @@ typedef struct {
     PyObject *function;                           /* a Python function to be watched, or None */
     PyObject *code, *defaults, *keyword_defaults; /* as they were; NULL where it has none */
     PyObject *cells, *contents;                   /* tuples: closure cells that count, and what was in them */
+    PyObject *watch;                              /* tuple: what else must be as it was (is_as_watched) */
     PyObject *identity;                           /* bytes: part of every key */
     PyObject *names;                              /* tuple of parameters, positional ones first */
     PyObject *default_values;                     /* tuple, as long; `nothing` where there is none */
@@ -50,6 +52,7 @@ typedef struct {
         DO((self)->keyword_defaults);                                                                                  \
         DO((self)->cells);                                                                                             \
         DO((self)->contents);                                                                                          \
+        DO((self)->watch);                                                                                             \
         DO((self)->identity);                                                                                          \
         DO((self)->names);                                                                                             \
         DO((self)->default_values);                                                                                    \
@@ -121,17 +124,17 @@ static PyObject *memo_open(PyObject *object, PyObject *args)
 }
 
 /* _describe(function, cells, identity, names, default_values, nothing, ignored, leading, keywords, positional_only,
- *           positional, takes_args, takes_keywords, coerce_mmap, fully, read_only) */
+ *           positional, takes_args, takes_keywords, coerce_mmap, fully, read_only, watch) */
 static PyObject *memo_describe(PyObject *object, PyObject *args)
 {
     MemoObject *self = (MemoObject *)object;
-    PyObject *function, *cells, *identity, *names, *default_values, *nothing, *ignored, *leading, *keywords;
+    PyObject *function, *cells, *identity, *names, *default_values, *nothing, *ignored, *leading, *keywords, *watch;
     Py_ssize_t positional_only, positional;
     int takes_args, takes_keywords, coerce_mmap, fully, read_only;
-    if (!PyArg_ParseTuple(args, "OO!SO!O!OSO!O!nnppppp:_describe", &function, &PyTuple_Type, &cells, &identity,
+    if (!PyArg_ParseTuple(args, "OO!SO!O!OSO!O!nnpppppO!:_describe", &function, &PyTuple_Type, &cells, &identity,
                           &PyTuple_Type, &names, &PyTuple_Type, &default_values, &nothing, &ignored, &PyTuple_Type,
                           &leading, &PyDict_Type, &keywords, &positional_only, &positional, &takes_args,
-                          &takes_keywords, &coerce_mmap, &fully, &read_only))
+                          &takes_keywords, &coerce_mmap, &fully, &read_only, &PyTuple_Type, &watch))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(names);
     if (PyTuple_GET_SIZE(default_values) != count || PyBytes_GET_SIZE(ignored) != count + 2 || positional < 0 ||
@@ -154,6 +157,7 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
     Py_XSETREF(self->keyword_defaults, watched ? Py_XNewRef(PyFunction_GET_KW_DEFAULTS(function)) : NULL);
     Py_XSETREF(self->cells, Py_NewRef(cells));
     Py_XSETREF(self->contents, contents);
+    Py_XSETREF(self->watch, Py_NewRef(watch));
     Py_XSETREF(self->identity, Py_NewRef(identity));
     Py_XSETREF(self->names, Py_NewRef(names));
     Py_XSETREF(self->default_values, Py_NewRef(default_values));
@@ -171,6 +175,48 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Whether one thing that the function's meaning rests on is as it was when the function was described:
+ *
+ *     (dict, name, object)                            a global is still that object; `nothing`: it is not there
+ *     (function, code, defaults, keyword defaults)    a function that is called
+ *     (object, digest)                                the contents of a list or dict that is only read
+ */
+static bool is_as_watched(MemoObject *self, PyObject *item)
+{
+    switch (PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0) {
+    case 3: {
+        PyObject *dict = PyTuple_GET_ITEM(item, 0);
+        PyObject *now = PyDict_Check(dict) ? PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(item, 1)) : NULL;
+        if (now == NULL)
+            PyErr_Clear();
+        return (now != NULL ? now : self->nothing) == PyTuple_GET_ITEM(item, 2);
+    }
+    case 4: {
+        PyObject *function = PyTuple_GET_ITEM(item, 0);
+        if (!PyFunction_Check(function))
+            return false;
+        PyObject *defaults = PyFunction_GET_DEFAULTS(function),
+                 *keyword_defaults = PyFunction_GET_KW_DEFAULTS(function);
+        return PyFunction_GET_CODE(function) == PyTuple_GET_ITEM(item, 1) &&
+               (defaults != NULL ? defaults : Py_None) == PyTuple_GET_ITEM(item, 2) &&
+               (keyword_defaults != NULL ? keyword_defaults : Py_None) == PyTuple_GET_ITEM(item, 3);
+    }
+    case 2: {
+        uint8_t digest[SHOAL_DIGEST_SIZE];
+        PyObject *bytes = PyTuple_GET_ITEM(item, 1);
+        if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != sizeof digest)
+            return false;
+        if (hash_digest(state_of(self), PyTuple_GET_ITEM(item, 0), false, digest) != 0) {
+            PyErr_Clear(); /* it holds something new that cannot be hashed: the function is looked at again */
+            return false;
+        }
+        return memcmp(digest, PyBytes_AS_STRING(bytes), sizeof digest) == 0;
+    }
+    default:
+        return false;
+    }
+}
+
 /* Whether the function is still what was described. */
 static bool is_current(MemoObject *self)
 {
@@ -186,7 +232,12 @@ static bool is_current(MemoObject *self)
         if ((content != NULL ? content : self->nothing) != PyTuple_GET_ITEM(self->contents, i))
             return false;
     }
-    return true;
+    PyObject *watch = Py_NewRef(self->watch); /* hashing may run Python code, which may describe us anew */
+    bool same = true;
+    for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(watch); i++)
+        same = is_as_watched(self, PyTuple_GET_ITEM(watch, i));
+    Py_DECREF(watch);
+    return same;
 }
 
 static int make_current(PyObject *object)
@@ -244,7 +295,7 @@ static int bind_keywords(MemoObject *self, PyObject *keywords, Py_ssize_t taken,
 }
 
 /* The call as one tuple: identity, a value for each parameter that counts, *args, **kwargs. 0, -1 or UNBOUND. */
-static int bind(MemoObject *self, PyObject *args, PyObject *kwargs, PyObject **out)
+static int bind(MemoObject *self, PyObject *identity, PyObject *args, PyObject *kwargs, PyObject **out)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(self->names), before = PyTuple_GET_SIZE(self->leading);
     Py_ssize_t given = before + PyTuple_GET_SIZE(args);
@@ -295,7 +346,7 @@ static int bind(MemoObject *self, PyObject *args, PyObject *kwargs, PyObject **o
     if (call == NULL)
         goto done;
     used = 0;
-    PyTuple_SET_ITEM(call, used++, Py_NewRef(self->identity));
+    PyTuple_SET_ITEM(call, used++, Py_NewRef(identity));
     for (Py_ssize_t i = 0; i < count; i++)
         if (!ignored[i])
             PyTuple_SET_ITEM(call, used++, Py_NewRef(slots[i]));
@@ -315,11 +366,11 @@ done:
 }
 
 /* The key of a call. 0, -1 or UNBOUND. */
-static int make_key(PyObject *object, PyObject *args, PyObject *kwargs, shoal_key *key)
+static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObject *kwargs, shoal_key *key)
 {
     MemoObject *self = (MemoObject *)object;
     PyObject *call;
-    int result = bind(self, args, kwargs, &call);
+    int result = bind(self, identity, args, kwargs, &call);
     if (result != 0)
         return result;
     result = hash_digest(state_of(self), call, self->coerce_mmap, key->bytes);
@@ -403,7 +454,7 @@ static PyObject *memo_call(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *keywords = kwargs != NULL ? Py_NewRef(kwargs) : NULL;
     if (self->fully)
         goto fully;
-    int result = make_key(object, args, kwargs, &key);
+    int result = make_key(object, self->identity, args, kwargs, &key);
     if (result < 0)
         goto failed;
     PyObject *value = NULL;
@@ -436,15 +487,17 @@ failed:
     return NULL;
 }
 
-/* _key(args, kwargs) -> bytes, or None where they do not fit the function */
+/* _key(args, kwargs, identity=its own) -> bytes, or None where they do not fit the function */
 static PyObject *memo_key(PyObject *object, PyObject *arguments)
 {
-    PyObject *args, *kwargs;
+    PyObject *args, *kwargs, *identity = NULL;
     shoal_key key;
-    if (!PyArg_ParseTuple(arguments, "O!O!:_key", &PyTuple_Type, &args, &PyDict_Type, &kwargs) ||
+    if (!PyArg_ParseTuple(arguments, "O!O!|S:_key", &PyTuple_Type, &args, &PyDict_Type, &kwargs, &identity) ||
         make_current(object) != 0)
         return NULL;
-    int result = make_key(object, args, kwargs, &key);
+    if (identity == NULL)
+        identity = ((MemoObject *)object)->identity;
+    int result = make_key(object, identity, args, kwargs, &key);
     if (result < 0)
         return NULL;
     if (result == UNBOUND)
@@ -465,7 +518,7 @@ static PyObject *memo_look_up(PyObject *object, PyObject *bytes)
     return problem != NULL ? Py_BuildValue("(ON)", Py_False, problem) : NULL;
 }
 
-/* _about(key) -> (about the call, created ns, cost ns), or None */
+/* _about(key) -> (about the call, created ns, cost ns, identity it was made with), or None */
 static PyObject *memo_about(PyObject *object, PyObject *bytes)
 {
     MemoObject *self = (MemoObject *)object;
@@ -475,7 +528,7 @@ static PyObject *memo_about(PyObject *object, PyObject *bytes)
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = shoal_folder_get(self->folder, &key, &entry);
+    error = shoal_folder_look(self->folder, &key, &entry);
     Py_END_ALLOW_THREADS
     if (error == -EPERM || error == -ENOMEM)
         return store_raise(error, shoal_folder_path(self->folder));
@@ -488,8 +541,8 @@ static PyObject *memo_about(PyObject *object, PyObject *bytes)
     if (numbers.parts < 2 || shoal_entry_part(entry, 0, &part) != 0)
         result = Py_NewRef(Py_None);
     else
-        result = Py_BuildValue("(y#LL)", part.data, (Py_ssize_t)part.size, (long long)numbers.created,
-                               (long long)numbers.cost);
+        result = Py_BuildValue("(y#LLy#)", part.data, (Py_ssize_t)part.size, (long long)numbers.created,
+                               (long long)numbers.cost, numbers.tag, (Py_ssize_t)sizeof numbers.tag);
     shoal_entry_close(entry);
     return result;
 }
@@ -556,12 +609,67 @@ static PyObject *memo_path(PyObject *object, PyObject *unused)
     return PyUnicode_DecodeFSDefault(self->folder != NULL ? shoal_folder_path(self->folder) : "");
 }
 
+#define CLAIM "shoal._engine.claim"
+
+static void free_claim(PyObject *capsule)
+{
+    if (PyCapsule_GetContext(capsule) == NULL)
+        shoal_claim_release(PyCapsule_GetPointer(capsule, CLAIM));
+}
+
+/* _claim(key, timeout ns) -> a claim; False: another has it; None: there are no claims here */
+static PyObject *memo_claim(PyObject *object, PyObject *args)
+{
+    MemoObject *self = (MemoObject *)object;
+    PyObject *bytes;
+    shoal_key key;
+    long long timeout;
+    if (!PyArg_ParseTuple(args, "OL:_claim", &bytes, &timeout) || check_call(self, bytes, &key) != 0)
+        return NULL;
+    shoal_claim *claim = NULL;
+    for (;;) {
+        int64_t slice = timeout < CLAIM_SLICE ? timeout : CLAIM_SLICE;
+        int error;
+        Py_BEGIN_ALLOW_THREADS
+        error = shoal_folder_claim(self->folder, &key, slice, &claim);
+        Py_END_ALLOW_THREADS
+        if (error == 0)
+            break;
+        if (error != -ETIMEDOUT && error != -EINTR)
+            Py_RETURN_NONE;
+        if (PyErr_CheckSignals() != 0)
+            return NULL;
+        timeout -= slice;
+        if (timeout <= 0)
+            Py_RETURN_FALSE;
+    }
+    PyObject *capsule = PyCapsule_New(claim, CLAIM, free_claim);
+    if (capsule == NULL)
+        shoal_claim_release(claim);
+    return capsule;
+}
+
+/* _release(claim): at once, however long a traceback keeps the object */
+static PyObject *memo_release(PyObject *object, PyObject *capsule)
+{
+    shoal_claim *claim = PyCapsule_GetPointer(capsule, CLAIM);
+    if (claim == NULL)
+        return NULL;
+    if (PyCapsule_GetContext(capsule) == NULL) {
+        if (PyCapsule_SetContext(capsule, claim) != 0) /* any pointer: it is released */
+            return NULL;
+        shoal_claim_release(claim);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef memo_methods[] = {
     {"_open", memo_open, METH_VARARGS, NULL}, {"_describe", memo_describe, METH_VARARGS, NULL},
     {"_key", memo_key, METH_VARARGS, NULL},   {"_look_up", memo_look_up, METH_O, NULL},
     {"_about", memo_about, METH_O, NULL},     {"_keep", memo_keep, METH_VARARGS, NULL},
     {"_remove", memo_remove, METH_O, NULL},   {"_clear_folder", memo_clear_folder, METH_NOARGS, NULL},
-    {"_path", memo_path, METH_NOARGS, NULL},  {NULL, NULL, 0, NULL},
+    {"_path", memo_path, METH_NOARGS, NULL},  {"_claim", memo_claim, METH_VARARGS, NULL},
+    {"_release", memo_release, METH_O, NULL}, {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot memo_slots[] = {

@@ -54,7 +54,8 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", SHOAL_VERSION) != 0)
         return -1;
     static int (*const add[])(PyObject *) = {
-        codec_add, pool_add, worker_add, queue_add, process_add, store_add, compute_add,
+        codec_add,     pool_add,  worker_add,  queue_add,   sync_add,    group_add, lock_add,    semaphore_add,
+        condition_add, event_add, barrier_add, guarded_add, process_add, store_add, compute_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
         if (add[i](module) != 0)
@@ -75,6 +76,16 @@ static int module_exec(PyObject *module)
         DO((state)->unsendable);                                                                                       \
         DO((state)->queue_full);                                                                                       \
         DO((state)->queue_empty);                                                                                      \
+        DO((state)->owner_died);                                                                                       \
+        DO((state)->barrier_broken);                                                                                   \
+        DO((state)->lock_type);                                                                                        \
+        DO((state)->semaphore_type);                                                                                   \
+        DO((state)->condition_type);                                                                                   \
+        DO((state)->event_type);                                                                                       \
+        DO((state)->barrier_type);                                                                                     \
+        DO((state)->lock_part_type);                                                                                   \
+        DO((state)->group_type);                                                                                       \
+        DO((state)->guarded_type);                                                                                     \
         DO((state)->loan_type);                                                                                        \
         DO((state)->pool_type);                                                                                        \
         DO((state)->job_type);                                                                                         \

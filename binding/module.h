@@ -19,8 +19,13 @@ typedef struct {
     PyObject *task_timeout;             /* (item, pid, seconds) -> exception */
     PyObject *unsendable;               /* (exception, result) -> exception, for a result that cannot be pickled */
     PyObject *queue_full, *queue_empty; /* exceptions; set by configure_queue */
+    PyObject *owner_died;               /* (pid, what) -> exception; set by configure_sync, as is the next */
+    PyObject *barrier_broken;           /* exception */
     PyObject *loan_type;                /* the exporter of a lent block's memory */
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
+    PyObject *lock_type, *semaphore_type, *condition_type, *event_type, *barrier_type, *guarded_type;
+    PyObject *lock_part_type;        /* of a lock's bound methods */
+    PyObject *group_type;            /* of what many locks lie in */
     PyObject *part_type, *memo_type; /* memory of an entry of the store; a function's calls in it */
     PyObject *describe_function;     /* (function) -> what its hash is made of; set by configure_store */
     PyObject *reducers;              /* copyreg's table, once it is needed */
@@ -51,6 +56,14 @@ int codec_add(PyObject *module);
 int pool_add(PyObject *module);
 int worker_add(PyObject *module);
 int queue_add(PyObject *module);
+int sync_add(PyObject *module);
+int group_add(PyObject *module);
+int lock_add(PyObject *module);
+int semaphore_add(PyObject *module);
+int condition_add(PyObject *module);
+int event_add(PyObject *module);
+int barrier_add(PyObject *module);
+int guarded_add(PyObject *module);
 int process_add(PyObject *module);
 int store_add(PyObject *module);
 int compute_add(PyObject *module);

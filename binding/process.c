@@ -280,13 +280,33 @@ static void zygote_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+struct asked {
+    PyObject *wanted;
+    PyThreadState *thread; /* while it waits */
+};
+
+/* Called without the GIL, while a start waits. What is raised is for the thread that waits, which is this one. */
+static int is_wanted(void *context)
+{
+    struct asked *asked = context;
+    PyEval_RestoreThread(asked->thread);
+    bool yes = PyErr_CheckSignals() == 0;
+    if (yes && asked->wanted != Py_None) {
+        PyObject *answer = PyObject_CallNoArgs(asked->wanted);
+        yes = answer != NULL && PyObject_IsTrue(answer) == 1;
+        Py_XDECREF(answer);
+    }
+    asked->thread = PyEval_SaveThread();
+    return yes;
+}
+
 static PyObject *zygote_start(PyObject *object, PyObject *args)
 {
     ZygoteObject *self = (ZygoteObject *)object;
     Py_buffer request;
-    PyObject *descriptors, *result = NULL;
+    PyObject *descriptors, *wanted = Py_None, *result = NULL;
     int outlives = 0;
-    if (!PyArg_ParseTuple(args, "y*O|p:start", &request, &descriptors, &outlives))
+    if (!PyArg_ParseTuple(args, "y*O|pO:start", &request, &descriptors, &outlives, &wanted))
         return NULL;
     int fds[SHOAL_ZYGOTE_FDS];
     PyObject *list = PySequence_Fast(descriptors, "descriptors must be a sequence of int");
@@ -306,12 +326,15 @@ static PyObject *zygote_start(PyObject *object, PyObject *args)
     shoal_process *process;
     int error;
     self->users++;
-    Py_BEGIN_ALLOW_THREADS
-    error = shoal_zygote_start_process(self->zygote, request.buf, (size_t)request.len, fds, (uint32_t)count,
-                                       outlives ? SHOAL_ZYGOTE_OUTLIVES : 0, &process);
-    Py_END_ALLOW_THREADS
+    struct asked asked = {wanted, PyEval_SaveThread()};
+    error = shoal_zygote_start_process_while(self->zygote, request.buf, (size_t)request.len, fds, (uint32_t)count,
+                                             outlives ? SHOAL_ZYGOTE_OUTLIVES : 0, is_wanted, &asked, &process);
+    PyEval_RestoreThread(asked.thread);
     self->users--;
-    result = error != 0 ? module_raise(error, "cannot have a process forked") : wrap(self->state, process);
+    if (error == 0)
+        result = wrap(self->state, process);
+    else if (!PyErr_Occurred())
+        result = module_raise(error, "cannot have a process forked");
     if (self->close_due && self->users == 0) {
         shoal_zygote_close(self->zygote);
         self->zygote = NULL;
@@ -358,8 +381,11 @@ static PyObject *serve_zygote(PyObject *module, PyObject *args)
 
 static PyMethodDef zygote_methods[] = {
     {"start", zygote_start, METH_VARARGS,
-     "start(request, fds, outlives=False)\n--\n\nHave a process forked with these bytes and descriptors. It ends with "
-     "this one, unless it outlives it. BrokenPipeError: the zygote is gone."},
+     "start(request, fds, outlives=False, wanted=None)\n--\n\nHave a process forked; it is killed with this one, "
+     "unless "
+     "it\noutlives it. wanted() is asked now and then while the zygote does not answer. BrokenPipeError: the zygote "
+     "is\n"
+     "gone. OSError (ECANCELED): not wanted any more; it never runs."},
     {"close", zygote_close, METH_NOARGS, "close()\n--\n\nEnd the zygote and what it forked."},
     {NULL, NULL, 0, NULL},
 };

@@ -70,14 +70,18 @@ void part_list_end(struct part_list *list)
 
 static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "flags", NULL};
+    static char *names[] = {"path", "flags", "compression", "level", "bytes_limit", NULL};
     PyObject *path;
-    unsigned int flags = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|I:Store", names, PyUnicode_FSConverter, &path, &flags))
+    unsigned int flags = 0, compression = 0;
+    int level = 0;
+    unsigned long long bytes_limit = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|IIiK:Store", names, PyUnicode_FSConverter, &path, &flags,
+                                     &compression, &level, &bytes_limit))
         return NULL;
     StoreObject *self = (StoreObject *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        shoal_store_options options = {.flags = flags};
+        shoal_store_options options = {
+            .flags = flags, .compression = compression, .level = level, .bytes_limit = bytes_limit};
         shoal_store *store = NULL;
         int error;
         Py_BEGIN_ALLOW_THREADS
@@ -216,8 +220,9 @@ static int append_entry(const char *folder, const shoal_key *key, const shoal_en
                         void *context)
 {
     PyObject *item =
-        Py_BuildValue("(sy#KLLi)", folder, key->bytes, (Py_ssize_t)sizeof key->bytes, (unsigned long long)numbers->size,
-                      (long long)numbers->created, (long long)numbers->cost, error);
+        Py_BuildValue("(sy#KLLiKL)", folder, key->bytes, (Py_ssize_t)sizeof key->bytes,
+                      (unsigned long long)numbers->size, (long long)numbers->created, (long long)numbers->cost, error,
+                      (unsigned long long)numbers->hits, (long long)numbers->used);
     int result = item != NULL ? PyList_Append(context, item) : -1;
     Py_XDECREF(item);
     return result;
@@ -235,6 +240,69 @@ static PyObject *store_entries(PyObject *self, PyObject *unused)
     return PyErr_Occurred() ? NULL : store_raise(error, "a folder in it");
 }
 
+/* Hands each entry to a function; what is not None ends the visit. */
+static int tell_entry(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers, int error,
+                      void *context)
+{
+    PyObject *answer = PyObject_CallFunction(context, "sy#Ki", folder, key->bytes, (Py_ssize_t)sizeof key->bytes,
+                                             (unsigned long long)numbers->size, error);
+    int result = answer == NULL ? -ECANCELED : answer == Py_None ? 0 : 1;
+    Py_XDECREF(answer);
+    return result == 0 && PyErr_CheckSignals() != 0 ? -ECANCELED : result;
+}
+
+static PyObject *store_verify(PyObject *self, PyObject *args)
+{
+    PyObject *tell;
+    int remove = 0;
+    if (!PyArg_ParseTuple(args, "O|p:verify", &tell, &remove))
+        return NULL;
+    int error = shoal_store_verify(((StoreObject *)self)->store, remove, tell_entry, tell);
+    if (PyErr_Occurred())
+        return NULL;
+    return error >= 0 ? Py_NewRef(Py_None) : store_raise(error, "a folder in it");
+}
+
+static PyObject *store_reduce(PyObject *self, PyObject *args)
+{
+    shoal_store_limits limits = {.bytes = UINT64_MAX, .items = UINT64_MAX};
+    PyObject *bytes = Py_None, *items = Py_None;
+    long long age = 0;
+    if (!PyArg_ParseTuple(args, "|OOL:reduce", &bytes, &items, &age))
+        return NULL;
+    limits.age = age;
+    if (bytes != Py_None)
+        limits.bytes = PyLong_AsUnsignedLongLong(bytes);
+    if (items != Py_None && !PyErr_Occurred())
+        limits.items = PyLong_AsUnsignedLongLong(items);
+    if (PyErr_Occurred())
+        return NULL;
+    shoal_store_reduced done;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = shoal_store_reduce(((StoreObject *)self)->store, &limits, &done);
+    Py_END_ALLOW_THREADS
+    if (error != 0)
+        return store_raise(error, "a folder in it");
+    return Py_BuildValue("(KKKK)", (unsigned long long)done.removed, (unsigned long long)done.removed_bytes,
+                         (unsigned long long)done.items, (unsigned long long)done.bytes);
+}
+
+static PyObject *store_remove_listed(PyObject *self, PyObject *args)
+{
+    const char *name;
+    PyObject *bytes = Py_None;
+    shoal_key key;
+    if (!PyArg_ParseTuple(args, "s|O:remove_listed", &name, &bytes) ||
+        (bytes != Py_None && store_key(bytes, &key) != 0))
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = shoal_store_remove(((StoreObject *)self)->store, name, bytes != Py_None ? &key : NULL);
+    Py_END_ALLOW_THREADS
+    return error == 0 || error == -ENOENT ? PyBool_FromLong(error == 0) : store_raise(error, name);
+}
+
 static PyMethodDef store_methods[] = {
     {"get", (PyCFunction)(void (*)(void))store_get, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      "get(folder, key)\n--\n\nThe entry's parts, or None. OSError without errno: what lies there is damaged."},
@@ -242,12 +310,20 @@ static PyMethodDef store_methods[] = {
     {"remove", store_remove, METH_VARARGS, "remove(folder, key)\n--\n\nWhether there was an entry."},
     {"clear", store_clear, METH_VARARGS, "clear(folder=None)\n--\n\nRemove all entries, of one folder or of all."},
     {"entries", store_entries, METH_NOARGS,
-     "entries()\n--\n\n(folder, key, bytes, created ns, cost ns, error) of each entry."},
+     "entries()\n--\n\n(folder, key, bytes, created ns, cost ns, error, hits, used ns) of each entry."},
+    {"verify", store_verify, METH_VARARGS,
+     "verify(tell, remove=False)\n--\n\nRead all entries; tell(folder, key, bytes, error) of each, error 0 is sound."},
+    {"reduce", store_reduce, METH_VARARGS,
+     "reduce(bytes=None, items=None, age=0)\n--\n\nRemove what was used longest ago. age: ns; 0 is no limit.\n\n"
+     "(removed, bytes removed, items left, bytes left)"},
+    {"remove_listed", store_remove_listed, METH_VARARGS,
+     "remove_listed(folder, key=None)\n--\n\nRemove by the folder's name on disk. Whether there was one."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot store_slots[] = {
-    {Py_tp_doc, "Store(path, flags=0)\n--\n\nValues on disk under a folder's name and a 16-byte key."},
+    {Py_tp_doc, "Store(path, flags=0, compression=0, level=0, bytes_limit=0)\n--\n\nValues on disk under a folder's "
+                "name and a 16-byte key."},
     {Py_tp_new, store_new},
     {Py_tp_dealloc, store_dealloc},
     {Py_tp_methods, store_methods},
@@ -294,7 +370,9 @@ int store_add(PyObject *module)
     if (state->store_type == NULL || PyModule_AddObjectRef(module, "Store", state->store_type) != 0 ||
         PyModule_AddIntConstant(module, "STORE_DURABLE", SHOAL_STORE_DURABLE) != 0 ||
         PyModule_AddIntConstant(module, "STORE_NAMED_FILES", SHOAL_STORE_NAMED_FILES) != 0 ||
+        PyModule_AddIntConstant(module, "COMPRESS_ZSTD", SHOAL_COMPRESS_ZSTD) != 0 ||
+        PyModule_AddIntConstant(module, "COMPRESS_LZ4", SHOAL_COMPRESS_LZ4) != 0 ||
         PyModule_AddFunctions(module, functions) != 0)
         return -1;
-    return part_add(module) != 0 ? -1 : memo_add(module);
+    return part_add(module) != 0 || compress_add(module) != 0 ? -1 : memo_add(module);
 }

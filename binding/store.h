@@ -37,7 +37,8 @@ int store_key(PyObject *bytes, shoal_key *key);
 /* As module_raise; -EPERM says what to do. */
 PyObject *store_raise(int error, const char *path);
 
-int part_add(PyObject *module); /* store_part.c */
-int memo_add(PyObject *module); /* memo.c */
+int part_add(PyObject *module);     /* store_part.c */
+int memo_add(PyObject *module);     /* memo.c */
+int compress_add(PyObject *module); /* store_compress.c */
 
 #endif

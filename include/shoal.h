@@ -130,16 +130,16 @@ SHOAL_API int shoal_heap_sweep(shoal_heap *heap, uint32_t owner, size_t *freed);
  * Lend a block of SHOAL_VIEW_MINIMUM bytes or more to code that treats it as its own private memory (an array).
  *
  * If this process forks while the block is lent, parent and child each keep the contents as they were, as with private
- * memory: the block's pages are copied on write from then on, and the block is not used again while the heap lives. The
- * heap is retained until the loan is returned. A child of fork that inherits the loan returns its own share of it: the
- * block stays the parent's.
+ * memory: the block's pages are copied on write from then on. It is used again once the loan was returned and all that
+ * descend from the fork are gone. The heap is retained until the loan is returned. A child of fork that inherits the
+ * loan returns its own share of it: the block stays the parent's.
  *
  * Returns 0, -EINVAL (no such block, or too small), -ENOMEM.
  */
 typedef struct shoal_loan shoal_loan;
 SHOAL_API int shoal_heap_lend(shoal_heap *heap, shoal_block block, shoal_loan **out);
 SHOAL_API void *shoal_loan_pointer(const shoal_loan *loan);
-/** Frees the block (or retires it, after a fork), drops the hold on the heap. */
+/** Frees the block (after a fork: as soon as nobody descends from it any more), drops the hold on the heap. */
 SHOAL_API void shoal_loan_return(shoal_loan *loan);
 
 /** Give the memory of free blocks back to the machine. For a pool that closes, or idles. */
@@ -154,11 +154,11 @@ SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out)
 
 /* ------------------------------------------------------------------ sync ---- */
 
-/* Lock, semaphore, condition, event, barrier: each lives in a region of its own, which the kernel frees with the last
- * process. A child of fork goes on using the handle it inherited; any other process attaches to the descriptor of
- * shoal_…_fd, which stays the handle's and is duplicated by the attach. Processes that share one must see each other
- * in /proc (one pid namespace), as that is how it is known who lives. All threads may make all calls at once, but for
- * shoal_…_close.
+/* Lock, semaphore, condition, event, barrier: each lives in a region of its own (or in a group's), which the kernel
+ * frees with the last process. A child of fork goes on using the handle it inherited; any other process attaches to the
+ * descriptor of shoal_…_fd, which stays the handle's and is duplicated by the attach. Processes that share one must see
+ * each other in /proc (one pid namespace), as that is how it is known who lives. All threads may make all calls at
+ * once, but for shoal_…_close.
  *
  * Waiting: some microseconds of looking, then sleep. Nobody is woken but who sleeps. A process that is killed at any
  * instruction, waiting, holding or waking, delays the others by half a second at the most; what cannot go on without it
@@ -167,6 +167,23 @@ SHOAL_API int shoal_heap_count(shoal_heap *heap, struct shoal_heap_numbers *out)
  * Errors that all of …_create have: -EINVAL (unknown flags, a number out of its range), and those of
  * shoal_region_create. Of …_attach: SHOAL_ECORRUPT (not a lock, semaphore …), and those of shoal_region_attach. Of
  * every call that must know who calls: -ENOSYS (there is no /proc). */
+
+/**
+ * A group: one region for 127 locks, semaphores (not owned ones) and events, for programs that have many. One of them
+ * that has a region of its own takes a descriptor, a page and a mapping; in a group, 256 bytes.
+ *
+ * A place in it is not used again. A group must stay open as long as handles to what lies in it. The …_in calls are as
+ * those without; in another process the object is found by the group's descriptor and its place. Also:
+ *   -ENOSPC    of …_create_in: the group is full, make another
+ *   -EMSGSIZE  of …_create_in: an owned semaphore
+ *   -EINVAL    of …_attach_in: no such place
+ */
+typedef struct shoal_sync_group shoal_sync_group;
+
+SHOAL_API int shoal_sync_group_create(shoal_sync_group **out);
+SHOAL_API int shoal_sync_group_attach(int fd, shoal_sync_group **out);
+SHOAL_API int shoal_sync_group_fd(const shoal_sync_group *group);
+SHOAL_API void shoal_sync_group_close(shoal_sync_group *group); /* NULL is allowed */
 
 /** Positive, not an error: what was waited for is the caller's now, but its last owner died with it. */
 #define SHOAL_INHERITED 1
@@ -193,6 +210,9 @@ typedef struct shoal_lock_options {
 SHOAL_API int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out);
 SHOAL_API int shoal_lock_attach(int fd, shoal_lock **out);
 SHOAL_API int shoal_lock_fd(const shoal_lock *lock);
+SHOAL_API int shoal_lock_create_in(shoal_sync_group *group, const shoal_lock_options *options, shoal_lock **out);
+SHOAL_API int shoal_lock_attach_in(shoal_sync_group *group, uint32_t place, shoal_lock **out);
+SHOAL_API uint32_t shoal_lock_place(const shoal_lock *lock); /* in its group; 0: it is in none */
 /** Drop this process's handle. The lock stays as it is, also held. NULL is allowed. */
 SHOAL_API void shoal_lock_close(shoal_lock *lock);
 
@@ -266,6 +286,10 @@ typedef struct shoal_semaphore_options {
 SHOAL_API int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out);
 SHOAL_API int shoal_semaphore_attach(int fd, shoal_semaphore **out);
 SHOAL_API int shoal_semaphore_fd(const shoal_semaphore *semaphore);
+SHOAL_API int shoal_semaphore_create_in(shoal_sync_group *group, const shoal_semaphore_options *options,
+                                        shoal_semaphore **out);
+SHOAL_API int shoal_semaphore_attach_in(shoal_sync_group *group, uint32_t place, shoal_semaphore **out);
+SHOAL_API uint32_t shoal_semaphore_place(const shoal_semaphore *semaphore); /* in its group; 0: it is in none */
 /** Drop this process's handle; units that it holds stay taken. NULL is allowed. */
 SHOAL_API void shoal_semaphore_close(shoal_semaphore *semaphore);
 
@@ -303,13 +327,16 @@ SHOAL_API int shoal_condition_fd(const shoal_condition *condition);
 /** Drop this process's handle, in which nobody may wait. NULL is allowed. */
 SHOAL_API void shoal_condition_close(shoal_condition *condition);
 
-/** How far a wait has come that a signal interrupted. Zero before a wait; all but `depth` is the engine's own. */
+/** How far a wait has come that a signal interrupted. Zero before a wait, but for `patience`; all else but `depth` is
+ * the engine's own. */
 typedef struct shoal_condition_turn {
     uint64_t word;
     uint32_t stage; /* 0: not waiting */
     uint32_t slot;
     uint32_t depth; /* how many times the lock was held */
     uint32_t unused;
+    int64_t patience; /* the caller's: nanoseconds after which a wait that goes on returns -EINTR though no signal came,
+                         for who has more to look at than signals; 0: never */
 } shoal_condition_turn;
 
 /**
@@ -335,6 +362,8 @@ SHOAL_API void shoal_condition_cancel(shoal_condition *condition, shoal_conditio
 /** Wake up to `count` of those who wait. The caller must hold the lock: -EPERM. Never blocks. */
 SHOAL_API int shoal_condition_notify(shoal_condition *condition, uint32_t count);
 SHOAL_API int shoal_condition_notify_all(shoal_condition *condition);
+/** How many wait, and have not been notified, at the instant of the look. */
+SHOAL_API uint32_t shoal_condition_waiting(const shoal_condition *condition);
 
 /** An event: a flag that is waited for. */
 typedef struct shoal_event shoal_event;
@@ -343,7 +372,10 @@ typedef struct shoal_event shoal_event;
 SHOAL_API int shoal_event_create(shoal_event **out);
 SHOAL_API int shoal_event_attach(int fd, shoal_event **out);
 SHOAL_API int shoal_event_fd(const shoal_event *event);
-SHOAL_API void shoal_event_close(shoal_event *event); /* NULL is allowed */
+SHOAL_API int shoal_event_create_in(shoal_sync_group *group, shoal_event **out);
+SHOAL_API int shoal_event_attach_in(shoal_sync_group *group, uint32_t place, shoal_event **out);
+SHOAL_API uint32_t shoal_event_place(const shoal_event *event); /* in its group; 0: it is in none */
+SHOAL_API void shoal_event_close(shoal_event *event);           /* NULL is allowed */
 /** Set the flag and wake all who wait. */
 SHOAL_API void shoal_event_set(shoal_event *event);
 SHOAL_API void shoal_event_clear(shoal_event *event);
@@ -372,15 +404,16 @@ SHOAL_API int shoal_barrier_fd(const shoal_barrier *barrier);
 /** Drop this process's handle, in which nobody may wait. NULL is allowed. */
 SHOAL_API void shoal_barrier_close(shoal_barrier *barrier);
 
-/** One wait at a barrier. Zero but for `action` and `context`. */
+/** One wait at a barrier. Zero but for `action`, `context` and `patience`. */
 typedef struct shoal_barrier_turn {
     /** NULL, or runs once a round, in the party that came last, before the others go on. What it returns, if not 0,
      * breaks the barrier and is returned by that party's wait. */
     int (*action)(void *context);
     void *context;
-    uint32_t index; /* out: 0 to parties - 1, another for each party of a round */
-    uint32_t stage; /* the engine's own */
-    uint64_t word;  /* the engine's own */
+    uint32_t index;   /* out: 0 to parties - 1, another for each party of a round */
+    uint32_t stage;   /* the engine's own */
+    uint64_t word;    /* the engine's own */
+    int64_t patience; /* as a condition's */
 } shoal_barrier_turn;
 
 /**
@@ -489,9 +522,15 @@ SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
  * it tells how it ended (the zygote reports it). It goes on when the zygote is killed, but how it ends is not known
  * then (-ECHILD). It runs the service's `main` only once this call has its handle: where this call fails, or the caller
  * is gone before, `main` never runs, so that the request may safely be made again. -EPIPE: the zygote is gone.
- * -EMSGSIZE: request or descriptors over the limits. Any thread of the caller's process. */
+ * -EMSGSIZE: request or descriptors over the limits. -ETIMEDOUT: no answer for a minute. Any thread of the caller's
+ * process. */
 SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                          uint32_t fd_count, uint32_t flags, shoal_process **out);
+/** The same, but as long as the zygote does not answer (it is busy, or stopped), `wanted` is called some twenty times a
+ * second, in the calling thread; when it returns 0, -ECANCELED. */
+SHOAL_API int shoal_zygote_start_process_while(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
+                                               uint32_t fd_count, uint32_t flags, int (*wanted)(void *context),
+                                               void *context, shoal_process **out);
 /** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
 SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
 
@@ -521,10 +560,11 @@ typedef struct shoal_queue_options {
 
 /** Make a queue; `options` may be NULL. Children of fork use the same handle. Errors as shoal_heap_create. */
 SHOAL_API int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out);
+#define SHOAL_QUEUE_FDS 3
 /** In a process that does not inherit the queue: the descriptors of shoal_queue_fds, which are duplicated.
  * SHOAL_ECORRUPT: not a queue. */
-SHOAL_API int shoal_queue_attach(const int fds[2], shoal_queue **out);
-SHOAL_API void shoal_queue_fds(const shoal_queue *queue, int fds[2]);
+SHOAL_API int shoal_queue_attach(const int fds[SHOAL_QUEUE_FDS], shoal_queue **out);
+SHOAL_API void shoal_queue_fds(const shoal_queue *queue, int fds[SHOAL_QUEUE_FDS]);
 /** Drop this process's handle; what is in the queue stays for the others. NULL is allowed. */
 SHOAL_API void shoal_queue_close(shoal_queue *queue);
 
@@ -554,6 +594,14 @@ SHOAL_API int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity,
 /** How many items are in it now (with those that are being put or taken). */
 SHOAL_API uint64_t shoal_queue_count(const shoal_queue *queue);
 SHOAL_API uint64_t shoal_queue_capacity(const shoal_queue *queue);
+
+/**
+ * A descriptor for poll() that is readable while something is in the queue, for those who wait for other things too. It
+ * is the queue's own, until shoal_queue_close: neither read, written nor closed. It may also be readable for moments in
+ * which there is nothing to get: another was quicker, or the item is not complete yet.
+ * Each put of any process costs a system call more from the first call on.
+ */
+SHOAL_API int shoal_queue_watch(shoal_queue *queue);
 
 /* -- items with blocks: for what is too large to be copied twice -- */
 
@@ -885,8 +933,16 @@ typedef struct shoal_store shoal_store;
 #define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
 #define SHOAL_STORE_NAMED_FILES 2u /* write under a temporary name, as on file systems that lack unnamed files */
 
+#define SHOAL_COMPRESS_NONE 0u
+#define SHOAL_COMPRESS_ZSTD 1u
+#define SHOAL_COMPRESS_LZ4 2u /* less small, and several times faster to make */
+
 typedef struct shoal_store_options {
-    uint32_t flags; /* SHOAL_STORE_… */
+    uint32_t flags;       /* SHOAL_STORE_… */
+    uint32_t compression; /* SHOAL_COMPRESS_…, of what is put; what is read may be any */
+    int level;            /* the method's own; 0: its default */
+    uint64_t
+        bytes_limit; /* 0: none. Else puts have the store reduced to it, in the background: see shoal_store_reduce */
 } shoal_store_options;
 
 /**
@@ -901,6 +957,24 @@ SHOAL_API void shoal_store_close(shoal_store *store);
 /** Remove all entries, and the folders that become empty. Files that are not entries are left. Others may go on using
  * the store meanwhile; what they put may stay. Returns 0 or the first error that left an entry there. */
 SHOAL_API int shoal_store_clear(shoal_store *store);
+
+typedef struct shoal_store_limits {
+    uint64_t bytes; /* of all entries' files; UINT64_MAX: no limit */
+    uint64_t items; /* how many entries; UINT64_MAX: no limit */
+    int64_t age;    /* nanoseconds since the last use; 0: no limit */
+} shoal_store_limits;
+
+typedef struct shoal_store_reduced {
+    uint64_t removed, removed_bytes; /* entries that went */
+    uint64_t items, bytes;           /* those that stayed */
+} shoal_store_reduced;
+
+/**
+ * Remove the entries that were used longest ago until the store is within all limits. A use is a get or a put, known to
+ * the second; where nothing could be noted (a store that was read-only, an old one) the time of the put stands for it.
+ * Others may go on using the store: a reader keeps what it has. `out` may be NULL. 0, -ENOMEM or the first error.
+ */
+SHOAL_API int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, shoal_store_reduced *out);
 
 typedef struct shoal_key {
     uint8_t bytes[SHOAL_DIGEST_SIZE];
@@ -918,6 +992,8 @@ typedef struct shoal_entry_numbers {
     int64_t cost;                   /* nanoseconds that it took to make the value, by the caller's account */
     uint64_t size;                  /* bytes of the file; not looked at in a put */
     uint32_t parts;                 /* how many; not looked at in a put */
+    uint64_t hits;                  /* gets since the put, of the entries of a visit only; about: they may be lost */
+    int64_t used;                   /* when it was last used, nanoseconds since 1970; of a visit only */
     uint8_t tag[SHOAL_DIGEST_SIZE]; /* the caller's own, kept with the entry */
 } shoal_entry_numbers;
 
@@ -947,6 +1023,8 @@ typedef struct shoal_entry shoal_entry;
  *   -ENOMEM, -EIO, -EMFILE, -EACCES …
  */
 SHOAL_API int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
+/** The same, without its being noted as a use. */
+SHOAL_API int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
 SHOAL_API void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out);
 /** Part `index`, aligned to 64 bytes. -EINVAL: no such part; SHOAL_ECORRUPT. */
 SHOAL_API int shoal_entry_part(const shoal_entry *entry, uint32_t index, shoal_part *out);
@@ -972,13 +1050,53 @@ typedef int (*shoal_store_visitor)(const char *folder, const shoal_key *key, con
 /** Visit all entries, in no order. Those that are put or removed meanwhile may be seen or not. Returns 0, what the
  * visitor returned, or an error. */
 SHOAL_API int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context);
+/** The same, reading each entry to its end: `error` is SHOAL_ECORRUPT for every one that is not exactly what was put.
+ * `remove_damaged`: such are removed. */
+SHOAL_API int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context);
+/** Remove an entry, or with NULL for the key all of a folder's, by the folder's name on disk as a visitor is told it.
+ * -ENOENT: there is none; -EINVAL: not such a name; -EPERM … */
+SHOAL_API int shoal_store_remove(shoal_store *store, const char *folder, const shoal_key *key);
+
+/** The right to make a missing entry, which one thread of one process has at a time. */
+typedef struct shoal_claim shoal_claim;
+
+/**
+ * Claim the making of an entry, so that others who miss it wait instead of making it too. Whoever waited should look
+ * for the entry before making it. A claim is advice: nothing else of the store heeds it.
+ *
+ * timeout  nanoseconds to wait for another's claim; 0 does not wait, SHOAL_FOREVER has no limit
+ *
+ * Returns 0, -ETIMEDOUT (another has it), -EINTR (a signal arrived), -ENOMEM, -ENOLCK, or why no file can be made there
+ * (-EROFS, -EACCES, -EPERM …): then make the entry without. A claimer that dies has none any more. Two claims of one
+ * thread that wait for two of another never end: whoever holds one should take the next with timeout 0.
+ */
+SHOAL_API int shoal_folder_claim(shoal_folder *folder, const shoal_key *key, int64_t timeout, shoal_claim **out);
+/** NULL is allowed. A child of fork has none of its parent's. */
+SHOAL_API void shoal_claim_release(shoal_claim *claim);
+
+/** The most bytes that compressing `size` bytes can take; 0: no such method. */
+SHOAL_API size_t shoal_compress_bound(uint32_t method, size_t size);
+/** Compress to one frame of the method's own file format. `level`: the method's, 0 its default.
+ * 0 and how many bytes were made, -ENOSPC (`capacity` is less than the bound, and was needed), -EINVAL, -ENOMEM. */
+SHOAL_API int shoal_compress(uint32_t method, int level, const void *data, size_t size, void *out, size_t capacity,
+                             size_t *made);
+/** Expands frames piece by piece. One thread at a time. */
+typedef struct shoal_expander shoal_expander;
+SHOAL_API int shoal_expander_create(uint32_t method, shoal_expander **out); /* -EINVAL, -ENOMEM */
+SHOAL_API void shoal_expander_close(shoal_expander *expander);              /* NULL is allowed */
+/** Take some of `data` and make some of `out`. `used`, `made`: out, how many bytes. `ended`: out, a frame ended with
+ * what was used; more may follow. Nothing used and nothing made: it needs more of either. 0 or SHOAL_ECORRUPT. */
+SHOAL_API int shoal_expander_run(shoal_expander *expander, const void *data, size_t size, size_t *used, void *out,
+                                 size_t capacity, size_t *made, int *ended);
 
 /** Compute `output` from `input`: both plain data, of fixed size. Returns 0, or a code: then nothing is kept. */
 typedef int (*shoal_memo_function)(const void *input, size_t input_size, void *output, size_t output_size,
                                    void *context);
 
 /**
- * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave.
+ * Call `function`, or take what an earlier call with the same `name`, input bytes and output size gave. Of several
+ * threads or processes that miss the same at the same time one calls it, the others wait (10 minutes at most) and get
+ * it.
  *
  * name      stands for the function and its version: change it when the function's meaning changes
  * context   handed to the function; not part of the key

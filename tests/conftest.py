@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 
@@ -54,3 +55,11 @@ def nothing_is_left_behind() -> Iterator[None]:
     while (files := _of_nobody(set(os.listdir("/dev/shm")) - shared_before)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not files, f"left behind in /dev/shm: {files}"
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Random numbers whose seed is printed; SHOAL_SEED repeats a run."""
+    seed = int(os.environ.get("SHOAL_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
+    print(f"seed {seed} (SHOAL_SEED={seed} repeats it)")
+    return random.Random(seed)

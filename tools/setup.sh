@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make everything that a purpose needs: tools/setup.sh build|run|test|models|lint|bench
+# Make everything that a purpose needs: tools/setup.sh build|run|test|fuzz|models|lint|bench
 #
 # System packages come from apt where this user may install them without being asked for a password; otherwise the
 # script names them and stops. Python packages go into a virtual environment (see common.sh). When all is there already
 # it takes a moment and uses no network: a stamp in the environment tells which requirements were installed last.
 . "$(dirname "$0")/common.sh"
 
-purpose=${1:?usage: tools/setup.sh build|run|test|models|lint|bench}
+purpose=${1:?usage: tools/setup.sh build|run|test|fuzz|models|lint|bench}
 requirements=tools/requirements/$purpose.txt
 [ -f "$requirements" ] || fail "no such purpose: $purpose"
 
@@ -47,7 +47,10 @@ need_command gcc gcc
 [ -f /usr/include/stdio.h ] || missing+=(libc6-dev)
 need_command pkg-config pkg-config
 need_library libxxhash libxxhash-dev
+need_library libzstd libzstd-dev
+need_library liblz4 liblz4-dev
 case $purpose in
+fuzz) need_command clang clang ;;
 test) need_library cmocka libcmocka-dev ;;
 models) need_command spin spin ;;
 lint)

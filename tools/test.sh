@@ -7,6 +7,11 @@ export PATH=$TOP/$VENV/bin:$PATH
 status=0
 suites=()
 folders=(tests/python tests/faults)
+if "$VENV/bin/python" -c 'import test._test_multiprocessing' 2>/dev/null; then
+    folders+=(tests/peers)
+else
+    say "this Python comes without CPython's own tests, which are left out (Debian: libpython3-testsuite)"
+fi
 if [ "${1:-}" = faults ]; then
     shift
     suites=(--suite faults --timeout-multiplier 20)

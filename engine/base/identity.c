@@ -21,40 +21,37 @@
 #define TIME_MASK ((UINT64_C(1) << IDENTITY_TIME_BITS) - 1)
 #define COMPACT_TIME_MASK ((UINT64_C(1) << IDENTITY_COMPACT_TIME_BITS) - 1)
 
-static _Atomic uint32_t generation; /* 0: the handler is not in place yet */
-static _Atomic uint64_t self;       /* 0: not looked up in this generation */
+_Atomic uint32_t identity_forks; /* 0: the handler is not in place yet */
+static _Atomic uint64_t self;    /* 0: not looked up in this generation */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static _Thread_local struct {
-    uint64_t word;
-    uint32_t generation; /* that `word` is from */
-} thread;
+_Thread_local struct identity_known identity_known IDENTITY_NEAR;
 
 static void in_child(void)
 {
-    atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&identity_forks, 1, memory_order_relaxed);
     atomic_store_explicit(&self, 0, memory_order_relaxed);
 }
 
 static void watch_forks(void)
 {
     pthread_atfork(NULL, NULL, in_child);
-    atomic_store_explicit(&generation, 1, memory_order_relaxed);
+    atomic_store_explicit(&identity_forks, 1, memory_order_relaxed);
 }
 
 uint32_t identity_generation(void)
 {
-    uint32_t now = atomic_load_explicit(&generation, memory_order_relaxed);
+    uint32_t now = atomic_load_explicit(&identity_forks, memory_order_relaxed);
     if (now == 0) {
         pthread_once(&once, watch_forks);
-        now = atomic_load_explicit(&generation, memory_order_relaxed);
+        now = atomic_load_explicit(&identity_forks, memory_order_relaxed);
     }
     return now;
 }
 
 enum life { LIFE_GONE, LIFE_RUNS, LIFE_UNKNOWN };
 
-/* Whether there is a process of this pid, and when it started. */
-static enum life look(pid_t pid, uint64_t *started)
+/* Whether there is a process of this pid, when it started, and its state as /proc has it. */
+static enum life look(pid_t pid, uint64_t *started, char *state)
 {
     if (pid <= 0)
         return LIFE_GONE; /* nobody's; to kill(2) it would mean a group */
@@ -78,13 +75,12 @@ static enum life look(pid_t pid, uint64_t *started)
     text[size] = '\0';
     /* The second field is the program's name in parentheses, which may itself hold spaces and parentheses. */
     const char *at = strrchr(text, ')');
-    char state = '\0';
     int threads = 0;
     unsigned long long time = 0;
     if (at == NULL || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
-                             &state, &threads, &time) != 3)
+                             state, &threads, &time) != 3)
         return LIFE_UNKNOWN;
-    if (state == 'X' || (state == 'Z' && threads <= 1))
+    if (*state == 'X' || (*state == 'Z' && threads <= 1))
         return LIFE_GONE;
     *started = (uint64_t)time;
     return LIFE_RUNS;
@@ -98,41 +94,50 @@ uint64_t identity_self(void)
         return known;
     const pid_t pid = getpid();
     uint64_t started = 0;
-    if (look(pid, &started) != LIFE_RUNS)
+    char state;
+    if (look(pid, &started, &state) != LIFE_RUNS)
         return 0;
     known = (uint64_t)pid << IDENTITY_TIME_BITS | (started & TIME_MASK);
     atomic_store_explicit(&self, known, memory_order_relaxed); /* threads that race here store the same */
     return known;
 }
 
-uint64_t identity_of_thread(void)
+uint64_t identity_look_up_thread(void)
 {
     const uint32_t now = identity_generation();
-    if (thread.generation == now)
-        return thread.word;
-    uint64_t identity = identity_self();
+    const uint64_t identity = identity_self();
     if (identity == 0)
         return 0;
-    thread.word = identity_compact(identity) << IDENTITY_THREAD_BITS | ((uint64_t)gettid() & IDENTITY_THREAD_MASK);
-    thread.generation = now;
-    return thread.word;
+    identity_known.word =
+        identity_compact(identity) << IDENTITY_THREAD_BITS | ((uint64_t)gettid() & IDENTITY_THREAD_MASK);
+    identity_known.generation = now;
+    return identity_known.word;
 }
 
 bool identity_lives(uint64_t identity)
 {
     uint64_t started = 0;
+    char state;
     if (identity == 0)
         return false;
-    enum life life = look((pid_t)(identity >> IDENTITY_TIME_BITS), &started);
+    enum life life = look((pid_t)(identity >> IDENTITY_TIME_BITS), &started, &state);
     return life == LIFE_UNKNOWN || (life == LIFE_RUNS && (started & TIME_MASK) == (identity & TIME_MASK));
 }
 
 bool identity_lives_compact(uint64_t compact)
 {
     uint64_t started = 0;
+    char state;
     if (compact == 0)
         return false;
-    enum life life = look(identity_pid_compact(compact), &started);
+    enum life life = look(identity_pid_compact(compact), &started, &state);
     return life == LIFE_UNKNOWN ||
            (life == LIFE_RUNS && (started & COMPACT_TIME_MASK) == (compact & COMPACT_TIME_MASK));
+}
+
+bool identity_is_stopped(pid_t pid)
+{
+    uint64_t started = 0;
+    char state = '\0';
+    return look(pid, &started, &state) == LIFE_RUNS && (state == 'T' || state == 't');
 }

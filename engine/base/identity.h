@@ -10,6 +10,7 @@
 #ifndef SHOAL_BASE_IDENTITY_H
 #define SHOAL_BASE_IDENTITY_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -22,8 +23,8 @@
 /* This process's; looked up once a process. 0: there is no /proc, so who lives cannot be known. Any thread. */
 uint64_t identity_self(void);
 
-/* The calling thread's: compact identity of its process << 22 | thread id. Some ns; 0 as above. */
-uint64_t identity_of_thread(void);
+/* The calling thread's: compact identity of its process << 22 | thread id. A ns or two; 0 as above. */
+static inline uint64_t identity_of_thread(void);
 
 /* Whether the process still runs. False only when it is known for dead: no such process, another one under its pid, or
  * its corpse; what cannot be found out (no descriptor left, /proc hidden) counts as life. Asks the kernel, some 20 us:
@@ -31,10 +32,39 @@ uint64_t identity_of_thread(void);
 bool identity_lives(uint64_t identity);
 bool identity_lives_compact(uint64_t compact);
 
+/* Whether the process of this pid is stopped, by a signal or a debugger: it may go on at any time. */
+bool identity_is_stopped(pid_t pid);
+
 /* Counts forks: another value in a child than in its parent, never 0. What a handle remembers about "this process" is
  * true only for the generation that it was found out in. Processes made behind the C library's back (a bare clone) are
  * not counted. */
 uint32_t identity_generation(void);
+
+/* -- what identity_of_thread() knows. Each lock that is taken asks it, so it is looked up where it lies: without a
+ * call, and without the one that a thread's variables cost in a library that was loaded late. The C library has room
+ * for some such variables beforehand; these are 16 bytes. -- */
+
+#if defined(__GLIBC__)
+#define IDENTITY_NEAR __attribute__((tls_model("initial-exec")))
+#else
+#define IDENTITY_NEAR
+#endif
+
+struct identity_known {
+    uint64_t word;       /* 0: not looked up */
+    uint32_t generation; /* that `word` is from */
+};
+extern _Thread_local struct identity_known identity_known IDENTITY_NEAR;
+extern _Atomic uint32_t identity_forks; /* identity_generation(), or 0 where nobody has asked for it */
+uint64_t identity_look_up_thread(void);
+
+static inline uint64_t identity_of_thread(void)
+{
+    if (identity_known.generation == atomic_load_explicit(&identity_forks, memory_order_relaxed) &&
+        identity_known.word != 0)
+        return identity_known.word;
+    return identity_look_up_thread();
+}
 
 static inline uint64_t identity_compact(uint64_t identity)
 {

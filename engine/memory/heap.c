@@ -144,6 +144,7 @@ void shoal_heap_release(shoal_heap *heap)
     /* acq_rel: whoever unmaps does so after every other holder's last use */
     if (atomic_fetch_sub_explicit(&heap->holders, 1, memory_order_acq_rel) != 1)
         return;
+    loan_forget_heap(heap);
     shoal_region_close(heap->region);
     free(heap);
 }
@@ -265,6 +266,25 @@ int shoal_heap_free(shoal_heap *heap, shoal_block block)
     }
     heap_unlock(heap);
     return error;
+}
+
+void heap_retire(shoal_heap *heap, uint32_t start)
+{
+    heap_lock(heap);
+    const uint32_t pages = extent_pages_of(atomic_load_explicit(&heap->records[start].word, memory_order_relaxed));
+    atomic_store_explicit(&heap->records[start].word, extent_word(EXTENT_RETIRED, EXTENT_WARM, 0, pages),
+                          memory_order_relaxed);
+    heap->header->used_bytes -= (uint64_t)pages * HEAP_PAGE;
+    heap->header->blocks--;
+    heap_unlock(heap);
+}
+
+void heap_take_back(shoal_heap *heap, uint32_t start)
+{
+    heap_lock(heap);
+    if (extent_kind_of(atomic_load_explicit(&heap->records[start].word, memory_order_relaxed)) == EXTENT_RETIRED)
+        extent_give(heap, start);
+    heap_unlock(heap);
 }
 
 void *shoal_heap_pointer(shoal_heap *heap, shoal_block block, size_t *size)

@@ -109,6 +109,12 @@ struct shoal_heap {
 /* heap.c */
 void heap_lock(shoal_heap *heap); /* repairs if the last holder died */
 void heap_unlock(shoal_heap *heap);
+/* A large block that private memory rests on, and one that it does no more: free. */
+void heap_retire(shoal_heap *heap, uint32_t start);
+void heap_take_back(shoal_heap *heap, uint32_t start);
+
+/* loan.c: the heap is about to be unmapped; the blocks that wait to be taken back are left as they are */
+void loan_forget_heap(const shoal_heap *heap);
 
 /* extent.c: whole pages; locked */
 int extent_take(shoal_heap *heap, uint32_t pages, enum extent_kind kind, uint32_t class, uint32_t owner,

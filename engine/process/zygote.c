@@ -5,7 +5,11 @@
  * is gone reads as end of file: from then on starts fail with -EPIPE and unknown exits with -ECHILD. What was forked
  * for a request runs nothing before we let it (zygote.h): so a start that failed never runs. The server's side is
  * zygote_serve.c.
+ *
+ * A zygote may also be stopped, or be slow. Who asks for a start says as long as it waits whether it is still wanted,
+ * and nothing here waits with the lock. An exit that a stopped zygote does not tell of is soon called unknown.
  */
+#include "base/identity.h"
 #include "process/zygote.h"
 
 #include <errno.h>
@@ -23,24 +27,37 @@ struct news {
     int fd; /* the pidfd that came with it, or -1 */
 };
 
+/* A start that waits for its reply; on the stack of its thread. */
+struct waiter {
+    uint64_t number;
+    struct waiter *next;
+};
+
 struct shoal_zygote {
     _Atomic uint32_t holders; /* the asker, and each process that asks it how it ended */
     int socket;
+    pid_t pid;            /* the zygote's */
     pid_t owner;          /* the process that asks: a child of fork shares the socket, and must not read from it */
     pthread_mutex_t lock; /* of all below, and of the socket */
     uint64_t next_request;
     struct news *news; /* replies nobody has taken yet */
+    struct waiter *waiters;
+    int64_t stopped_since; /* 0: it ran when we last looked */
     bool gone;
 };
 
+#define SLICE (5 * SHOAL_MILLISECOND)        /* of a wait: another thread may have taken our news off the socket */
+#define LOOK_AFTER (50 * SHOAL_MILLISECOND)  /* until a start asks whether it is still wanted */
+#define STOP_GRACE (250 * SHOAL_MILLISECOND) /* until a stopped zygote's word is not waited for any more */
+
 int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out)
 {
-    (void)pid; /* its end shows on the socket */
     shoal_zygote *zygote = calloc(1, sizeof *zygote);
     if (zygote == NULL)
         return -ENOMEM;
     atomic_init(&zygote->holders, 1);
     zygote->socket = socket;
+    zygote->pid = pid;
     zygote->owner = getpid();
     zygote->next_request = 1;
     pthread_mutex_init(&zygote->lock, NULL);
@@ -88,6 +105,15 @@ static int descriptor_of(struct msghdr *message)
     return fd;
 }
 
+/* Whether somebody waits for this message. A reply to a start that was given up is for nobody. */
+static bool is_awaited(const shoal_zygote *zygote, const struct zygote_reply *reply)
+{
+    const struct waiter *waiter = zygote->waiters;
+    while (waiter != NULL && waiter->number != reply->key)
+        waiter = waiter->next;
+    return waiter != NULL || reply->kind != ZYGOTE_STARTED;
+}
+
 /* Take one message off the socket, if one is there. Locked. */
 static void read_news(shoal_zygote *zygote)
 {
@@ -107,7 +133,7 @@ static void read_news(shoal_zygote *zygote)
     int fd = descriptor_of(&message);
     struct news *news = NULL;
     /* What our zygote does not say is passed over; without memory, the exit that it tells of stays unknown. */
-    if (size == (ssize_t)sizeof reply && reply.magic == ZYGOTE_MAGIC)
+    if (size == (ssize_t)sizeof reply && reply.magic == ZYGOTE_MAGIC && is_awaited(zygote, &reply))
         news = malloc(sizeof *news);
     if (news == NULL) {
         if (fd >= 0)
@@ -134,38 +160,53 @@ static bool take_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_
     return false;
 }
 
-/* Wait for the news of this kind and key. 0, -ETIMEDOUT, -EPIPE. */
-static int await_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_t key, int64_t timeout,
-                      struct zygote_reply *out, int *fd)
+/* Take the news of this kind and key. 0, -EAGAIN: not there yet, -EPIPE. */
+static int look_for_news(shoal_zygote *zygote, enum zygote_reply_kind kind, uint64_t key, struct zygote_reply *out,
+                         int *fd)
 {
-    const int64_t deadline = shoal_clock_now() + timeout;
-    for (;;) {
-        pthread_mutex_lock(&zygote->lock);
-        if (!zygote->gone)
-            read_news(zygote);
-        bool found = take_news(zygote, kind, key, out, fd);
-        bool gone = zygote->gone;
-        int socket = zygote->socket;
-        pthread_mutex_unlock(&zygote->lock);
-        if (found)
-            return 0;
-        if (gone)
-            return -EPIPE;
-        if (shoal_clock_now() >= deadline)
-            return -ETIMEDOUT;
-        /* In slices: another thread may take our news off the socket, and then nothing comes any more. */
-        struct pollfd ready = {.fd = socket, .events = POLLIN};
-        (void)poll(&ready, 1, 5);
-    }
+    pthread_mutex_lock(&zygote->lock);
+    if (!zygote->gone)
+        read_news(zygote);
+    int error = take_news(zygote, kind, key, out, fd) ? 0 : zygote->gone ? -EPIPE : -EAGAIN;
+    pthread_mutex_unlock(&zygote->lock);
+    return error;
+}
+
+/* Sleep a slice, or until the socket is ready for this. */
+static void wait_a_slice(const shoal_zygote *zygote, short events)
+{
+    struct pollfd ready = {.fd = zygote->socket, .events = events};
+    (void)poll(&ready, 1, (int)(SLICE / SHOAL_MILLISECOND));
+}
+
+/* Whether the zygote has been stopped for so long that its word is not waited for. */
+static bool is_held_up(shoal_zygote *zygote)
+{
+    const bool stopped = identity_is_stopped(zygote->pid);
+    const int64_t now = shoal_clock_now();
+    pthread_mutex_lock(&zygote->lock);
+    if (!stopped)
+        zygote->stopped_since = 0;
+    else if (zygote->stopped_since == 0)
+        zygote->stopped_since = now;
+    const bool held_up = stopped && now - zygote->stopped_since >= STOP_GRACE;
+    pthread_mutex_unlock(&zygote->lock);
+    return held_up;
 }
 
 int zygote_exit_of(shoal_zygote *zygote, pid_t pid, int64_t timeout, shoal_exit *out)
 {
+    const int64_t begin = shoal_clock_now();
     struct zygote_reply reply;
     if (zygote->owner != getpid())
         return -ECHILD;
-    int fd = -1;
-    if (await_news(zygote, ZYGOTE_EXITED, (uint64_t)pid, timeout, &reply, &fd) != 0)
+    int error, fd = -1;
+    while ((error = look_for_news(zygote, ZYGOTE_EXITED, (uint64_t)pid, &reply, &fd)) == -EAGAIN) {
+        if (shoal_clock_now() - begin >= timeout || is_held_up(zygote))
+            break;
+        wait_a_slice(zygote, POLLIN);
+    }
+    if (error != 0)
         return -ECHILD;
     if (fd >= 0)
         close(fd); /* an exit has none */
@@ -196,30 +237,88 @@ static int send_request(shoal_zygote *zygote, const struct zygote_request *head,
     if (fds_size > 0)
         memcpy(CMSG_DATA(header) + sizeof go, fds, fds_size);
     for (;;) {
-        if (sendmsg(zygote->socket, &message, MSG_NOSIGNAL) >= 0)
+        if (sendmsg(zygote->socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
             return 0;
         if (errno != EINTR)
             return errno == ECONNRESET ? -EPIPE : -errno;
     }
 }
 
+/* How long a start waits, and who is asked meanwhile whether it is still wanted. */
+struct patience {
+    int (*wanted)(void *context); /* NULL: it is */
+    void *context;
+    int64_t next_look, deadline;
+};
+
+static int check_patience(struct patience *patience)
+{
+    const int64_t now = shoal_clock_now();
+    if (now >= patience->deadline)
+        return -ETIMEDOUT;
+    if (patience->wanted == NULL || now < patience->next_look)
+        return 0;
+    patience->next_look = now + LOOK_AFTER;
+    return patience->wanted(patience->context) != 0 ? 0 : -ECANCELED;
+}
+
+/* Send the request, which may have to wait for others that the zygote has not read yet, and become a waiter. */
+static int begin_start(shoal_zygote *zygote, struct zygote_request *head, const void *request, int go, const int *fds,
+                       struct patience *patience, struct waiter *waiter)
+{
+    for (;;) {
+        pthread_mutex_lock(&zygote->lock);
+        int error = -EPIPE;
+        if (!zygote->gone) {
+            head->number = zygote->next_request++;
+            error = send_request(zygote, head, request, go, fds);
+        }
+        if (error == 0) {
+            *waiter = (struct waiter){head->number, zygote->waiters};
+            zygote->waiters = waiter;
+        }
+        pthread_mutex_unlock(&zygote->lock);
+        if (error != -EAGAIN)
+            return error;
+        error = check_patience(patience);
+        if (error != 0)
+            return error;
+        wait_a_slice(zygote, POLLOUT);
+    }
+}
+
+/* Not a waiter any more; a reply that came too late is dropped. */
+static void end_start(shoal_zygote *zygote, const struct waiter *waiter)
+{
+    struct zygote_reply reply;
+    int fd = -1;
+    pthread_mutex_lock(&zygote->lock);
+    struct waiter **at = &zygote->waiters;
+    while (*at != waiter)
+        at = &(*at)->next;
+    *at = waiter->next;
+    if (take_news(zygote, ZYGOTE_STARTED, waiter->number, &reply, &fd) && fd >= 0)
+        close(fd);
+    pthread_mutex_unlock(&zygote->lock);
+}
+
 /* Have a process forked that waits for the go-ahead at the other end of `go`. */
 static int ask(shoal_zygote *zygote, struct zygote_request *head, const void *request, int go, const int *fds,
-               shoal_process **out)
+               struct patience *patience, shoal_process **out)
 {
-    pthread_mutex_lock(&zygote->lock);
-    int error = -EPIPE;
-    if (!zygote->gone) {
-        head->number = zygote->next_request++;
-        error = send_request(zygote, head, request, go, fds);
-    }
-    pthread_mutex_unlock(&zygote->lock);
+    struct waiter waiter;
+    int error = begin_start(zygote, head, request, go, fds, patience, &waiter);
     if (error != 0)
         return error;
     struct zygote_reply reply;
-    /* The zygote may still be importing what it preloads. */
     int pidfd = -1;
-    error = await_news(zygote, ZYGOTE_STARTED, head->number, 60 * SHOAL_SECOND, &reply, &pidfd);
+    while ((error = look_for_news(zygote, ZYGOTE_STARTED, head->number, &reply, &pidfd)) == -EAGAIN) {
+        error = check_patience(patience);
+        if (error != 0)
+            break;
+        wait_a_slice(zygote, POLLIN);
+    }
+    end_start(zygote, &waiter);
     if (error != 0)
         return error;
     if (reply.pid <= 0 || pidfd < 0) {
@@ -242,6 +341,13 @@ static int ask(shoal_zygote *zygote, struct zygote_request *head, const void *re
 int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                uint32_t fd_count, uint32_t flags, shoal_process **out)
 {
+    return shoal_zygote_start_process_while(zygote, request, size, fds, fd_count, flags, NULL, NULL, out);
+}
+
+int shoal_zygote_start_process_while(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
+                                     uint32_t fd_count, uint32_t flags, int (*wanted)(void *context), void *context,
+                                     shoal_process **out)
+{
     if (size > SHOAL_ZYGOTE_REQUEST || fd_count > SHOAL_ZYGOTE_FDS)
         return -EMSGSIZE;
     if (zygote->owner != getpid())
@@ -250,7 +356,10 @@ int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t
     if (pipe2(go, O_CLOEXEC) != 0)
         return -errno;
     struct zygote_request head = {.magic = ZYGOTE_MAGIC, .size = (uint32_t)size, .fds = fd_count, .flags = flags};
-    int error = ask(zygote, &head, request, go[0], fds, out);
+    const int64_t now = shoal_clock_now();
+    /* The zygote may still be importing what it preloads. */
+    struct patience patience = {wanted, context, now + LOOK_AFTER, now + 60 * SHOAL_SECOND};
+    int error = ask(zygote, &head, request, go[0], fds, &patience, out);
     /* Our own read end is still open: there is room for one byte, and no SIGPIPE where the process is gone. */
     const char answer = error == 0 ? ZYGOTE_GO : ZYGOTE_DO_NOT;
     while (write(go[1], &answer, 1) < 0 && errno == EINTR) {

@@ -54,7 +54,7 @@ static int tell(const struct server *server, const struct zygote_reply *reply, i
     }
     while (sendmsg(server->socket, &message, MSG_NOSIGNAL) < 0) {
         if (errno != EINTR)
-            return -errno;
+            return errno == ECONNRESET ? -EPIPE : -errno; /* it is said once, where we had told it something unread */
     }
     return 0;
 }

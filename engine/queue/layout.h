@@ -106,8 +106,9 @@ struct queue_header {
     _Atomic uint32_t consumer_cpu;
     uint8_t unused2[128 - 12];
 
-    struct eventcount items; /* consumers sleep here */
-    uint8_t unused3[128 - 4];
+    struct eventcount items;  /* consumers sleep here */
+    _Atomic uint32_t watched; /* somebody polls for items: set once, never cleared; see watch.c */
+    uint8_t unused3[128 - 8];
     struct eventcount space; /* producers sleep here */
     uint8_t unused4[128 - 4];
 

@@ -62,9 +62,12 @@ int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out)
     int error = shoal_heap_create(options->heap_limit, &queue->heap);
     if (error != 0)
         goto free_queue;
-    error = shoal_region_create("shoal-queue", header.size, &queue->region);
+    error = watch_open(queue, -1);
     if (error != 0)
         goto release_heap;
+    error = shoal_region_create("shoal-queue", header.size, &queue->region);
+    if (error != 0)
+        goto close_watch;
     memcpy(shoal_region_base(queue->region), &header, offsetof(struct queue_header, unused0));
     point_into(queue, &header);
     /* Not 0: a slot whose memory went back to the machine reads as position 0, and must not be mistaken for one in use.
@@ -76,6 +79,8 @@ int shoal_queue_create(const shoal_queue_options *options, shoal_queue **out)
     *out = queue;
     return 0;
 
+close_watch:
+    close(queue->watch_fd);
 release_heap:
     shoal_heap_release(queue->heap);
 free_queue:
@@ -83,7 +88,7 @@ free_queue:
     return error;
 }
 
-int shoal_queue_attach(const int fds[2], shoal_queue **out)
+int shoal_queue_attach(const int fds[SHOAL_QUEUE_FDS], shoal_queue **out)
 {
     shoal_queue *queue = calloc(1, sizeof *queue);
     if (queue == NULL)
@@ -105,10 +110,15 @@ int shoal_queue_attach(const int fds[2], shoal_queue **out)
     error = shoal_heap_attach(fds[1], &queue->heap);
     if (error != 0)
         goto close_region;
+    error = fds[2] < 0 ? -EBADF : watch_open(queue, fds[2]);
+    if (error != 0)
+        goto release_heap;
     point_into(queue, &header);
     *out = queue;
     return 0;
 
+release_heap:
+    shoal_heap_release(queue->heap);
 close_region:
     shoal_region_close(queue->region);
 free_queue:
@@ -116,10 +126,11 @@ free_queue:
     return error;
 }
 
-void shoal_queue_fds(const shoal_queue *queue, int fds[2])
+void shoal_queue_fds(const shoal_queue *queue, int fds[SHOAL_QUEUE_FDS])
 {
     fds[0] = shoal_region_fd(queue->region);
     fds[1] = shoal_heap_fd(queue->heap);
+    fds[2] = queue->watch_fd;
 }
 
 void shoal_queue_close(shoal_queue *queue)
@@ -128,6 +139,7 @@ void shoal_queue_close(shoal_queue *queue)
         return;
     shoal_region_close(queue->region);
     shoal_heap_release(queue->heap);
+    close(queue->watch_fd);
     free(queue);
 }
 
@@ -343,7 +355,7 @@ static void scan_from_head(shoal_queue *queue)
 static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *position)
 {
     struct queue_header *header = queue->header;
-    bool busy, again;
+    bool busy = false, again;
     do {
         uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
         uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
@@ -385,6 +397,7 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
         if (!busy && !again && head < tail)
             advance_head(queue); /* whoever finished these may have died before it could */
     } while (again);
+    watch_settle(queue);
     return busy ? SCAN_BUSY : SCAN_EMPTY;
 }
 
@@ -491,11 +504,12 @@ static int claim_free(shoal_queue *queue, uint32_t self, int64_t deadline, struc
         /* acquire: pairs with the hand-over of the segment; nothing of the slot's last use is read after it */
         bool claimed = atomic_compare_exchange_strong_explicit(
             &slot->state, &expected, qslot_word(tail, self, QSLOT_WRITING), memory_order_acquire, memory_order_relaxed);
-        /* Whoever claimed it may be dead: everybody helps the tail on. release: who sees the tail sees the claim. */
+        /* Whoever claimed it may be dead: everybody helps the tail on. seq_cst: who sees the tail sees the claim, and
+         * watch_tell() looks for the flag only then. */
         if (claimed || qslot_position(expected) == tail) {
             uint64_t behind = tail;
-            atomic_compare_exchange_strong_explicit(&header->tail, &behind, tail + 1, memory_order_acq_rel,
-                                                    memory_order_relaxed);
+            atomic_compare_exchange_strong_explicit(&header->tail, &behind, tail + 1, memory_order_seq_cst,
+                                                    memory_order_seq_cst);
         }
         if (claimed) {
             *out = slot;
@@ -562,6 +576,7 @@ int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t tim
     atomic_signal_fence(memory_order_release);
     slot->blocks = item->block_count;
     give_contents(queue, block, item, self + 1, 0);
+    watch_tell(queue);
     uint64_t writing = qslot_word(position, self, QSLOT_WRITING);
     /* release: pairs with the acquire in claim_full; publishes the contents. From here on the item is there. */
     atomic_compare_exchange_strong_explicit(&slot->state, &writing, qslot_word(position, 0, QSLOT_FULL),
@@ -628,6 +643,7 @@ static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t
                                             memory_order_relaxed);
     if (next == QSLOT_DONE) {
         advance_head(queue);
+        watch_settle(queue);
     } else {
         scan_from_head(queue);
         (void)eventcount_notify_one(&queue->header->items);

@@ -9,6 +9,7 @@
 
 struct shoal_queue {
     shoal_region *region;
+    int watch_fd; /* an eventfd; see watch.c */
     shoal_heap *heap;
     struct queue_header *header;
     struct participant *participants;
@@ -32,6 +33,15 @@ int participant_self(shoal_queue *queue, uint32_t *index);
 bool participant_alive(const shoal_queue *queue, uint32_t index);
 /* Sweep the heap of what dead users owned, and free their places. */
 void participants_sweep(shoal_queue *queue);
+
+/* watch.c */
+
+/* Make the queue's eventfd, or duplicate one that was handed over. */
+int watch_open(shoal_queue *queue, int handed_over);
+/* A slot is claimed and about to be FULL: who polls wakes. */
+void watch_tell(shoal_queue *queue);
+/* The queue may be empty now: who polls sleeps. */
+void watch_settle(shoal_queue *queue);
 
 /* segment.c */
 

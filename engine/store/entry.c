@@ -54,6 +54,14 @@ int entry_lay_out(const shoal_part *parts, uint32_t count, const uint8_t key[16]
     return 0;
 }
 
+void entry_set_encoding(struct entry_header *head, uint32_t index, uint32_t encoding, uint64_t size)
+{
+    struct entry_part *part = (struct entry_part *)(head + 1) + index;
+    part->encoding = encoding;
+    part->size = size;
+    head->version = ENTRY_VERSION_ENCODED;
+}
+
 size_t entry_pieces(const struct entry_header *head, const shoal_part *parts, struct iovec *pieces)
 {
     const struct entry_part *table = (const struct entry_part *)(head + 1);
@@ -75,8 +83,9 @@ int entry_part_at(const void *data, size_t size, uint32_t index, struct entry_pa
     if (size < entry_head_size(index + 1))
         return -EINVAL;
     memcpy(&part, (const char *)data + entry_head_size(index), sizeof part);
-    if (part.encoding != 0 || part.stored != part.size || part.offset % ENTRY_ALIGNMENT != 0 ||
-        part.offset < entry_head_size(index + 1) || part.offset > size || part.stored > size - part.offset)
+    if (part.encoding > SHOAL_COMPRESS_LZ4 || (part.encoding == 0 && part.stored != part.size) ||
+        part.size > INT64_MAX || part.offset % ENTRY_ALIGNMENT != 0 || part.offset < entry_head_size(index + 1) ||
+        part.offset > size || part.stored > size - part.offset)
         return SHOAL_ECORRUPT;
     *out = part;
     return 0;
@@ -88,7 +97,7 @@ int entry_parse(const void *data, size_t size, const uint8_t *key, bool verify)
     if (size < sizeof header)
         return SHOAL_ECORRUPT;
     memcpy(&header, data, sizeof header);
-    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || header.version != ENTRY_VERSION ||
+    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || !entry_is_known_version(header.version) ||
         header.byte_order != ENTRY_BYTE_ORDER || header.header_size != sizeof header || header.file_size != size ||
         header.flags != 0)
         return SHOAL_ECORRUPT;
@@ -98,13 +107,16 @@ int entry_parse(const void *data, size_t size, const uint8_t *key, bool verify)
         return SHOAL_ECORRUPT;
 
     uint64_t end = entry_head_size(header.part_count);
+    bool encoded = false;
     for (uint32_t i = 0; i < header.part_count; i++) {
         struct entry_part part;
         if (entry_part_at(data, size, i, &part) != 0 || part.offset < end)
             return SHOAL_ECORRUPT;
+        encoded = encoded || part.encoding != 0;
         end = part.offset + part.stored;
     }
-    if (end != size)
+    /* The version lies before the checksum: it must say what the table says. */
+    if (end != size || encoded != (header.version == ENTRY_VERSION_ENCODED))
         return SHOAL_ECORRUPT;
 
     if (verify) {

@@ -21,6 +21,7 @@
 
 #define ENTRY_MAGIC "\x89Shoal\r\n" /* eight bytes; a file that went through text conversion does not match */
 #define ENTRY_VERSION 1u
+#define ENTRY_VERSION_ENCODED 2u /* some of its parts are compressed */
 #define ENTRY_BYTE_ORDER 0x0102u
 #define ENTRY_ALIGNMENT 64u
 #define ENTRY_PAGE 4096u
@@ -39,7 +40,7 @@ struct entry_header {
     int64_t created; /* nanoseconds since 1970 */
     int64_t cost;    /* nanoseconds that making the value took */
     uint32_t part_count;
-    uint32_t flags; /* 0 in version 1 */
+    uint32_t flags; /* 0 */
     uint8_t reserved[32];
 };
 static_assert(sizeof(struct entry_header) == 128 && offsetof(struct entry_header, file_size) == 32, "format version 1");
@@ -48,10 +49,15 @@ struct entry_part {
     uint64_t offset;   /* from the start of the file */
     uint64_t stored;   /* bytes in the file */
     uint64_t size;     /* bytes of the value; equals `stored` unless encoded */
-    uint32_t encoding; /* 0: as it is. Others are for compression, and unknown to version 1 */
+    uint32_t encoding; /* 0: as it is; SHOAL_COMPRESS_…, in version 2 alone */
     uint32_t kind;     /* the caller's */
 };
 static_assert(sizeof(struct entry_part) == 32, "format version 1");
+
+static inline bool entry_is_known_version(uint16_t version)
+{
+    return version == ENTRY_VERSION || version == ENTRY_VERSION_ENCODED;
+}
 
 /* Lays out an entry: writes header (but for the checksum) and table to `head`, which has room for
  * entry_head_size(count) bytes, and says how large the file will be. -EINVAL: too many parts or more bytes than a file
@@ -59,6 +65,9 @@ static_assert(sizeof(struct entry_part) == 32, "format version 1");
 size_t entry_head_size(uint32_t count);
 int entry_lay_out(const shoal_part *parts, uint32_t count, const uint8_t key[16], const shoal_entry_numbers *numbers,
                   struct entry_header *head, uint64_t *file_size);
+
+/* Say in the head that part `index`, as it was laid out, is the compressed form of `size` bytes. */
+void entry_set_encoding(struct entry_header *head, uint32_t index, uint32_t encoding, uint64_t size);
 
 /* The pieces of the file, in order: head, padding, parts. `pieces` has room for 1 + 2 * count. Returns how many. */
 size_t entry_pieces(const struct entry_header *head, const shoal_part *parts, struct iovec *pieces);

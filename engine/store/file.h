@@ -21,7 +21,8 @@ struct verified {
 struct shoal_entry {
     void *data; /* the file's bytes, aligned to 64 */
     size_t size;
-    bool mapped; /* else the memory follows this struct, or is `separate` */
+    size_t file_size; /* of the file, where `data` is what it expanded to; else 0 */
+    bool mapped;      /* else the memory follows this struct, or is `separate` */
     void *separate;
 };
 
@@ -43,8 +44,14 @@ struct file_source {
     const shoal_part *parts;
     uint32_t count;
     const shoal_entry_numbers *numbers;
-    uint32_t flags; /* SHOAL_STORE_… */
+    uint32_t flags;       /* SHOAL_STORE_… */
+    uint32_t compression; /* SHOAL_COMPRESS_… */
+    int level;
 };
+
+/* Whether RLIMIT_FSIZE lets a file be so large. Going over it ends a program that does not handle SIGXFSZ: better not
+ * to try. */
+bool file_size_allowed(uint64_t size);
 
 /* Put the entry at folder/name. `temporary`: opens the folder for named temporary files, made if it is missing, when
  * the file system lacks unnamed ones; returns the descriptor or a negative code. -ENOENT: the folder is gone. */

@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "store/entry.h"
+
 int folder_open_own(int parent, const char *name, bool create, int *out)
 {
     for (int attempt = 0;; attempt++) {
@@ -166,7 +168,7 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     return 0;
 }
 
-int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
 {
     char name[FILE_NAME];
     file_name(key, name);
@@ -174,15 +176,23 @@ int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **o
     int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
     if (fd >= 0)
         error = file_read(fd, name, key, &folder->store->verified, out);
-    if (error != -ENOENT && error != -EBADF && error != -ENOTDIR)
-        return error;
+    if (error == -ENOENT || error == -EBADF || error == -ENOTDIR) {
+        bool changed;
+        error = refresh(folder, false, &changed);
+        if (error != 0 || !changed)
+            return error != 0 ? error : -ENOENT;
+        fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+        error = file_read(fd, name, key, &folder->store->verified, out);
+    }
+    return error;
+}
 
-    bool changed;
-    error = refresh(folder, false, &changed);
-    if (error != 0 || !changed)
-        return error != 0 ? error : -ENOENT;
-    fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-    return file_read(fd, name, key, &folder->store->verified, out);
+int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+{
+    int error = shoal_folder_look(folder, key, out);
+    if (error == 0)
+        uses_note(store_uses(folder->store), key, false);
+    return error;
 }
 
 static int open_temporary(void *context)
@@ -211,7 +221,13 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
         (void)clock_gettime(CLOCK_REALTIME, &now);
         filled.created = (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec;
     }
-    struct file_source source = {key, parts, count, &filled, folder->store->flags};
+    struct file_source source = {.key = key,
+                                 .parts = parts,
+                                 .count = count,
+                                 .numbers = &filled,
+                                 .flags = folder->store->flags,
+                                 .compression = folder->store->compression,
+                                 .level = folder->store->level};
     char name[FILE_NAME];
     file_name(key, name);
     int error = -ENOENT;
@@ -222,6 +238,13 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
         if (error == 0)
             error = file_write(atomic_load_explicit(&folder->fd, memory_order_acquire), name, &source, open_temporary,
                                folder);
+    }
+    if (error == 0) {
+        uint64_t size = entry_head_size(count);
+        for (uint32_t i = 0; i < count; i++)
+            size += parts[i].size;
+        uses_note(store_uses(folder->store), key, true);
+        reduce_after_put(folder->store, size);
     }
     return error;
 }

@@ -8,14 +8,21 @@
 
 #include "shoal.h"
 #include "store/file.h"
+#include "store/uses.h"
 
 #define FOLDER_NAME_MOST 200u         /* bytes of a folder's name on disk; longer ones end in a digest */
 #define FOLDER_TEMPORARY ".temporary" /* in the store's folder; file.h */
 
 struct shoal_store {
-    char *path; /* absolute */
-    uint32_t flags;
-    _Atomic bool swept; /* the temporary files of dead writers were removed once by this process */
+    char *path;   /* absolute */
+    bool passive; /* makes no folder and no table: the thread's of reduce.c */
+    uint32_t flags, compression;
+    int level;
+    uint64_t bytes_limit;        /* 0: none */
+    _Atomic(struct uses *) uses; /* mapped on first need */
+    _Atomic bool uses_tried;     /* that was done, whatever came of it */
+    _Atomic uint64_t unlooked;   /* bytes put since the store's size was looked at (reduce.c) */
+    _Atomic bool swept;          /* the temporary files of dead writers were removed once by this process */
     struct verified verified;
 };
 
@@ -33,6 +40,12 @@ int folder_open_own(int parent, const char *name, bool create, int *out);
 
 /* The store's own folder. */
 int store_open_root(const shoal_store *store, bool create, int *out);
+
+/* The table of uses, or NULL where there cannot be one. Tried once a handle. */
+struct uses *store_uses(shoal_store *store);
+
+/* Note that `size` bytes were put, and have the store reduced if it is time. */
+void reduce_after_put(shoal_store *store, uint64_t size);
 
 /* Remove all entries of the open folder `fd`, which the call closes. */
 int folder_remove_entries(int fd);

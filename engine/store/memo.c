@@ -50,10 +50,30 @@ static int look_up(shoal_folder *folder, const shoal_key *key, void *output, siz
     return found;
 }
 
+/* How many calls of shoal_memo_call this thread is in. Only the outermost waits for another's claim: two that wait for
+ * each other's would wait for ever. */
+static _Thread_local unsigned depth;
+
+#define CLAIM_WAIT (INT64_C(600) * SHOAL_SECOND) /* past that we do the work ourselves */
+
+/* Claim the call's entry if that can be: NULL says nothing, the work is done either way. */
+static shoal_claim *claim_call(shoal_folder *folder, const shoal_key *key)
+{
+    shoal_claim *claim = NULL;
+    int64_t until = now() + (depth == 0 ? CLAIM_WAIT : 0);
+    int error;
+    do {
+        int64_t left = until - now();
+        error = shoal_folder_claim(folder, key, left > 0 ? left : 0, &claim);
+    } while (error == -EINTR);
+    return error == 0 ? claim : NULL;
+}
+
 int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function function, void *context,
                     const void *input, size_t input_size, void *output, size_t output_size, int *hit)
 {
     shoal_folder *folder;
+    shoal_claim *claim = NULL;
     shoal_key key;
     if (function == NULL)
         return -EINVAL;
@@ -69,8 +89,18 @@ int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function fu
         goto close_folder;
     }
     if (found == 0) {
+        claim = claim_call(folder, &key);
+        found = claim != NULL ? look_up(folder, &key, output, output_size) : 0; /* another may have made it meanwhile */
+        if (found < 0) {
+            error = found;
+            goto close_folder;
+        }
+    }
+    if (found == 0) {
         int64_t started = now();
+        depth++;
         error = function(input, input_size, output, output_size, context);
+        depth--;
         if (error != 0)
             goto close_folder;
         shoal_part part = {output, output_size, 0};
@@ -83,6 +113,7 @@ int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function fu
         *hit = found;
 
 close_folder:
+    shoal_claim_release(claim);
     shoal_folder_close(folder);
     return error;
 }

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "store/compress.h"
 #include "store/entry.h"
 #include "store/hash.h"
 
@@ -119,6 +120,71 @@ static int open_entry(int folder, const char *name, struct stat *status, int *ou
     return 0;
 }
 
+/* Put an entry with all parts expanded in place of one with compressed parts. It is laid out as one that was never
+ * compressed, so that what comes after need not know. */
+static int expand(shoal_entry **inout)
+{
+    shoal_entry *packed = *inout, *entry = NULL;
+    struct entry_header header;
+    memcpy(&header, packed->data, sizeof header);
+    if (header.version != ENTRY_VERSION_ENCODED)
+        return 0;
+
+    int error = -ENOMEM;
+    shoal_part *parts = calloc(header.part_count != 0 ? header.part_count : 1, sizeof *parts);
+    struct entry_header *head = malloc(entry_head_size(header.part_count));
+    if (parts == NULL || head == NULL)
+        goto done;
+    for (uint32_t i = 0; i < header.part_count; i++) {
+        struct entry_part part;
+        error = entry_part_at(packed->data, packed->size, i, &part);
+        if (error != 0)
+            goto done;
+        parts[i] = (shoal_part){NULL, (size_t)part.size, part.kind};
+    }
+    shoal_entry_numbers numbers = {.created = header.created, .cost = header.cost};
+    memcpy(numbers.tag, header.tag, sizeof numbers.tag);
+    uint64_t size;
+    error = entry_lay_out(parts, header.part_count, header.key, &numbers, head, &size) != 0 ? SHOAL_ECORRUPT : 0;
+    if (error != 0)
+        goto done;
+    error = -ENOMEM;
+    if (size > SIZE_MAX - ENTRY_PAGE || (entry = calloc(1, sizeof *entry)) == NULL)
+        goto done;
+    *entry = (shoal_entry){.size = (size_t)size, .file_size = packed->size};
+    entry->data = entry->separate =
+        aligned_alloc(ENTRY_PAGE, (entry->size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
+    if (entry->data == NULL)
+        goto done;
+    memcpy(entry->data, head, entry_head_size(header.part_count));
+    error = 0;
+    for (uint32_t i = 0; error == 0 && i < header.part_count; i++) {
+        struct entry_part from, to;
+        if (entry_part_at(packed->data, packed->size, i, &from) != 0 ||
+            entry_part_at(entry->data, entry->size, i, &to) != 0 || from.size != to.size) {
+            error = SHOAL_ECORRUPT; /* somebody writes to the file that we have mapped */
+            break;
+        }
+        const char *data = (const char *)packed->data + from.offset;
+        char *place = (char *)entry->data + to.offset;
+        if (from.encoding == 0)
+            memcpy(place, data, (size_t)from.stored);
+        else
+            error = compress_expand(from.encoding, data, (size_t)from.stored, place, (size_t)from.size);
+    }
+
+done:
+    free(parts);
+    free(head);
+    if (error != 0) {
+        shoal_entry_close(entry);
+        return error;
+    }
+    shoal_entry_close(packed);
+    *inout = entry;
+    return 0;
+}
+
 static int read_small(int fd, size_t size, const shoal_key *key, shoal_entry **out)
 {
     size_t before = (sizeof(shoal_entry) + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
@@ -189,6 +255,10 @@ int file_read(int folder, const char *name, const shoal_key *key, struct verifie
     else
         error = read_large(fd, &status, key, verified, out);
     (void)close(fd);
+    if (error == 0 && (error = expand(out)) != 0) {
+        shoal_entry_close(*out);
+        *out = NULL;
+    }
     return error;
 }
 
@@ -213,7 +283,7 @@ int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_
     out->size = (uint64_t)status.st_size;
     if (error != 0)
         return error;
-    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || header.version != ENTRY_VERSION ||
+    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || !entry_is_known_version(header.version) ||
         header.byte_order != ENTRY_BYTE_ORDER || header.file_size != (uint64_t)status.st_size ||
         memcmp(header.key, key->bytes, sizeof header.key) != 0)
         return SHOAL_ECORRUPT;
@@ -226,7 +296,7 @@ void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out)
     struct entry_header header;
     memcpy(&header, entry->data, sizeof header);
     numbers_from(&header, out);
-    out->size = entry->size;
+    out->size = entry->file_size != 0 ? entry->file_size : entry->size;
 }
 
 int shoal_entry_part(const shoal_entry *entry, uint32_t index, shoal_part *out)

@@ -18,19 +18,27 @@
 
 #include "store/folder.h"
 
-int store_open_root(const shoal_store *store, bool create, int *out)
-{
-    return folder_open_own(AT_FDCWD, store->path, create, out);
-}
-
 /* Make the folders above the store, where they are missing; an error shows itself when the store's own is made. */
-static void make_parents(char *path)
+static void make_parents(const char *whole)
 {
+    char *path = strdup(whole);
+    if (path == NULL)
+        return;
     for (char *slash = strchr(path + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         *slash = '\0';
         (void)mkdir(path, S_IRWXU);
         *slash = '/';
     }
+    free(path);
+}
+
+int store_open_root(const shoal_store *store, bool create, int *out)
+{
+    int error = folder_open_own(AT_FDCWD, store->path, create, out);
+    if (error != -ENOENT || !create)
+        return error;
+    make_parents(store->path); /* they, too, may be removed while the store is used */
+    return folder_open_own(AT_FDCWD, store->path, create, out);
 }
 
 static char *absolute(const char *path)
@@ -49,22 +57,23 @@ static char *absolute(const char *path)
 
 int shoal_store_open(const char *path, const shoal_store_options *options, shoal_store **out)
 {
-    if (path == NULL || path[0] == '\0')
+    if (path == NULL || path[0] == '\0' || (options != NULL && options->compression > SHOAL_COMPRESS_LZ4))
         return -EINVAL;
     shoal_store *store = calloc(1, sizeof *store);
     if (store == NULL)
         return -ENOMEM;
-    store->flags = options != NULL ? options->flags : 0;
+    if (options != NULL) {
+        store->flags = options->flags;
+        store->compression = options->compression;
+        store->level = options->level;
+        store->bytes_limit = options->bytes_limit;
+    }
+    atomic_init(&store->unlooked, store->bytes_limit); /* the first put has a look */
     store->path = absolute(path);
     int error = store->path == NULL ? -ENOMEM : 0;
     int fd;
-    if (error == 0) {
-        error = store_open_root(store, false, &fd);
-        if (error == -ENOENT) {
-            make_parents(store->path);
-            error = store_open_root(store, true, &fd);
-        }
-    }
+    if (error == 0)
+        error = store_open_root(store, true, &fd);
     if (error != 0) {
         shoal_store_close(store);
         return error;
@@ -78,8 +87,30 @@ void shoal_store_close(shoal_store *store)
 {
     if (store == NULL)
         return;
+    uses_close(atomic_load_explicit(&store->uses, memory_order_relaxed)); /* relaxed: nobody else has the handle */
     free(store->path);
     free(store);
+}
+
+struct uses *store_uses(shoal_store *store)
+{
+    struct uses *uses = atomic_load_explicit(&store->uses, memory_order_acquire); /* acquire: its mapping was made */
+    /* relaxed: at worst two map it, and one of them takes its mapping back */
+    if (uses != NULL || atomic_load_explicit(&store->uses_tried, memory_order_relaxed))
+        return uses;
+    int root;
+    if (store_open_root(store, false, &root) != 0)
+        return NULL;
+    struct uses *expected = NULL;
+    uses = uses_open(root, !store->passive);
+    (void)close(root);
+    if (uses != NULL && !atomic_compare_exchange_strong_explicit(&store->uses, &expected, uses, memory_order_acq_rel,
+                                                                 memory_order_acquire)) {
+        uses_close(uses);
+        uses = expected;
+    }
+    atomic_store_explicit(&store->uses_tried, true, memory_order_relaxed);
+    return uses;
 }
 
 /* A listing of an open folder, which is closed with it; NULL and the reason. */
@@ -140,7 +171,34 @@ int shoal_store_clear(shoal_store *store)
     return first;
 }
 
-static int visit_folder(int fd, const char *folder, shoal_store_visitor visitor, void *context)
+/* What a visit does with each entry. */
+struct visit {
+    shoal_store *store;
+    struct uses *uses;
+    shoal_store_visitor visitor;
+    void *context;
+    bool verify, remove; /* read all of it; remove what is damaged */
+};
+
+static int examine(struct visit *visit, int fd, const char *name, const shoal_key *key, shoal_entry_numbers *numbers)
+{
+    int error = file_read_numbers(fd, name, key, numbers);
+    numbers->used = numbers->created;
+    int64_t last;
+    if (uses_recall(visit->uses, key, &last, &numbers->hits) && last * SHOAL_SECOND > numbers->used)
+        numbers->used = last * SHOAL_SECOND;
+    if (!visit->verify)
+        return error;
+    shoal_entry *entry = NULL;
+    if (error == 0)
+        error = file_read(fd, name, key, &visit->store->verified, &entry);
+    shoal_entry_close(entry);
+    if (error == SHOAL_ECORRUPT && visit->remove)
+        (void)file_remove(fd, name);
+    return error;
+}
+
+static int visit_folder(struct visit *visit, int fd, const char *folder)
 {
     int result;
     DIR *list = list_open(fd, &result);
@@ -151,18 +209,18 @@ static int visit_folder(int fd, const char *folder, shoal_store_visitor visitor,
         shoal_entry_numbers numbers;
         if (!file_is_entry_name(item->d_name, &key))
             continue;
-        int error = file_read_numbers(fd, item->d_name, &key, &numbers);
+        int error = examine(visit, fd, item->d_name, &key, &numbers);
         if (error != -ENOENT)
-            result = visitor(folder, &key, &numbers, error, context);
+            result = visit->visitor(folder, &key, &numbers, error, visit->context);
     }
     (void)closedir(list);
     return result;
 }
 
-int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context)
+static int visit_all(struct visit *visit)
 {
     int root, fd;
-    int result = store_open_root(store, false, &root);
+    int result = store_open_root(visit->store, false, &root);
     if (result != 0)
         return result == -ENOENT ? 0 : result;
     DIR *list = list_open(root, &result);
@@ -173,10 +231,53 @@ int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *con
             continue;
         int error = folder_open_own(root, item->d_name, false, &fd);
         if (error == 0)
-            result = visit_folder(fd, item->d_name, visitor, context);
+            result = visit_folder(visit, fd, item->d_name);
         else if (error != -ENOENT && error != -ENOTDIR)
             result = error;
     }
     (void)closedir(list);
     return result;
+}
+
+int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context)
+{
+    struct visit visit = {.store = store, .uses = store_uses(store), .visitor = visitor, .context = context};
+    return visit_all(&visit);
+}
+
+int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context)
+{
+    struct visit visit = {.store = store,
+                          .uses = store_uses(store),
+                          .visitor = visitor,
+                          .context = context,
+                          .verify = true,
+                          .remove = remove_damaged != 0};
+    /* What this handle verified before may have been damaged in a way that keeps a file's times. */
+    for (uint32_t i = 0; i < FILE_VERIFIED_SLOTS; i++)
+        atomic_store_explicit(&store->verified.slots[i], 0, memory_order_relaxed);
+    return visit_all(&visit);
+}
+
+int shoal_store_remove(shoal_store *store, const char *folder, const shoal_key *key)
+{
+    int root, fd;
+    if (folder == NULL || folder[0] == '.' || folder[0] == '\0' || strchr(folder, '/') != NULL)
+        return -EINVAL;
+    int error = store_open_root(store, false, &root);
+    if (error != 0)
+        return error;
+    error = folder_open_own(root, folder, false, &fd);
+    if (error == 0 && key == NULL) {
+        error = folder_remove_entries(fd);
+    } else if (error == 0) {
+        char name[FILE_NAME];
+        file_name(key, name);
+        error = file_remove(fd, name);
+        (void)close(fd);
+    }
+    if (error == 0)
+        (void)unlinkat(root, folder, AT_REMOVEDIR); /* stays where something is left in it */
+    (void)close(root);
+    return error;
 }

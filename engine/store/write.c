@@ -21,12 +21,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "store/compress.h"
 #include "store/entry.h"
 #include "store/hash.h"
 
 #define SMALL 65536u /* entries up to this size are put together in one block: one write, one pass */
 #define ATTEMPTS 64  /* how often others may put or remove the same key in between before we leave it to them */
 #define WRITE_MOST (1u << 30) /* bytes a write; the kernel's own limit is just under 2 GiB */
+#define COMPRESS_LEAST 512u   /* bytes under which a part is not worth it */
+#define COMPRESS_GAIN 16u     /* what it must save, as a part of the whole */
 #define FOLDER_DEPTH 32       /* of a folder that somebody made in an entry's place */
 
 static int write_pieces(int fd, struct iovec *pieces, size_t count)
@@ -68,20 +71,37 @@ static void seal(struct entry_header *header, struct iovec *pieces, size_t count
     pieces[0] = whole;
 }
 
-/* RLIMIT_FSIZE ends a program that does not handle SIGXFSZ: better not to try. */
-static int check_size_limit(uint64_t size)
+bool file_size_allowed(uint64_t size)
 {
     struct rlimit limit;
-    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && size > limit.rlim_cur ? -EFBIG
-                                                                                                            : 0;
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || size <= limit.rlim_cur;
 }
 
-static int write_contents(int fd, const struct file_source *source)
+/* What is written of a part, and what it stands for. */
+struct packed {
+    const shoal_part *parts;
+    const uint64_t *sizes; /* NULL: nothing is compressed */
+    uint32_t method;
+};
+
+static int lay_out(const struct file_source *source, const struct packed *packed, struct entry_header *head,
+                   uint64_t *size)
+{
+    int error = entry_lay_out(packed->parts, source->count, source->key->bytes, source->numbers, head, size);
+    if (error != 0)
+        return error;
+    for (uint32_t i = 0; packed->sizes != NULL && i < source->count; i++)
+        if (packed->sizes[i] != 0)
+            entry_set_encoding(head, i, packed->method, packed->sizes[i]);
+    return file_size_allowed(*size) ? 0 : -EFBIG;
+}
+
+static int write_packed(int fd, const struct file_source *source, const struct packed *packed)
 {
     size_t head_size = entry_head_size(source->count);
     size_t most = head_size;
     for (uint32_t i = 0; i < source->count && most <= SMALL; i++)
-        most = source->parts[i].size < SMALL ? most + source->parts[i].size + ENTRY_ALIGNMENT : SMALL + 1;
+        most = packed->parts[i].size < SMALL ? most + packed->parts[i].size + ENTRY_ALIGNMENT : SMALL + 1;
 
     if (most <= SMALL) { /* lay the parts behind the head */
         uint8_t onstack[4096] __attribute__((aligned(8)));
@@ -90,15 +110,13 @@ static int write_contents(int fd, const struct file_source *source)
             return -ENOMEM;
         struct entry_header *head = (struct entry_header *)(void *)block;
         uint64_t size;
-        int error = entry_lay_out(source->parts, source->count, source->key->bytes, source->numbers, head, &size);
-        if (error == 0)
-            error = check_size_limit(size);
+        int error = lay_out(source, packed, head, &size);
         if (error == 0) {
             const struct entry_part *table = (const struct entry_part *)(head + 1);
             memset(block + head_size, 0, (size_t)size - head_size);
             for (uint32_t i = 0; i < source->count; i++)
-                if (source->parts[i].size != 0)
-                    memcpy(block + table[i].offset, source->parts[i].data, source->parts[i].size);
+                if (packed->parts[i].size != 0)
+                    memcpy(block + table[i].offset, packed->parts[i].data, packed->parts[i].size);
             struct iovec piece = {block, (size_t)size};
             seal(head, &piece, 1);
             error = write_pieces(fd, &piece, 1);
@@ -113,16 +131,60 @@ static int write_contents(int fd, const struct file_source *source)
     uint64_t size;
     int error = head == NULL || pieces == NULL ? -ENOMEM : 0;
     if (error == 0)
-        error = entry_lay_out(source->parts, source->count, source->key->bytes, source->numbers, head, &size);
-    if (error == 0)
-        error = check_size_limit(size);
+        error = lay_out(source, packed, head, &size);
     if (error == 0) {
-        size_t count = entry_pieces(head, source->parts, pieces);
+        size_t count = entry_pieces(head, packed->parts, pieces);
         seal(head, pieces, count);
         error = write_pieces(fd, pieces, count);
     }
     free(pieces);
     free(head);
+    return error;
+}
+
+/* Compress what becomes smaller by it. 0, or why it could not be: then the value goes as it is. */
+static int pack_part(const struct file_source *source, const shoal_part *part, shoal_part *out)
+{
+    size_t capacity = shoal_compress_bound(source->compression, part->size), made;
+    void *block = capacity != 0 ? malloc(capacity) : NULL;
+    if (block == NULL)
+        return -ENOMEM;
+    int error = shoal_compress(source->compression, source->level, part->data, part->size, block, capacity, &made);
+    if (error != 0 || made >= part->size - part->size / COMPRESS_GAIN) {
+        free(block);
+        return error != 0 ? error : -ENODATA;
+    }
+    out->data = block; /* write_contents frees it. Pages beyond `made` were never touched */
+    out->size = made;
+    out->kind = part->kind;
+    /* cppcheck-suppress memleak */
+    return 0;
+}
+
+static int write_contents(int fd, const struct file_source *source)
+{
+    struct packed packed = {.parts = source->parts, .method = source->compression};
+    if (source->compression == SHOAL_COMPRESS_NONE || source->count > ENTRY_PARTS)
+        return write_packed(fd, source, &packed);
+
+    shoal_part *parts = malloc((source->count != 0 ? source->count : 1) * sizeof *parts);
+    uint64_t *sizes = calloc(source->count != 0 ? source->count : 1, sizeof *sizes);
+    int error = parts == NULL || sizes == NULL ? -ENOMEM : 0;
+    for (uint32_t i = 0; error == 0 && i < source->count; i++) {
+        parts[i] = source->parts[i];
+        if (parts[i].size >= COMPRESS_LEAST && pack_part(source, &source->parts[i], &parts[i]) == 0)
+            sizes[i] = source->parts[i].size;
+    }
+    if (error == 0) {
+        packed.parts = parts;
+        packed.sizes = sizes;
+        error = write_packed(fd, source, &packed);
+        for (uint32_t i = 0; i < source->count; i++)
+            if (sizes[i] != 0)
+                free((void *)(uintptr_t)parts[i].data);
+    }
+    free(parts);
+    free(sizes);
     return error;
 }
 

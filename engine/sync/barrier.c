@@ -272,6 +272,8 @@ static int enter(shoal_barrier *barrier, int64_t deadline, bool interruptible, s
     const uint64_t process = identity_compact(identity_self());
     if (process == 0)
         return -ENOSYS;
+    const int64_t patience_ends = sync_patience_ends(interruptible, turn->patience);
+    const int64_t until = deadline < patience_ends ? deadline : patience_ends;
     bool slept = false;
     struct slices slices = SLICES_BEGIN;
     for (;;) {
@@ -281,7 +283,7 @@ static int enter(shoal_barrier *barrier, int64_t deadline, bool interruptible, s
             error = claim(barrier, process, turn);
             if (error == -EBUSY) {
                 turn->stage = STAGE_ENTERING;
-                error = sync_sleep(&shared->left, seen, &slices, deadline);
+                error = sync_sleep(&shared->left, seen, &slices, until);
                 slept = true;
                 if (error == -EINTR && interruptible)
                     return error;
@@ -291,6 +293,8 @@ static int enter(shoal_barrier *barrier, int64_t deadline, bool interruptible, s
                 }
                 if (error == -ETIMEDOUT)
                     look_over_all(barrier);
+                if (sync_is_over(patience_ends))
+                    return -EINTR;
                 continue;
             }
         }
@@ -345,6 +349,7 @@ static int await(shoal_barrier *barrier, int64_t deadline, bool interruptible, c
 {
     struct barrier_shared *shared = barrier->shared;
     const uint64_t round = slot_round(turn->word);
+    const int64_t patience_ends = sync_patience_ends(interruptible, turn->patience);
     int result = outcome(state_now(barrier), round);
     if (result == -EBUSY && !sync_is_over(deadline)) {
         struct spin spin = spin_begin(&barrier->spin, SPIN_UNKNOWN_CPU);
@@ -358,7 +363,8 @@ static int await(shoal_barrier *barrier, int64_t deadline, bool interruptible, c
         result = outcome(state_now(barrier), round);
         if (result != -EBUSY)
             break;
-        const int error = sync_sleep(&shared->moved, seen, &slices, deadline);
+        const int error =
+            sync_sleep(&shared->moved, seen, &slices, deadline < patience_ends ? deadline : patience_ends);
         result = outcome(state_now(barrier), round);
         if (result != -EBUSY)
             break;
@@ -373,6 +379,8 @@ static int await(shoal_barrier *barrier, int64_t deadline, bool interruptible, c
             result = outcome(state_now(barrier), round);
             return result == -EPIPE ? -ETIMEDOUT : result;
         }
+        if (result == -EBUSY && sync_is_over(patience_ends))
+            return -EINTR;
     }
     return result;
 }

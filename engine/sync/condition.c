@@ -229,6 +229,17 @@ int shoal_condition_notify_all(shoal_condition *condition)
     return 0;
 }
 
+uint32_t shoal_condition_waiting(const shoal_condition *condition)
+{
+    const uint32_t used = slots_used(condition->shared);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < used; i++) {
+        const uint64_t word = atomic_load_explicit(&condition->shared->slots[i].word, memory_order_relaxed);
+        count += slot_state_of(word) == SLOT_WAITING;
+    }
+    return count;
+}
+
 /* -------------------------------------------------------------------- waiting ---- */
 
 static void note_used(struct condition_shared *shared, uint32_t count)
@@ -384,6 +395,7 @@ static bool look_around(struct condition_shared *shared, shoal_condition_turn *t
 /* 0: go on to the lock. */
 static int await(shoal_condition *condition, shoal_condition_turn *turn, int64_t deadline, bool interruptible)
 {
+    const int64_t patience_ends = sync_patience_ends(interruptible, turn->patience);
     struct condition_shared *shared = condition->shared;
     bool notified = has_been_notified(shared, turn);
     if (!notified && !sync_is_over(deadline)) {
@@ -399,7 +411,7 @@ static int await(shoal_condition *condition, shoal_condition_turn *turn, int64_t
         const uint32_t seen = eventcount_prepare(ec);
         if (has_been_notified(shared, turn))
             break;
-        const int error = sync_sleep(ec, seen, &slices, deadline);
+        const int error = sync_sleep(ec, seen, &slices, deadline < patience_ends ? deadline : patience_ends);
         notified = has_been_notified(shared, turn);
         if (notified)
             break;
@@ -409,6 +421,8 @@ static int await(shoal_condition *condition, shoal_condition_turn *turn, int64_t
             continue;
         if (look_around(shared, turn, &cursor) || sync_is_over(deadline) || lock_owner_has_died(condition->lock))
             break;
+        if (sync_is_over(patience_ends))
+            return -EINTR;
     }
     return 0;
 }
@@ -438,11 +452,12 @@ int shoal_condition_wait(shoal_condition *condition, int64_t timeout, shoal_cond
                 return error;
             turn->stage = STAGE_LOCKING;
         }
+        const int64_t patience = interruptible && turn->patience > 0 ? turn->patience : SHOAL_FOREVER;
         do
-            result = lock_return(condition->lock, turn->depth);
+            result = lock_return(condition->lock, turn->depth, patience);
         while (result == -EINTR && !interruptible);
-        if (result == -EINTR)
-            return result;
+        if (result == -EINTR || result == -ETIMEDOUT)
+            return -EINTR;
         if (result != 0 || has_been_notified(condition->shared, turn) || sync_is_over(deadline))
             break;
         /* The lock's owner had died, and another was faster to inherit the lock: wait on. */
@@ -451,7 +466,7 @@ int shoal_condition_wait(shoal_condition *condition, int64_t timeout, shoal_cond
     }
     uint32_t time;
     const bool notified = give_up(condition->shared, turn, &time);
-    *turn = (shoal_condition_turn){.depth = turn->depth};
+    *turn = (shoal_condition_turn){.depth = turn->depth, .patience = turn->patience};
     if (result != 0)
         return result;
     return notified ? 0 : -ETIMEDOUT;
@@ -464,5 +479,5 @@ void shoal_condition_cancel(shoal_condition *condition, shoal_condition_turn *tu
     uint32_t time;
     if (give_up(condition->shared, turn, &time))
         (void)notify_first(condition->shared, time);
-    *turn = (shoal_condition_turn){.depth = turn->depth};
+    *turn = (shoal_condition_turn){.depth = turn->depth, .patience = turn->patience};
 }

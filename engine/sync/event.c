@@ -26,63 +26,89 @@ static_assert(sizeof(struct event_shared) == 256 && offsetof(struct event_shared
               "what is written lies apart from what is read only");
 
 struct shoal_event {
-    shoal_region *region;
+    struct sync_home home;
     struct event_shared *shared;
     struct spin_budget spin;
 };
 
-int shoal_event_create(shoal_event **out)
+int shoal_event_create_in(shoal_sync_group *group, shoal_event **out)
 {
     shoal_event *event = calloc(1, sizeof *event);
     if (event == NULL)
         return -ENOMEM;
     const struct sync_header header = {.kind = SYNC_EVENT, .size = sizeof(struct event_shared)};
-    int error = sync_create("shoal-event", header, &event->region);
+    int error = sync_home_create(group, "shoal-event", header, &event->home);
     if (error != 0) {
         free(event);
         return error;
     }
-    event->shared = shoal_region_base(event->region);
+    event->shared = event->home.base;
     event->spin = (struct spin_budget)SPIN_INITIALIZER;
     atomic_store_explicit(&event->shared->cpu, SPIN_UNKNOWN_CPU, memory_order_relaxed);
     *out = event;
     return 0;
 }
 
-int shoal_event_attach(int fd, shoal_event **out)
+int shoal_event_create(shoal_event **out)
 {
-    shoal_event *event = calloc(1, sizeof *event);
-    if (event == NULL)
-        return -ENOMEM;
-    struct sync_header header;
-    int error = sync_attach(fd, SYNC_EVENT, &header, &event->region);
+    return shoal_event_create_in(NULL, out);
+}
+
+/* As lock.c's. */
+static int finish_attach(shoal_event *event, int error, const struct sync_header *header, shoal_event **out)
+{
     if (error != 0)
         goto free_event;
     error = SHOAL_ECORRUPT;
-    if (header.size != sizeof(struct event_shared) || header.flags != 0)
-        goto close_region;
-    event->shared = shoal_region_base(event->region);
+    if (header->size != sizeof(struct event_shared) || header->flags != 0)
+        goto close_home;
+    event->shared = event->home.base;
     event->spin = (struct spin_budget)SPIN_INITIALIZER;
     *out = event;
     return 0;
 
-close_region:
-    shoal_region_close(event->region);
+close_home:
+    sync_home_close(&event->home);
 free_event:
     free(event);
     return error;
 }
 
+int shoal_event_attach(int fd, shoal_event **out)
+{
+    struct sync_header header;
+    shoal_event *event = calloc(1, sizeof *event);
+    if (event == NULL)
+        return -ENOMEM;
+    const int error = sync_home_attach(fd, SYNC_EVENT, &header, &event->home);
+    return finish_attach(event, error, &header, out);
+}
+
+int shoal_event_attach_in(shoal_sync_group *group, uint32_t place, shoal_event **out)
+{
+    struct sync_header header;
+    shoal_event *event = calloc(1, sizeof *event);
+    if (event == NULL)
+        return -ENOMEM;
+    const int error = sync_home_find(group, place, SYNC_EVENT, &header, &event->home);
+    return finish_attach(event, error, &header, out);
+}
+
+uint32_t shoal_event_place(const shoal_event *event)
+{
+    return event->home.place;
+}
+
 int shoal_event_fd(const shoal_event *event)
 {
-    return shoal_region_fd(event->region);
+    return sync_home_fd(&event->home);
 }
 
 void shoal_event_close(shoal_event *event)
 {
     if (event == NULL)
         return;
-    shoal_region_close(event->region);
+    sync_home_close(&event->home);
     free(event);
 }
 
@@ -93,12 +119,14 @@ void shoal_event_set(shoal_event *event)
     if (atomic_load_explicit(&shared->cpu, memory_order_relaxed) != cpu)
         atomic_store_explicit(&shared->cpu, cpu, memory_order_relaxed);
     uint64_t word = atomic_load_explicit(&shared->word, memory_order_relaxed);
-    /* release: pairs with the acquire in is_released(); what was written before the set is seen after the wait. Also
-     * where the flag is set already: each setter's writes are seen by who comes after it. */
+    /* seq_cst: a release that pairs with the acquire in is_released(), so what was written before the set is seen after
+     * the wait (also where the flag is set already: each setter's writes are seen by who comes after it); and as
+     * eventcount_has_sleepers_after() asks. */
     while (!atomic_compare_exchange_weak_explicit(&shared->word, &word, (word & SET) ? word : (word | SET) + ONE_TIME,
-                                                  memory_order_release, memory_order_relaxed)) {
+                                                  memory_order_seq_cst, memory_order_relaxed)) {
     }
-    (void)eventcount_notify_all(&shared->changed);
+    if (eventcount_has_sleepers_after(&shared->changed))
+        (void)eventcount_notify_all(&shared->changed);
 }
 
 void shoal_event_clear(shoal_event *event)

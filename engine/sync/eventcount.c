@@ -11,7 +11,7 @@
 
 #include "sync/futex.h"
 
-#define SLEEPERS 1u
+#define SLEEPERS EVENTCOUNT_SLEEPERS
 #define NOTIFICATION 2u
 
 uint32_t eventcount_prepare(struct eventcount *ec)

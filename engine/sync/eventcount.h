@@ -22,6 +22,8 @@
 
 #define EVENTCOUNT_SLICE INT64_C(500000000) /* ns */
 
+#define EVENTCOUNT_SLEEPERS 1u /* bit 0 */
+
 struct eventcount {
     _Atomic uint32_t word; /* all users write it; only when somebody sleeps or is about to */
 };
@@ -36,6 +38,15 @@ int eventcount_wait(struct eventcount *ec, uint32_t seen, int64_t deadline);
 
 /* Whether somebody may sleep. Full barrier before the look: what the caller published comes before it. */
 bool eventcount_has_sleepers(struct eventcount *ec);
+
+/* The same for who published with a seq_cst operation that writes, which is barrier enough; for where each ns counts.
+ */
+static inline bool eventcount_has_sleepers_after(struct eventcount *ec)
+{
+    /* seq_cst: in the one order of all such operations this comes after the caller's. A waiter that set bit 0 earlier
+     * in it is seen; the fence of one that sets it later comes later too, so that one sees what was published. */
+    return (atomic_load_explicit(&ec->word, memory_order_seq_cst) & EVENTCOUNT_SLEEPERS) != 0;
+}
 
 /* Wake one, all, or `count`, if there may be any. Full barrier first. Returns whether a system call was made. */
 bool eventcount_notify_one(struct eventcount *ec);

@@ -37,7 +37,7 @@ static_assert(sizeof(struct lock_shared) == 256 && offsetof(struct lock_shared, 
               "what is written lies apart from what is read only");
 
 struct shoal_lock {
-    shoal_region *region;
+    struct sync_home home;
     struct lock_shared *shared;
     bool recursive, robust;
     struct spin_budget spin;
@@ -50,13 +50,13 @@ struct shoal_lock {
 
 static void point_into(shoal_lock *lock, uint32_t flags)
 {
-    lock->shared = shoal_region_base(lock->region);
+    lock->shared = lock->home.base;
     lock->recursive = (flags & SHOAL_LOCK_RECURSIVE) != 0;
     lock->robust = (flags & SHOAL_LOCK_ROBUST) != 0;
     lock->spin = (struct spin_budget)SPIN_INITIALIZER;
 }
 
-int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
+int shoal_lock_create_in(shoal_sync_group *group, const shoal_lock_options *options, shoal_lock **out)
 {
     const uint32_t flags = options == NULL ? 0 : options->flags;
     if ((flags & ~ALL_FLAGS) != 0)
@@ -65,7 +65,7 @@ int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
     if (lock == NULL)
         return -ENOMEM;
     const struct sync_header header = {.kind = SYNC_LOCK, .size = sizeof(struct lock_shared), .flags = flags};
-    int error = sync_create("shoal-lock", header, &lock->region);
+    int error = sync_home_create(group, "shoal-lock", header, &lock->home);
     if (error != 0) {
         free(lock);
         return error;
@@ -76,39 +76,65 @@ int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
     return 0;
 }
 
-int shoal_lock_attach(int fd, shoal_lock **out)
+int shoal_lock_create(const shoal_lock_options *options, shoal_lock **out)
 {
-    shoal_lock *lock = calloc(1, sizeof *lock);
-    if (lock == NULL)
-        return -ENOMEM;
-    struct sync_header header;
-    int error = sync_attach(fd, SYNC_LOCK, &header, &lock->region);
+    return shoal_lock_create_in(NULL, options, out);
+}
+
+/* Take over what lies at `lock->home`, which `error` tells whether it was found. Frees the lock on failure. */
+static int finish_attach(shoal_lock *lock, int error, const struct sync_header *header, shoal_lock **out)
+{
     if (error != 0)
         goto free_lock;
     error = SHOAL_ECORRUPT;
-    if (header.size != sizeof(struct lock_shared) || (header.flags & ~ALL_FLAGS) != 0)
-        goto close_region;
-    point_into(lock, header.flags);
+    if (header->size != sizeof(struct lock_shared) || (header->flags & ~ALL_FLAGS) != 0)
+        goto close_home;
+    point_into(lock, header->flags);
     *out = lock;
     return 0;
 
-close_region:
-    shoal_region_close(lock->region);
+close_home:
+    sync_home_close(&lock->home);
 free_lock:
     free(lock);
     return error;
 }
 
+int shoal_lock_attach(int fd, shoal_lock **out)
+{
+    struct sync_header header;
+    shoal_lock *lock = calloc(1, sizeof *lock);
+    if (lock == NULL)
+        return -ENOMEM;
+    const int error = sync_home_attach(fd, SYNC_LOCK, &header, &lock->home);
+    return finish_attach(lock, error, &header, out);
+}
+
+int shoal_lock_attach_in(shoal_sync_group *group, uint32_t place, shoal_lock **out)
+{
+    struct sync_header header;
+    shoal_lock *lock = calloc(1, sizeof *lock);
+    if (lock == NULL)
+        return -ENOMEM;
+    const int error = sync_home_find(group, place, SYNC_LOCK, &header, &lock->home);
+    return finish_attach(lock, error, &header, out);
+}
+
+uint32_t shoal_lock_place(const shoal_lock *lock)
+{
+    return lock->home.place;
+}
+
 int shoal_lock_fd(const shoal_lock *lock)
 {
-    return shoal_region_fd(lock->region);
+    return sync_home_fd(&lock->home);
 }
 
 void shoal_lock_close(shoal_lock *lock)
 {
     if (lock == NULL)
         return;
-    shoal_region_close(lock->region);
+    sync_home_close(&lock->home);
     free(lock);
 }
 
@@ -206,9 +232,9 @@ static int deepen(shoal_lock *lock, uint32_t by)
     return 0;
 }
 
-int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
+/* All but the usual case, kept out of its way. */
+__attribute__((noinline)) static int acquire_otherwise(shoal_lock *lock, uint64_t self, int64_t timeout)
 {
-    const uint64_t self = identity_of_thread();
     if (self == 0)
         return -ENOSYS;
     uint64_t owner = 0;
@@ -223,14 +249,29 @@ int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
     return result == -EBUSY ? -ETIMEDOUT : result;
 }
 
+int shoal_lock_acquire(shoal_lock *lock, int64_t timeout)
+{
+    const uint64_t self = identity_of_thread();
+    uint64_t word = atomic_load_explicit(&lock->shared->word, memory_order_relaxed);
+    /* acquire: as in attempt() */
+    if (word != 0 || self == 0 ||
+        !atomic_compare_exchange_strong_explicit(&lock->shared->word, &word, self, memory_order_acquire,
+                                                 memory_order_relaxed))
+        return acquire_otherwise(lock, self, timeout);
+    taken(lock);
+    return 0;
+}
+
 /* ------------------------------------------------------------------ releasing ---- */
 
 static int release_wholly(shoal_lock *lock)
 {
-    /* release: pairs with the acquire in attempt(). An exchange, as any thread may release: of two, one finds 0. */
-    if (atomic_exchange_explicit(&lock->shared->word, 0, memory_order_release) == 0)
+    /* seq_cst: a release that pairs with the acquire in attempt(), and what eventcount_has_sleepers_after() asks for.
+     * An exchange, as any thread may release: of two, one finds 0. */
+    if (atomic_exchange_explicit(&lock->shared->word, 0, memory_order_seq_cst) == 0)
         return -EINVAL;
-    (void)eventcount_notify_one(&lock->shared->freed);
+    if (eventcount_has_sleepers_after(&lock->shared->freed))
+        (void)eventcount_notify_one(&lock->shared->freed);
     return 0;
 }
 
@@ -295,9 +336,9 @@ uint32_t lock_leave(shoal_lock *lock)
     return depth;
 }
 
-int lock_return(shoal_lock *lock, uint32_t depth)
+int lock_return(shoal_lock *lock, uint32_t depth, int64_t timeout)
 {
-    const int result = shoal_lock_acquire(lock, SHOAL_FOREVER);
+    const int result = shoal_lock_acquire(lock, timeout);
     if (result >= 0 && lock->recursive && depth > 1)
         (void)deepen(lock, depth - 1); /* it was as deep before */
     return result;
@@ -315,6 +356,7 @@ int lock_number(const shoal_lock *lock, uint64_t *number)
     struct stat status;
     if (fstat(shoal_lock_fd(lock), &status) != 0)
         return -errno;
-    *number = (uint64_t)status.st_ino; /* a memfd's own while it lives */
+    /* A memfd's own while it lives, and the place in it: 7 bits. */
+    *number = (uint64_t)status.st_ino << 7 | lock->home.place;
     return 0;
 }

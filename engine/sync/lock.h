@@ -11,8 +11,8 @@
 int lock_is_mine(const shoal_lock *lock);
 /* Release it wholly; the caller holds it. Returns how many times it was held. */
 uint32_t lock_leave(shoal_lock *lock);
-/* Take it `depth` times, which counts as once where it is not recursive. As shoal_lock_acquire without limit. */
-int lock_return(shoal_lock *lock, uint32_t depth);
+/* Take it `depth` times, which counts as once where it is not recursive. As shoal_lock_acquire. */
+int lock_return(shoal_lock *lock, uint32_t depth, int64_t timeout);
 /* Whether its owner has died. Asks the kernel. */
 bool lock_owner_has_died(shoal_lock *lock);
 /* A number that tells this lock from others. */

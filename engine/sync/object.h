@@ -17,7 +17,14 @@
 #define SYNC_MAGIC UINT64_C(0x31434e5953484c53) /* "SLHSYNC1" */
 #define SYNC_VERSION 1u
 
-enum sync_kind { SYNC_LOCK = 1, SYNC_SEMAPHORE = 2, SYNC_CONDITION = 3, SYNC_EVENT = 4, SYNC_BARRIER = 5 };
+enum sync_kind {
+    SYNC_LOCK = 1,
+    SYNC_SEMAPHORE = 2,
+    SYNC_CONDITION = 3,
+    SYNC_EVENT = 4,
+    SYNC_BARRIER = 5,
+    SYNC_GROUP = 6
+};
 
 /* Written once, by the maker. */
 struct sync_header {
@@ -35,6 +42,30 @@ int sync_create(const char *name, struct sync_header header, shoal_region **regi
 /* Map what should be of this kind. Out: a copy of the header, of which magic, version, kind and size against the region
  * are checked; flags, count and the size that follows from them are the caller's to check. SHOAL_ECORRUPT. */
 int sync_attach(int fd, enum sync_kind kind, struct sync_header *header, shoal_region **region);
+
+void sync_write_header(void *base, struct sync_header header);
+/* Whether a header that was read is of this kind, and no larger than the `room` that it lies in. */
+bool sync_header_is(const struct sync_header *header, enum sync_kind kind, uint64_t room);
+
+/* -- where an object lies: in a region of its own, or in a place of a group's (group.c) -- */
+
+struct sync_home {
+    shoal_region *region;    /* its own, or NULL */
+    shoal_sync_group *group; /* or NULL */
+    uint32_t place;          /* in the group; 0: a region of its own */
+    void *base;
+};
+
+/* `group` NULL: a region of its own, called `name`. Errors also: -ENOSPC (the group is full), -EMSGSIZE (too large for
+ * a group). */
+int sync_home_create(shoal_sync_group *group, const char *name, struct sync_header header, struct sync_home *home);
+/* As sync_attach. */
+int sync_home_attach(int fd, enum sync_kind kind, struct sync_header *header, struct sync_home *home);
+/* The same, in a group. -EINVAL: no such place. */
+int sync_home_find(shoal_sync_group *group, uint32_t place, enum sync_kind kind, struct sync_header *header,
+                   struct sync_home *home);
+void sync_home_close(const struct sync_home *home);
+int sync_home_fd(const struct sync_home *home);
 
 /* -- an owner's name: identity_of_thread(), so bits 42-63 pid, 22-41 start time, 0-21 thread; 0: nobody. Thread 0: the
  * owner is known to have died. -- */
@@ -76,5 +107,7 @@ struct slices {
  * the slice is over. */
 int sync_sleep(struct eventcount *ec, uint32_t seen, struct slices *slices, int64_t deadline);
 bool sync_is_over(int64_t deadline);
+/* When the patience of a turn that is `interruptible` ends, which is 0 where it has no end. */
+int64_t sync_patience_ends(bool interruptible, int64_t patience);
 
 #endif

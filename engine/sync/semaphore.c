@@ -29,7 +29,7 @@ static_assert(sizeof(struct semaphore_shared) == 256 && offsetof(struct semaphor
               "what is written lies apart from what is read only");
 
 struct shoal_semaphore {
-    shoal_region *region;
+    struct sync_home home;
     struct semaphore_shared *shared;
     uint32_t maximum;
     bool owned, robust;
@@ -56,14 +56,14 @@ static uint64_t size_of(uint32_t flags, uint32_t maximum)
 
 static void point_into(shoal_semaphore *semaphore, uint32_t flags, uint32_t maximum)
 {
-    semaphore->shared = shoal_region_base(semaphore->region);
+    semaphore->shared = semaphore->home.base;
     semaphore->maximum = maximum;
     semaphore->owned = (flags & SHOAL_SEMAPHORE_OWNED) != 0;
     semaphore->robust = (flags & SHOAL_SEMAPHORE_ROBUST) != 0;
     semaphore->spin = (struct spin_budget)SPIN_INITIALIZER;
 }
 
-int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out)
+int shoal_semaphore_create_in(shoal_sync_group *group, const shoal_semaphore_options *options, shoal_semaphore **out)
 {
     const bool owned = (options->flags & SHOAL_SEMAPHORE_OWNED) != 0;
     uint32_t maximum = SHOAL_SEMAPHORE_MOST;
@@ -82,7 +82,7 @@ int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semapho
         .flags = options->flags,
         .count = maximum,
     };
-    int error = sync_create("shoal-semaphore", header, &semaphore->region);
+    int error = sync_home_create(group, "shoal-semaphore", header, &semaphore->home);
     if (error != 0) {
         free(semaphore);
         return error;
@@ -94,39 +94,65 @@ int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semapho
     return 0;
 }
 
-int shoal_semaphore_attach(int fd, shoal_semaphore **out)
+int shoal_semaphore_create(const shoal_semaphore_options *options, shoal_semaphore **out)
 {
-    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
-    if (semaphore == NULL)
-        return -ENOMEM;
-    struct sync_header header;
-    int error = sync_attach(fd, SYNC_SEMAPHORE, &header, &semaphore->region);
+    return shoal_semaphore_create_in(NULL, options, out);
+}
+
+/* As lock.c's. */
+static int finish_attach(shoal_semaphore *semaphore, int error, const struct sync_header *header, shoal_semaphore **out)
+{
     if (error != 0)
         goto free_semaphore;
     error = SHOAL_ECORRUPT;
-    if (!is_sound(header.flags, header.count) || header.size != size_of(header.flags, header.count))
-        goto close_region;
-    point_into(semaphore, header.flags, header.count);
+    if (!is_sound(header->flags, header->count) || header->size != size_of(header->flags, header->count))
+        goto close_home;
+    point_into(semaphore, header->flags, header->count);
     *out = semaphore;
     return 0;
 
-close_region:
-    shoal_region_close(semaphore->region);
+close_home:
+    sync_home_close(&semaphore->home);
 free_semaphore:
     free(semaphore);
     return error;
 }
 
+int shoal_semaphore_attach(int fd, shoal_semaphore **out)
+{
+    struct sync_header header;
+    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
+    if (semaphore == NULL)
+        return -ENOMEM;
+    const int error = sync_home_attach(fd, SYNC_SEMAPHORE, &header, &semaphore->home);
+    return finish_attach(semaphore, error, &header, out);
+}
+
+int shoal_semaphore_attach_in(shoal_sync_group *group, uint32_t place, shoal_semaphore **out)
+{
+    struct sync_header header;
+    shoal_semaphore *semaphore = calloc(1, sizeof *semaphore);
+    if (semaphore == NULL)
+        return -ENOMEM;
+    const int error = sync_home_find(group, place, SYNC_SEMAPHORE, &header, &semaphore->home);
+    return finish_attach(semaphore, error, &header, out);
+}
+
+uint32_t shoal_semaphore_place(const shoal_semaphore *semaphore)
+{
+    return semaphore->home.place;
+}
+
 int shoal_semaphore_fd(const shoal_semaphore *semaphore)
 {
-    return shoal_region_fd(semaphore->region);
+    return sync_home_fd(&semaphore->home);
 }
 
 void shoal_semaphore_close(shoal_semaphore *semaphore)
 {
     if (semaphore == NULL)
         return;
-    shoal_region_close(semaphore->region);
+    sync_home_close(&semaphore->home);
     free(semaphore);
 }
 
@@ -281,9 +307,10 @@ static int release_plain(shoal_semaphore *semaphore, uint32_t count)
     do {
         if (value > semaphore->maximum || count > semaphore->maximum - value)
             return -EOVERFLOW;
-        /* release: pairs with the acquire in attempt_plain() */
+        /* seq_cst: a release that pairs with the acquire in attempt_plain(); and as eventcount_has_sleepers_after()
+         * asks */
     } while (!atomic_compare_exchange_weak_explicit(&semaphore->shared->value, &value, value + count,
-                                                    memory_order_release, memory_order_relaxed));
+                                                    memory_order_seq_cst, memory_order_relaxed));
     return 0;
 }
 
@@ -304,9 +331,9 @@ static int release_owned(shoal_semaphore *semaphore, uint32_t count)
     for (uint32_t i = 0; i < semaphore->maximum && count > 0; i++) {
         _Atomic uint64_t *unit = &semaphore->shared->units[i];
         uint64_t word = atomic_load_explicit(unit, memory_order_relaxed);
-        /* release: pairs with the acquire in attempt_owned() */
+        /* seq_cst: as in release_plain() */
         if (owner_process(word) == owner_process(self) &&
-            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_release, memory_order_relaxed))
+            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_seq_cst, memory_order_relaxed))
             count--;
     }
     return count == 0 ? 0 : -EPERM;
@@ -323,7 +350,8 @@ int shoal_semaphore_release(shoal_semaphore *semaphore, uint32_t count)
     const uint32_t cpu = spin_current_cpu();
     if (atomic_load_explicit(&shared->cpu, memory_order_relaxed) != cpu)
         atomic_store_explicit(&shared->cpu, cpu, memory_order_relaxed);
-    (void)eventcount_notify(&shared->freed, count);
+    if (eventcount_has_sleepers_after(&shared->freed))
+        (void)eventcount_notify(&shared->freed, count);
     return 0;
 }
 

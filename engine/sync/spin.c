@@ -78,7 +78,7 @@ void spin_end(struct spin *spin, bool succeeded)
         atomic_store_explicit(&spin->budget->limit, next, memory_order_relaxed);
 }
 
-uint32_t spin_current_cpu(void)
+uint32_t spin_ask_for_cpu(void)
 {
     int cpu = sched_getcpu();
     return cpu >= 0 ? (uint32_t)cpu : SPIN_UNKNOWN_CPU;

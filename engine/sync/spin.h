@@ -11,6 +11,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#if defined(__GLIBC_PREREQ)
+#if __GLIBC_PREREQ(2, 35)
+#include <sys/rseq.h>
+#define SPIN_HAS_RSEQ 1
+#endif
+#endif
+
 #define SPIN_UNKNOWN_CPU UINT32_MAX
 
 /* ns; how long a look may take: at first, after many failures, after many successes */
@@ -49,7 +56,19 @@ void spin_pause(void);
  * it is asked again each second; a stale answer costs time only. `now` is shoal_clock_now(). */
 uint32_t spin_cpu_count(int64_t now);
 
-/* The cpu that the caller runs on, cheaply (restartable sequences where the C library has them). */
-uint32_t spin_current_cpu(void);
+/* The cpu that the caller runs on. Cheap where the C library has restartable sequences: then the kernel writes it into
+ * the thread's own memory. */
+uint32_t spin_ask_for_cpu(void);
+
+static inline uint32_t spin_current_cpu(void)
+{
+#if SPIN_HAS_RSEQ
+    if (__rseq_size > 0) {
+        const struct rseq *area = (const struct rseq *)((const char *)__builtin_thread_pointer() + __rseq_offset);
+        return __atomic_load_n(&area->cpu_id_start, __ATOMIC_RELAXED); /* 0 at the worst, before the kernel knows us */
+    }
+#endif
+    return spin_ask_for_cpu();
+}
 
 #endif

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from shoal._engine import __version__, dot_product
-from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
+from shoal.errors import OwnerDied, TaskCancelled, TaskTimeout, WorkerDied
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.futures import ProcessPoolExecutor
 
 __all__ = [
+    "OwnerDied",
     "ProcessPoolExecutor",
     "TaskCancelled",
     "TaskTimeout",

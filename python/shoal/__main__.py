@@ -8,12 +8,14 @@ from types import CodeType, ModuleType
 
 _USAGE = """\
 usage: python -m shoal [-m MODULE | -c CODE | SCRIPT] ARGS...
+       python -m shoal cache COMMAND DIR
 
 Run a Python program with multiprocessing and joblib on Shoal.
 
   SCRIPT      a file, as `python SCRIPT` would run it
   -m MODULE   a module, as `python -m MODULE` would
   -c CODE     code, as `python -c CODE` would
+  cache       look after a cache of joblib's Memory: ls, stat, verify, prune, rm (a script of that name: ./cache)
   -h, --help  show this
   --version   show Shoal's version
 """
@@ -34,13 +36,17 @@ def _run_code(code: CodeType, module: ModuleType) -> None:
     exec(code, module.__dict__)
 
 
+def _run_by_runpy(path: str) -> None:
+    import runpy
+
+    sys.path.pop(0)
+    runpy.run_path(path, run_name="__main__")
+
+
 def _run_script(path: str, arguments: list[str]) -> None:
     sys.argv[:] = [path, *arguments]
     if os.path.isdir(path):
-        import runpy
-
-        sys.path.pop(0)
-        runpy.run_path(path, run_name="__main__")
+        _run_by_runpy(path)
         return
     try:
         with open(path, "rb") as file:
@@ -48,6 +54,9 @@ def _run_script(path: str, arguments: list[str]) -> None:
     except OSError as error:
         print(f"python -m shoal: can't open file {path!r}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+    if b"\0" in source:  # compiled, or a zip file with a __main__
+        _run_by_runpy(path)
+        return
     sys.path[0] = os.path.dirname(os.path.realpath(path))
     module = _new_main(path)
     _run_code(compile(source, path, "exec"), module)
@@ -67,6 +76,10 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "cache":
+        from shoal import _cache_command
+
+        raise SystemExit(_cache_command.main(arguments[1:]))
     import shoal
 
     if arguments[0] == "--version":

@@ -43,6 +43,10 @@ RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 _WORKER_ENDED, _ATTENTION = 1, 2
 _TERM_GRACE = 0.25  # seconds between SIGTERM and SIGKILL: a stopped process heeds only the latter
 _RETRY_START = 0.1  # seconds until a worker that could not be started is tried again
+_START_LONGEST = 60.0  # seconds that a user's thread tries for
+_ECANCELED = 125  # errno of a start that was not waited for
+_MIND_EVERY = 0.25  # seconds between looks for results that nobody waits for
+_TURN = 0.0003  # seconds in which a thread that was woken gets the GIL and a result
 _FUNCTIONS_SHARED = 1024
 _FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, type)  # what has no state of its own that may change
 _KILLS_FOR_ONE = 16  # workers that were killed count as one that ended by itself
@@ -120,7 +124,14 @@ def serve(
         duties.worker_exit()
 
 
-_thread = threading.local()  # .supervises: this thread is a supervisor, which imports nothing
+# .supervises: this thread is a supervisor, which imports nothing; .starts_for: the crew that it starts a worker for.
+_thread = threading.local()
+
+
+def is_start_wanted() -> bool:
+    """Whether the worker that this thread starts, and that takes its time, is to be waited for."""
+    crew: Crew | None = getattr(_thread, "starts_for", None)
+    return crew is None or crew._waits_for_start()
 
 
 def _forget_imports_of_other_threads() -> None:
@@ -163,6 +174,24 @@ def _found_by_name(function: Any) -> bool:
     )
 
 
+class _Hold:
+    """Takes a crew's lock, and lets its holder know that it is waited for. (No `contextlib`: it costs each worker's
+    start.)"""
+
+    def __init__(self, lock: Any, wanted: list[None]) -> None:
+        self._lock, self._wanted = lock, wanted
+
+    def __enter__(self) -> None:
+        self._wanted.append(None)
+        try:
+            self._lock.acquire()
+        finally:
+            self._wanted.pop()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Crew:
     """Workers in `size` places, each started by `start`, and the threads that look after them.
 
@@ -194,7 +223,13 @@ class Crew:
         self._foreign_main = foreign_main
         self._start = start
         self._restarts = restarts
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held while workers start
+        self._lock_wanted: list[
+            None
+        ] = []  # one a thread that waits for it: a start that takes long is given up for now
+        self._minded = False  # there may be results that nobody waits for
+        self._ending = False
+        self._put_off: list[tuple[int, int, int]] = []  # what the supervisor was told of while a start took long
         self._owner = os.getpid()
         self.functions: dict[Any, int] = {}
         self._fruitless = 0  # workers in a row that ended before they finished a task, weighed
@@ -247,16 +282,35 @@ class Crew:
 
     # -- the workers --
 
+    def hold(self) -> _Hold:
+        """The crew's lock, for a `with`, without waiting for a worker that takes its time to start."""
+        return _Hold(self._lock, self._lock_wanted)
+
+    def _waits_for_start(self) -> bool:
+        """Whether nobody needs the lock, or the supervisor, more than the worker that is being started."""
+        if self._lock_wanted or self._ending:
+            return False
+        if getattr(_thread, "supervises", False):
+            try:
+                self._put_off += self.engine.supervise(0)
+            except ValueError:  # closed
+                return False
+        return not self._put_off
+
     def numbers(self) -> list[dict[str, Any]]:
         """What each worker that runs now did so far; see `Pool.stats`."""
-        with self._lock:
+        with self.hold():
             return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
 
     def _fill(self, place: int) -> None:
         owner = self.engine.enlist(place)
         if self._crashes[place] < 0:
             self._crashes[place] = os.memfd_create("shoal-crash")
-        process = self._start(self.engine, place, owner, self._crashes[place])
+        before, _thread.starts_for = getattr(_thread, "starts_for", None), self
+        try:
+            process = self._start(self.engine, place, owner, self._crashes[place])
+        finally:
+            _thread.starts_for = before
         assert process.pid is not None
         try:
             descriptor = os.pidfd_open(process.pid)
@@ -274,12 +328,27 @@ class Crew:
 
     def grow(self) -> None:
         """Fill one more place, where there is one."""
-        with self._lock:
-            if self.wanted < self.size and self.state == RUN and self.broken is None:
-                self._fill(self.wanted)
-                self.wanted += 1
+        self._begin(self._grow_once)
 
-    def _replace(self, place: int) -> None:
+    def _grow_once(self) -> None:
+        if self.wanted < self.size and self.state == RUN and self.broken is None:
+            self._fill(self.wanted)
+            self.wanted += 1
+
+    def _begin(self, start: Callable[[], None]) -> None:
+        """Start workers from a thread of the user's: again and again where others needed the lock meanwhile."""
+        deadline = time.monotonic() + _START_LONGEST
+        while True:
+            with self.hold():
+                try:
+                    return start()
+                except OSError as error:
+                    if error.errno != _ECANCELED or self._ending or time.monotonic() > deadline:
+                        raise
+            time.sleep(0.001)  # theirs now
+
+    def _bury(self, place: int) -> None:
+        """Settle what a worker that has ended leaves; its place is to be filled again."""
         process = self.processes[place]
         if process is None:
             return
@@ -292,17 +361,13 @@ class Crew:
         # One that was killed from outside says little about the next one.
         weight = 1 if process.exitcode in (-9, -15) else _KILLS_FOR_ONE
         self._fruitless = 0 if held or took_tasks else self._fruitless + weight
-        if self.state == TERMINATE or self._shut:
-            return
-        if self._fruitless > _KILLS_FOR_ONE * (8 + 2 * self.size):
+        if self._fruitless > _KILLS_FOR_ONE * (8 + 2 * self.size) and not (self._ending or self._shut):
             self._break(
                 RuntimeError(
                     "one worker after the other ended before it finished a task (the last one with exit code "
                     f"{process.exitcode}); see what they wrote to stderr: does the initializer fail?"
                 )
             )
-        elif self._restarts:
-            self._fill(place)
 
     def _read_crash(self, place: int) -> str:
         """What the worker wrote about its crash, if anything; the next one there gets a fresh descriptor."""
@@ -320,19 +385,23 @@ class Crew:
 
     def refill(self) -> None:
         """Start what is missing. OSError where that fails."""
-        with self._lock:
-            if self._thread is not None and not self._refill():
-                raise OSError("cannot start a worker process")
+        self._begin(self._refill_all)
+
+    def _refill_all(self) -> None:
+        if self._thread is not None and not self._refill():
+            raise OSError("cannot start a worker process")
 
     def _refill(self) -> bool:
         """Start what could not be started; whether all places are filled."""
-        if self.state == TERMINATE or self._shut or self.broken is not None or not self._restarts:
+        if self._ending or self._shut or self.broken is not None or not self._restarts:
             return True
         for place, process in enumerate(self.processes[: self.wanted]):
             if process is None:
                 try:
                     self._fill(place)
                 except OSError as error:
+                    if error.errno == _ECANCELED:  # put off
+                        return False
                     if all(other is None for other in self.processes):
                         self._break(error)
                         return True
@@ -353,32 +422,59 @@ class Crew:
         complete = True
         while True:
             try:
-                events = self.engine.supervise(None if complete else _RETRY_START)
+                events = self.engine.supervise(0 if self._put_off else self._pause(complete))
             except ValueError:  # closed
                 return
-            with self._lock:
+            events, self._put_off = self._put_off + events, []
+            with self.hold():
                 if self.state == TERMINATE:
                     return
                 try:
                     complete = self._see_to(events)
                 except Exception as error:  # nobody would see to anything any more: say so to all who wait
                     self._break(error)
+                self._collect_unread()
                 self._shut_if_idle()
                 if self._shut and all(process is None for process in self.processes):
                     return
 
+    def _pause(self, complete: bool) -> float | None:
+        if not complete:
+            return _RETRY_START
+        return _MIND_EVERY if self._minded else None
+
+    def mind(self) -> None:
+        """Work was handed out whose results perhaps nobody will wait for: collect them all the same, some time, as what
+        is not collected holds its pool. Seldom more than looking at a flag."""
+        if not self._minded:
+            self._minded = True
+            try:
+                self.engine.call_supervisor()
+            except ValueError:  # closed meanwhile
+                pass
+
+    def _collect_unread(self) -> None:
+        if self._minded:
+            self._minded = False
+            # In this order: mind() comes after its work was handed out; it sees the flag taken back, or we its work.
+            if not self.engine.idle:
+                self._minded = True
+                self._call_helper()
+
     def _see_to(self, events: list[tuple[int, int, int]]) -> bool:
         """Whether all places are filled."""
+        held = False
         for kind, place, _pid in events:
             if kind == _ATTENTION:
                 self._call_helper()
                 continue
-            try:
-                self._replace(place)
-            except OSError:
-                pass  # tried again
+            self._bury(place)
             if not self.engine.idle:  # what the worker held has an outcome now
                 self._call_helper()
+                held = True
+        if held:
+            # A fork holds the GIL for milliseconds. Who waits for that outcome was woken just now: its turn first.
+            time.sleep(_TURN)
         return self._refill()
 
     def _shut_if_idle(self) -> None:
@@ -415,7 +511,7 @@ class Crew:
             return False
         except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
             threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
-        with self._lock:
+        with self.hold():
             if self._over:
                 return False
             try:
@@ -438,7 +534,7 @@ class Crew:
 
     def close(self) -> None:
         """No new work. Workers end once all of it is done."""
-        with self._lock:
+        with self.hold():
             if self.state != RUN:
                 return
             self.state = CLOSE
@@ -467,7 +563,8 @@ class Crew:
         """Fail what is not done, end the workers at once."""
         if os.getpid() != self._owner:
             return
-        with self._lock:
+        self._ending = True
+        with self.hold():
             before, self.state = self.state, TERMINATE
             if before == TERMINATE:
                 return

@@ -10,12 +10,14 @@ before sees ours too. Interpreters that multiprocessing starts (spawn, forkserve
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import weakref
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 _undo: list[tuple[Any, str, Any]] = []
@@ -23,7 +25,8 @@ _MISSING = object()
 
 
 def _set(holder: Any, name: str, value: Any) -> None:
-    _undo.append((holder, name, getattr(holder, name, _MISSING)))
+    # As it stands in there: a static method must not come back as a plain function.
+    _undo.append((holder, name, vars(holder).get(name, _MISSING)))
     setattr(holder, name, value)
 
 
@@ -58,10 +61,34 @@ def uninstall() -> None:
 # ---------------------------------------------------------------------- multiprocessing
 
 
+def installed() -> bool:
+    """Whether it is now."""
+    return bool(_undo)
+
+
 def _preloads() -> list[str]:
     from multiprocessing import forkserver
 
     return forkserver._forkserver._preload_modules  # type: ignore[attr-defined, no-any-return]
+
+
+def _keep_the_insides_of(module: ModuleType) -> None:
+    """Have the functions of this module's classes find each other as before, whatever its names are set to:
+    `ThreadPool` is the standard library's own, and rests on its `Pool` and results by their names."""
+    names = dict(vars(module))
+
+    def keep(function: Any) -> Any:
+        kept = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+        return functools.update_wrapper(kept, function, (*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
+
+    for holder in names.values():
+        if not isinstance(holder, type) or holder.__module__ != module.__name__:
+            continue
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, FunctionType):
+                _set(holder, name, keep(value))
+            elif isinstance(value, (staticmethod, classmethod)) and isinstance(value.__func__, FunctionType):
+                _set(holder, name, type(value)(keep(value.__func__)))
 
 
 def _install_multiprocessing() -> None:
@@ -73,26 +100,42 @@ def _install_multiprocessing() -> None:
         popen_forkserver,
         popen_spawn_posix,
         queues,
+        sharedctypes,
         spawn,
+        synchronize,
     )
 
     import shoal.multiprocessing.context
     import shoal.multiprocessing.pool
     import shoal.multiprocessing.popen_fork
     import shoal.multiprocessing.queues
+    import shoal.multiprocessing.sharedctypes
+    import shoal.multiprocessing.synchronize
 
+    _keep_the_insides_of(pool)
     _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
     # The factories of the standard library know nothing of Shoal's own keyword arguments.
     import multiprocessing
     from multiprocessing import context
 
-    _set(context.BaseContext, "Pool", shoal.multiprocessing.context._Methods.Pool)
-    _set(multiprocessing, "Pool", context._default_context.Pool)  # type: ignore[attr-defined]
+    for name in ("Pool", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
+        _set(context.BaseContext, name, getattr(shoal.multiprocessing.context._Methods, name))
+        _set(multiprocessing, name, getattr(context._default_context, name))  # type: ignore[attr-defined]
     for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
     _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
     _set(queues, "JoinableQueue", shoal.multiprocessing.queues.JoinableQueue)
+    _set(queues, "SimpleQueue", shoal.multiprocessing.queues.SimpleQueue)
+    for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"):
+        _set(synchronize, name, getattr(shoal.multiprocessing.synchronize, name))
+    # What wraps ctypes objects finds its classes by name at each call.
+    for name in ("make_property", "SynchronizedBase", "Synchronized", "SynchronizedArray", "SynchronizedString"):
+        _set(sharedctypes, name, getattr(shoal.multiprocessing.sharedctypes, name))
+    _set(sharedctypes, "class_cache", weakref.WeakKeyDictionary())
     _set(popen_fork, "Popen", shoal.multiprocessing.popen_fork.Popen)
+
+    for name in ("SpawnProcess", "ForkServerProcess"):
+        _set(getattr(context, name), "_Popen", vars(getattr(shoal.multiprocessing.context, name))["_Popen"])
 
     command_line = spawn.get_command_line
 
@@ -152,8 +195,6 @@ _REPLACED = {"parallel": "shoal.joblib.parallel", "_parallel_backends": "shoal.j
 
 
 def _patch_joblib(joblib: ModuleType) -> None:
-    from shoal.joblib.memory import Memory
-
     # Whole modules: programs change names in joblib.parallel, and derive from classes in either.
     for name, home in _REPLACED.items():
         theirs, ours = sys.modules[f"joblib.{name}"], importlib.import_module(home)
@@ -164,8 +205,31 @@ def _patch_joblib(joblib: ModuleType) -> None:
         for known in _PARALLEL_NAMES if name == "parallel" else ():
             _set(theirs, known, getattr(ours, known))  # for those who hold the module
             _set(joblib, known, getattr(ours, known))
-    for holder in (joblib, sys.modules["joblib.memory"]):
-        _set(holder, "Memory", Memory)
+    _patch_joblib_store(joblib)
+
+
+def _patch_joblib_store(joblib: ModuleType) -> None:
+    """Memory, hash, dump and load. What joblib's other modules define beside these stays, and is not used."""
+    from shoal.joblib import _store_backends, compressor, hashing, memory, numpy_pickle
+
+    for name in memory.__all__:
+        for holder in (joblib, sys.modules["joblib.memory"]):
+            if hasattr(holder, name):
+                _set(holder, name, getattr(memory, name))
+    theirs = sys.modules["joblib.memory"]._STORE_BACKENDS  # type: ignore[attr-defined]
+    _store_backends.STORE_BACKENDS.update({name: theirs[name] for name in theirs})
+    _set(sys.modules["joblib.memory"], "_STORE_BACKENDS", _store_backends.STORE_BACKENDS)
+    for holder in (joblib, sys.modules["joblib.hashing"]):
+        _set(holder, "hash", hashing.hash)
+    for holder in (joblib, sys.modules["joblib.numpy_pickle"]):
+        _set(holder, "dump", numpy_pickle.dump)
+        _set(holder, "load", numpy_pickle.load)
+    for name in ("joblib", "joblib.compressor", "joblib.numpy_pickle", "joblib.numpy_pickle_utils"):
+        holder = sys.modules[name]
+        if hasattr(holder, "register_compressor"):
+            _set(holder, "register_compressor", compressor.register_compressor)
+        if hasattr(holder, "_COMPRESSORS"):
+            _set(holder, "_COMPRESSORS", compressor.COMPRESSORS)
 
 
 def _set_module(name: str, module: ModuleType) -> None:

@@ -33,6 +33,7 @@ _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
 _lock = threading.Lock()
 _LIMITS = 16  # RLIM_NLIMITS
+_SIGCONT = 18  # by number: the module of that name costs each worker's start
 
 
 class Zygote:
@@ -67,7 +68,7 @@ class Zygote:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
 
         outlives: it is not killed when this process is gone.
-        BrokenPipeError: the zygote is gone.
+        BrokenPipeError: the zygote is gone. OSError (ECANCELED): the crew that asks does not want it any more.
         """
         environment = dict(os.environ)
         cpus = os.sched_getaffinity(0)
@@ -82,13 +83,16 @@ class Zygote:
                 cpus if cpus != self._cpus else None,
             )
         )
-        return self._engine.start(request, fds, outlives)
+        crew = sys.modules.get("shoal._crew")
+        return self._engine.start(request, fds, outlives, crew.is_start_wanted if crew else None)
 
     def close(self) -> None:
         """End the zygote and everything it forked."""
         self._engine.close()
         try:
-            os.waitpid(self.pid, 0)
+            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                os.kill(self.pid, _SIGCONT)  # one that is stopped would not see that it is to end
+                os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass
 

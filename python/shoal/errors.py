@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TaskCancelled", "TaskTimeout", "WorkerDied"]
+__all__ = ["OwnerDied", "TaskCancelled", "TaskTimeout", "WorkerDied"]
 
 
 class WorkerDied(RuntimeError):
@@ -59,3 +59,29 @@ class TaskTimeout(TimeoutError):
 
 class TaskCancelled(RuntimeError):
     """The task was taken back before it was done: cancelled, or its pool was terminated."""
+
+
+class OwnerDied(RuntimeError):
+    """The process that held a lock, a semaphore's units, or a place at a barrier, died.
+
+    What the lock protects may be half done. Where that is repaired, or does no harm, `reset()` makes it usable again.
+
+    pid: the process's id; 0 where it is not known.
+    what: "lock", "semaphore" or "barrier".
+    """
+
+    def __init__(self, pid: int, what: str = "lock") -> None:
+        super().__init__(pid, what)
+        self.pid = pid
+        self.what = what
+
+    def __str__(self) -> str:
+        who = f" (pid {self.pid})" if self.pid else ""
+        if self.what == "barrier":
+            return f"a process{who} that waited at the barrier died; reset() begins anew"
+        if self.what == "semaphore":
+            return f"all units of the semaphore are held, some by processes{who} that died; reset() frees those"
+        return (
+            f"the process{who} that held the {self.what} died; what it protects may be half done. "
+            f"reset() frees it, robust=True hands it over"
+        )

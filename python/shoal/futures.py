@@ -176,7 +176,7 @@ class _Crew(_crew.Crew):
         except ValueError:  # closed
             pass
 
-    def _replace(self, place: int) -> None:
+    def _bury(self, place: int) -> None:
         worker = self.processes[place]
         if worker is not None and self.broken is None and self.state != TERMINATE:
             worker.join(5)
@@ -186,7 +186,7 @@ class _Crew(_crew.Crew):
                 if words is not None:
                     self._break(process._RemoteTraceback(f"\n'''\n{words}'''"))  # type: ignore[arg-type]
                     return
-        super()._replace(place)
+        super()._bury(place)
 
     def _words_of_initializer(self, place: int) -> str | None:
         crash = self._crashes[place]
@@ -628,7 +628,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             return None
         if crew is None:
             return {}
-        with crew._lock:  # one that is just being replaced is there before it is looked for
+        with crew.hold():  # one that is just being replaced is there before it is looked for
             running = [worker for worker in crew.processes if worker is not None]
         return {worker.pid: worker for worker in running if worker.pid is not None}
 

@@ -345,6 +345,29 @@ static int interrupted_party(void *context)
     return result;
 }
 
+static int impatient_party(void *context)
+{
+    (void)context;
+    shoal_barrier_turn turn = {.patience = 30 * SHOAL_MILLISECOND};
+    int result;
+    while ((result = shoal_barrier_wait(barrier, 20 * SHOAL_SECOND, &turn)) == -EINTR)
+        atomic_fetch_add(&shared->ready, 1);
+    return result;
+}
+
+static void a_party_whose_patience_ends_stays_arrived(void **state)
+{
+    (void)state;
+    create(2);
+    pid_t child = start_child("being impatient", impatient_party, NULL);
+    while (atomic_load(&shared->ready) < 3)
+        sleep_for(SHOAL_MILLISECOND);
+    assert_int_equal(shoal_barrier_waiting(barrier), 1);
+    assert_int_equal(shoal_barrier_broken(barrier), 0);
+    assert_int_equal(shoal_barrier_wait(barrier, SHOAL_FOREVER, NULL), 0);
+    child_ends_well(child);
+}
+
 static void a_party_that_a_signal_interrupts_stays_arrived(void **state)
 {
     (void)state;
@@ -510,6 +533,7 @@ int main(void)
         TEST(abort_and_reset_turn_the_waiting_away),
         TEST(an_action_that_fails_breaks_it),
         TEST(a_party_that_a_signal_interrupts_stays_arrived),
+        TEST(a_party_whose_patience_ends_stays_arrived),
         TEST(a_party_that_dies_waiting_breaks_it_for_the_others),
         TEST(a_death_in_the_action_breaks_it),
         TEST(kills_at_random_instants_break_it_but_hang_nobody),

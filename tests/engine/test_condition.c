@@ -238,6 +238,42 @@ static int interrupted(void *context)
     return 0;
 }
 
+static int impatient(void *context)
+{
+    (void)context;
+    shoal_condition_turn turn = {.patience = 30 * SHOAL_MILLISECOND};
+    take();
+    int returns = 0, result;
+    while ((result = shoal_condition_wait(condition, 20 * SHOAL_SECOND, &turn)) == -EINTR) {
+        CHECK(turn.depth == 1);
+        atomic_store(&shared->ready, (uint32_t)++returns);
+    }
+    CHECK(result == 0);
+    CHECK(returns >= 3);
+    CHECK(turn.patience == 30 * SHOAL_MILLISECOND);
+    give();
+    return 0;
+}
+
+/* In its wait for the notification, and in that for the lock. */
+static void a_wait_whose_patience_ends_goes_on_where_it_was(void **state)
+{
+    (void)state;
+    pid_t child = start_child("being impatient", impatient, NULL);
+    wait_until_waiting(1);
+    while (atomic_load(&shared->ready) < 2)
+        sleep_for(SHOAL_MILLISECOND);
+    assert_int_equal(shoal_condition_waiting(condition), 1);
+    take();
+    assert_int_equal(shoal_condition_notify(condition, 1), 0);
+    assert_int_equal(shoal_condition_waiting(condition), 0);
+    const uint32_t before = atomic_load(&shared->ready);
+    while (atomic_load(&shared->ready) < before + 2)
+        sleep_for(SHOAL_MILLISECOND);
+    give();
+    child_ends_well(child);
+}
+
 static pid_t interrupt_a_waiter(void *context)
 {
     pid_t child = start_child("being interrupted", interrupted, context);
@@ -537,6 +573,7 @@ int main(void)
         WITH(set_up_recursive, a_recursive_lock_is_given_up_wholly_and_taken_again),
         WITH(set_up, a_notification_between_signal_and_second_call_is_not_lost),
         WITH(set_up, who_gives_up_hands_its_notification_on),
+        WITH(set_up, a_wait_whose_patience_ends_goes_on_where_it_was),
         WITH(set_up, a_killed_waiters_notification_goes_to_another_who_waited_then),
         WITH(set_up, a_killed_waiter_blocks_no_notifier),
         WITH(set_up, who_waits_hears_when_the_lock_s_owner_died),

@@ -665,21 +665,110 @@ static void a_fork_gives_parent_and_child_a_lent_block_each(void **state)
     assert_true(all_bytes_are(at, MEGABYTE / 2, 0x11));
     assert_true(all_bytes_are(at + MEGABYTE / 2, MEGABYTE / 2, 0x33));
 
-    /* Retired: nobody gets its memory again, which the child may still have rested on. */
+    shoal_heap_release(elsewhere);
+    shoal_loan_return(lent.loan);
+    shoal_heap_release(lent.heap);
+}
+
+static int look_late(void *context)
+{
+    struct lent *lent = context;
+    /* Descends from the fork, and closes what it does not know, as daemons do. */
+    pid_t grandchild = fork();
+    if (grandchild != 0)
+        return grandchild < 0;
+    (void)close_range(3, ~0u, 0);
+    atomic_store(lent->step, 1);
+    await_step(lent->step, 2);
+    bool as_it_was = all_bytes_are(shoal_loan_pointer(lent->loan), MEGABYTE, 0x11);
+    atomic_store(lent->step, as_it_was ? 3 : -1);
+    _exit(0);
+}
+
+/* Blocks are returned to a heap at the next turn of a loan. */
+static void turn_a_loan(shoal_heap *heap)
+{
+    shoal_loan *loan;
+    assert_int_equal(shoal_heap_lend(heap, take(heap, SHOAL_VIEW_MINIMUM, 7), &loan), 0);
+    shoal_loan_return(loan);
+}
+
+static void a_returned_blocks_memory_is_used_again_once_all_that_were_forked_meanwhile_are_gone(void **state)
+{
+    (void)state;
+    struct lent lent = {.heap = make_heap(16 * MEGABYTE), .step = shared_memory(4096)};
+    shoal_heap *elsewhere;
+    assert_int_equal(shoal_heap_attach(shoal_heap_fd(lent.heap), &elsewhere), 0);
+    lent.block = take(lent.heap, MEGABYTE, 1);
+    assert_int_equal(shoal_heap_lend(lent.heap, lent.block, &lent.loan), 0);
+    memset(shoal_loan_pointer(lent.loan), 0x11, MEGABYTE);
+    child_ends_well(start_child("a child that forks and ends", look_late, &lent));
+    await_step(lent.step, 1);
+    memset(shoal_loan_pointer(lent.loan), 0x55, MEGABYTE); /* the parent's own */
     assert_int_equal(count(lent.heap).blocks, 0);
     assert_int_equal(shoal_heap_free(lent.heap, lent.block), -EINVAL);
     shoal_loan_return(lent.loan);
     assert_int_equal(shoal_heap_sweep(lent.heap, 1, NULL), 0);
     assert_int_equal(shoal_heap_trim(lent.heap), 0);
+    turn_a_loan(lent.heap);
     shoal_block others[14];
     for (int i = 0; i < 14; i++) {
         others[i] = take(elsewhere, MEGABYTE, 2);
         assert_true(others[i] >= lent.block + MEGABYTE || others[i] + MEGABYTE <= lent.block);
         memset(shoal_heap_pointer(elsewhere, others[i], NULL), 0x44, MEGABYTE);
     }
-    assert_true(all_bytes_are((uint8_t *)lent.heap->header + lent.block, MEGABYTE / 2, 0x11));
+    atomic_store(lent.step, 2);
+    while (atomic_load(lent.step) == 2)
+        sleep_for(SHOAL_MILLISECOND);
+    assert_int_equal(atomic_load(lent.step), 3);
+
+    /* Its block is the only room for another one; it takes a moment to end. */
+    (void)take(lent.heap, MEGABYTE / 2, 1);
+    shoal_block again = 0;
+    int error = -ENOMEM;
+    for (int i = 0; i < 5000 && error == -ENOMEM; i++) {
+        sleep_for(SHOAL_MILLISECOND);
+        turn_a_loan(lent.heap);
+        error = shoal_heap_allocate(lent.heap, MEGABYTE, 1, &again);
+    }
+    assert_int_equal(error, 0);
+    assert_int_equal(again, lent.block);
+    /* Shared again: what is written here is seen in the other mapping. */
+    memset((uint8_t *)lent.heap->header + again, 0x66, MEGABYTE);
+    assert_true(all_bytes_are(shoal_heap_pointer(elsewhere, again, NULL), MEGABYTE, 0x66));
     shoal_heap_release(elsewhere);
     shoal_heap_release(lent.heap);
+}
+
+static int do_nothing(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+static void held_blocks_and_forks_without_end_need_no_more_memory(void **state)
+{
+    (void)state;
+    enum { HELD = 4 };
+    shoal_heap *heap = make_heap(16 * MEGABYTE);
+    shoal_loan *held[HELD] = {NULL};
+    const int descriptors = open_descriptors();
+    for (int i = 0; i < 100; i++) {
+        shoal_loan_return(held[i % HELD]);
+        assert_int_equal(shoal_heap_lend(heap, take(heap, MEGABYTE, 1), &held[i % HELD]), 0);
+        memset(shoal_loan_pointer(held[i % HELD]), i, MEGABYTE);
+        child_ends_well(start_child("a child", do_nothing, NULL));
+        for (int j = 0; j <= i && j < HELD; j++)
+            assert_true(all_bytes_are(shoal_loan_pointer(held[(i - j) % HELD]), MEGABYTE, (uint8_t)(i - j)));
+    }
+    for (int i = 0; i < HELD; i++)
+        shoal_loan_return(held[i]);
+    turn_a_loan(heap);
+    assert_int_equal(count(heap).blocks, 0);
+    assert_true(count(heap).touched <= (HELD + 2) * MEGABYTE);
+    assert_int_equal(count(heap).free, count(heap).touched);
+    assert_int_equal(open_descriptors(), descriptors);
+    shoal_heap_release(heap);
 }
 
 static int fork_again(void *context)
@@ -729,14 +818,16 @@ static void a_loan_made_after_the_fork_is_still_shared_and_freed(void **state)
     (void)state;
     struct lent lent = {.heap = make_heap(16 * MEGABYTE)};
     shoal_loan *early, *late;
-    assert_int_equal(shoal_heap_lend(lent.heap, take(lent.heap, MEGABYTE, 1), &early), 0);
+    shoal_block first = take(lent.heap, MEGABYTE, 1);
+    assert_int_equal(shoal_heap_lend(lent.heap, first, &early), 0);
     lent.loan = early;
     child_ends_well(start_child("a child that returns its parent's loan", return_inherited, &lent));
     shoal_block block = take(lent.heap, MEGABYTE, 1);
     assert_int_equal(shoal_heap_lend(lent.heap, block, &late), 0);
-    shoal_loan_return(early);
     shoal_loan_return(late);
     assert_int_equal(take(lent.heap, MEGABYTE, 1), block);
+    shoal_loan_return(early);
+    assert_int_equal(take(lent.heap, MEGABYTE, 1), first);
     shoal_heap_release(lent.heap);
 }
 
@@ -770,6 +861,9 @@ int main(void)
         cmocka_unit_test_setup(a_loan_shows_the_block_and_frees_it_when_it_is_returned, start_clock),
         cmocka_unit_test_setup(a_loan_keeps_the_heap_mapped, start_clock),
         cmocka_unit_test_setup(a_fork_gives_parent_and_child_a_lent_block_each, start_clock),
+        cmocka_unit_test_setup(a_returned_blocks_memory_is_used_again_once_all_that_were_forked_meanwhile_are_gone,
+                               start_clock),
+        cmocka_unit_test_setup(held_blocks_and_forks_without_end_need_no_more_memory, start_clock),
         cmocka_unit_test_setup(each_further_fork_copies_what_its_own_parent_had, start_clock),
         cmocka_unit_test_setup(a_loan_made_after_the_fork_is_still_shared_and_freed, start_clock),
     };

@@ -292,6 +292,62 @@ static void a_killed_zygote_does_its_processes_no_harm(void **state)
     shoal_zygote_close(zygote);
 }
 
+static int descriptor_count(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static int is_wanted_yet(void *context)
+{
+    int *left = context;
+    return (*left)-- > 0;
+}
+
+static void nobody_waits_for_a_zygote_that_is_stopped(void **state)
+{
+    (void)state;
+    enum { GIVEN_UP = 12, LARGE = 60000 }; /* more than the socket holds */
+    static char large[LARGE];
+    memset(large, 'x', sizeof large);
+    shoal_zygote *zygote = start_zygote();
+    shoal_process *sleeper, *process = NULL;
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(shoal_zygote_start_process(zygote, "s", 1, NULL, 0, 0, &sleeper), 0);
+    const int before = descriptor_count();
+    kill(zygote_pid, SIGSTOP);
+    for (int i = 0; i < GIVEN_UP; i++) {
+        int left = 1;
+        assert_int_equal(
+            shoal_zygote_start_process_while(zygote, large, LARGE, &ends[1], 1, 0, is_wanted_yet, &left, &process),
+            -ECANCELED);
+        assert_int_equal(left, -1);
+    }
+    /* It is gone, but the zygote alone knows how. */
+    shoal_exit how;
+    assert_int_equal(shoal_process_signal(sleeper, SIGKILL), 0);
+    const int64_t begin = shoal_clock_now();
+    assert_int_equal(shoal_process_wait(sleeper, 30 * SHOAL_SECOND, &how), -ECHILD);
+    assert_true(shoal_clock_now() - begin < 900 * SHOAL_MILLISECOND);
+    shoal_process_close(sleeper);
+
+    kill(zygote_pid, SIGCONT);
+    int left = 1000;
+    assert_int_equal(shoal_zygote_start_process_while(zygote, "xy", 2, NULL, 0, 0, is_wanted_yet, &left, &process), 0);
+    assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);
+    assert_int_equal(how.code, 2);
+    shoal_process_close(process);
+    close(ends[1]);
+    char text[1];
+    assert_int_equal(read(ends[0], text, 1), 0); /* what was given up never ran */
+    close(ends[0]);
+    assert_int_equal(descriptor_count(), before - 3); /* the pipe's and the sleeper's */
+    end_zygote(zygote);
+}
+
 /* Be an asker that has two processes forked, of which the second outlives it; tell their pids, wait to be killed. */
 static void run_asker(int ready, bool kill_zygote)
 {
@@ -440,14 +496,6 @@ static void what_a_zygote_forked_that_died_before_it_replied_never_runs(void **s
     }
 }
 
-static int descriptor_count(void)
-{
-    int count = 0;
-    for (int fd = 0; fd < 1024; fd++)
-        count += fcntl(fd, F_GETFD) >= 0;
-    return count;
-}
-
 static int count_descriptors(void *context, const void *request, size_t size, const int *fds, uint32_t fd_count)
 {
     (void)context, (void)request, (void)size, (void)fds, (void)fd_count;
@@ -531,6 +579,7 @@ int main(void)
                                start_clock),
         cmocka_unit_test_setup(threads_that_ask_a_zygote_at_once_each_get_their_own, start_clock),
         cmocka_unit_test_setup(a_killed_zygote_does_its_processes_no_harm, start_clock),
+        cmocka_unit_test_setup(nobody_waits_for_a_zygote_that_is_stopped, start_clock),
         cmocka_unit_test_setup(a_killed_askers_processes_end_but_for_those_that_outlive_it, start_clock),
         cmocka_unit_test_setup(a_request_whose_asker_is_gone_before_the_go_ahead_never_runs, start_clock),
         cmocka_unit_test_setup(what_a_zygote_forked_that_died_before_it_replied_never_runs, start_clock),

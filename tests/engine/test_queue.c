@@ -3,6 +3,7 @@
 #include "helpers.h"
 
 #include <fcntl.h>
+#include <poll.h>
 
 #include "queue/queue.h"
 
@@ -42,7 +43,7 @@ static struct shoal_heap_numbers count_blocks(shoal_queue *queue)
 static int answer_over_attached(void *context)
 {
     shoal_queue *attached;
-    int fds[2];
+    int fds[SHOAL_QUEUE_FDS];
     shoal_queue_fds(context, fds);
     CHECK(shoal_queue_attach(fds, &attached) == 0);
     CHECK(get_number(attached) == 41);
@@ -76,17 +77,18 @@ static void what_is_no_queue_is_not_attached(void **state)
 {
     (void)state;
     shoal_queue *queue = make_queue(0), *other = NULL;
-    int right[2];
+    int right[SHOAL_QUEUE_FDS];
     shoal_queue_fds(queue, right);
     int before = open_descriptors();
     static const uint8_t zeros[8192];
     const int zeroed = make_file(zeros, sizeof zeros), tiny = make_file(zeros, 8), cut = make_file(queue->header, 8192);
-    assert_int_equal(shoal_queue_attach((int[2]){zeroed, right[1]}, &other), SHOAL_ECORRUPT);
-    assert_int_equal(shoal_queue_attach((int[2]){tiny, right[1]}, &other), SHOAL_ECORRUPT);
-    assert_int_equal(shoal_queue_attach((int[2]){cut, right[1]}, &other), SHOAL_ECORRUPT);
-    assert_int_equal(shoal_queue_attach((int[2]){right[0], zeroed}, &other), SHOAL_ECORRUPT);
-    assert_int_equal(shoal_queue_attach((int[2]){right[1], right[0]}, &other), SHOAL_ECORRUPT);
-    assert_int_equal(shoal_queue_attach((int[2]){-1, right[1]}, &other), -EBADF);
+    assert_int_equal(shoal_queue_attach((int[]){zeroed, right[1], right[2]}, &other), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_queue_attach((int[]){tiny, right[1], right[2]}, &other), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_queue_attach((int[]){cut, right[1], right[2]}, &other), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_queue_attach((int[]){right[0], zeroed, right[2]}, &other), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_queue_attach((int[]){right[1], right[0], right[2]}, &other), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_queue_attach((int[]){-1, right[1], right[2]}, &other), -EBADF);
+    assert_int_equal(shoal_queue_attach((int[]){right[0], right[1], -1}, &other), -EBADF);
     for (size_t i = 0; i < offsetof(struct queue_header, unused0); i++) {
         if (i >= offsetof(struct queue_header, capacity) && i < offsetof(struct queue_header, size))
             continue; /* any capacity is one */
@@ -439,13 +441,79 @@ static void blocks_of_an_item_that_found_no_room_stay_the_producers(void **state
     shoal_queue_close(queue);
 }
 
+/* ----------------------------------------------------------------------- watch ---- */
+
+static bool is_readable(int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    return poll(&entry, 1, 0) == 1;
+}
+
+static int put_over_attached(void *context)
+{
+    shoal_queue *attached;
+    int fds[SHOAL_QUEUE_FDS];
+    shoal_queue_fds(context, fds);
+    CHECK(shoal_queue_attach(fds, &attached) == 0);
+    put_number(attached, 7);
+    shoal_queue_close(attached);
+    return 0;
+}
+
+static void a_watched_queue_is_readable_while_something_is_in_it(void **state)
+{
+    (void)state;
+    shoal_queue *queue = make_queue(0);
+    put_number(queue, 1); /* before anybody asked */
+    const int fd = shoal_queue_watch(queue);
+    assert_true(is_readable(fd));
+    put_number(queue, 2);
+    assert_int_equal(get_number(queue), 1);
+    assert_true(is_readable(fd));
+    assert_int_equal(get_number(queue), 2);
+    assert_false(is_readable(fd));
+    child_ends_well(start_child("a put into a watched queue", put_over_attached, queue));
+    assert_int_equal(shoal_queue_watch(queue), fd);
+    assert_true(is_readable(fd));
+    assert_int_equal(get_number(queue), 7);
+    assert_false(is_readable(fd));
+    shoal_queue_close(queue);
+}
+
+enum { WATCHED_ITEMS = 20000 };
+
+static int put_many_numbers(void *context)
+{
+    for (uint64_t i = 0; i < WATCHED_ITEMS; i++)
+        put_number(context, i);
+    return 0;
+}
+
+static void who_polls_for_items_gets_all_of_them(void **state)
+{
+    (void)state;
+    shoal_queue *queue = make_queue(4); /* few: it is empty again and again */
+    struct pollfd entry = {.fd = shoal_queue_watch(queue), .events = POLLIN};
+    pid_t producer = start_child("puts into a watched queue", put_many_numbers, queue);
+    for (uint64_t next = 0; next < WATCHED_ITEMS;) {
+        assert_int_equal(poll(&entry, 1, 20000), 1);
+        uint64_t number;
+        size_t size;
+        if (shoal_queue_get(queue, &number, sizeof number, 0, &size) == 0)
+            assert_int_equal(number, next++);
+    }
+    child_ends_well(producer);
+    assert_false(is_readable(entry.fd));
+    shoal_queue_close(queue);
+}
+
 /* ---------------------------------------------------------------------- memory ---- */
 
 static void memory_that_a_burst_took_goes_back_to_the_machine(void **state)
 {
     (void)state;
     shoal_queue *queue = make_queue(0);
-    int fds[2];
+    int fds[SHOAL_QUEUE_FDS];
     shoal_queue_fds(queue, fds);
     size_t before = bytes_taken(fds[0]);
     for (uint64_t i = 0; i < 300000; i++)
@@ -503,6 +571,8 @@ int main(void)
         cmocka_unit_test_setup(a_signal_interrupts_who_waits_for_ever, start_clock),
         cmocka_unit_test_setup(an_items_blocks_go_from_the_producer_to_who_takes_it, start_clock),
         cmocka_unit_test_setup(blocks_of_an_item_that_found_no_room_stay_the_producers, start_clock),
+        cmocka_unit_test_setup(a_watched_queue_is_readable_while_something_is_in_it, start_clock),
+        cmocka_unit_test_setup(who_polls_for_items_gets_all_of_them, start_clock),
         cmocka_unit_test_setup(memory_that_a_burst_took_goes_back_to_the_machine, start_clock),
         cmocka_unit_test_setup(a_heap_that_is_full_is_an_error_until_items_are_taken, start_clock),
     };

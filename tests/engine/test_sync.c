@@ -236,6 +236,97 @@ static void there_is_no_look_on_the_peers_own_cpu(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
+static void objects_of_a_group_are_found_by_their_places_also_by_a_child(void **state)
+{
+    (void)state;
+    shoal_sync_group *group, *attached;
+    assert_int_equal(shoal_sync_group_create(&group), 0);
+    assert_int_equal(shoal_sync_group_attach(shoal_sync_group_fd(group), &attached), 0);
+    shoal_lock *lock, *same_lock;
+    shoal_semaphore *semaphore, *same_semaphore;
+    shoal_event *event, *same_event;
+    const shoal_semaphore_options one = {.value = 1};
+    assert_int_equal(shoal_lock_create_in(group, NULL, &lock), 0);
+    assert_int_equal(shoal_semaphore_create_in(attached, &one, &semaphore), 0);
+    assert_int_equal(shoal_event_create_in(group, &event), 0);
+    assert_int_equal(shoal_lock_place(lock), 1);
+    assert_int_equal(shoal_semaphore_place(semaphore), 2);
+    assert_int_equal(shoal_event_place(event), 3);
+    assert_int_equal(shoal_lock_fd(lock), shoal_sync_group_fd(group));
+    assert_int_equal(shoal_lock_attach_in(attached, 1, &same_lock), 0);
+    assert_int_equal(shoal_semaphore_attach_in(group, 2, &same_semaphore), 0);
+    assert_int_equal(shoal_event_attach_in(attached, 3, &same_event), 0);
+    assert_int_equal(shoal_lock_acquire(lock, 0), 0);
+    assert_int_equal(shoal_lock_acquire(same_lock, 0), -ETIMEDOUT);
+    assert_int_equal(shoal_semaphore_acquire(semaphore, 0), 0);
+    assert_int_equal(shoal_semaphore_value(same_semaphore), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        shoal_event_set(event);
+        _exit(shoal_lock_release(lock));
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(shoal_event_is_set(same_event), 1);
+    assert_int_equal(shoal_lock_acquire(same_lock, 0), 0);
+
+    /* No place is another kind's, or out of the group; what is too large is refused. */
+    shoal_lock *none;
+    shoal_semaphore *owned;
+    assert_int_equal(shoal_lock_attach_in(group, 0, &none), -EINVAL);
+    assert_int_equal(shoal_lock_attach_in(group, 128, &none), -EINVAL);
+    assert_int_equal(shoal_lock_attach_in(group, 2, &none), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_lock_attach_in(group, 4, &none), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_lock_attach(shoal_lock_fd(lock), &none), SHOAL_ECORRUPT);
+    assert_int_equal(shoal_sync_group_attach(-1, &attached), -EBADF);
+    const shoal_semaphore_options options = {.value = 1, .flags = SHOAL_SEMAPHORE_OWNED};
+    assert_int_equal(shoal_semaphore_create_in(group, &options, &owned), -EMSGSIZE);
+
+    shoal_lock_close(same_lock);
+    shoal_semaphore_close(same_semaphore);
+    shoal_event_close(same_event);
+    shoal_lock_close(lock);
+    shoal_semaphore_close(semaphore);
+    shoal_event_close(event);
+    shoal_sync_group_close(attached);
+    shoal_sync_group_close(group);
+}
+
+static void a_full_group_says_so(void **state)
+{
+    (void)state;
+    shoal_sync_group *group;
+    shoal_event *events[127], *more;
+    assert_int_equal(shoal_sync_group_create(&group), 0);
+    for (int i = 0; i < 127; i++)
+        assert_int_equal(shoal_event_create_in(group, &events[i]), 0);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(shoal_event_create_in(group, &more), -ENOSPC);
+    shoal_event_set(events[126]);
+    assert_int_equal(shoal_event_is_set(events[125]), 0);
+    for (int i = 0; i < 127; i++)
+        shoal_event_close(events[i]);
+    shoal_sync_group_close(group);
+}
+
+static void conditions_tell_the_locks_of_a_group_apart(void **state)
+{
+    (void)state;
+    shoal_sync_group *group;
+    shoal_lock *first, *second;
+    shoal_condition *condition, *none;
+    assert_int_equal(shoal_sync_group_create(&group), 0);
+    assert_int_equal(shoal_lock_create_in(group, NULL, &first), 0);
+    assert_int_equal(shoal_lock_create_in(group, NULL, &second), 0);
+    assert_int_equal(shoal_condition_create(first, &condition), 0);
+    assert_int_equal(shoal_condition_attach(shoal_condition_fd(condition), second, &none), -EINVAL);
+    shoal_condition_close(condition);
+    shoal_lock_close(first);
+    shoal_lock_close(second);
+    shoal_sync_group_close(group);
+}
+
 int main(void)
 {
 #define SHARED(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -251,6 +342,9 @@ int main(void)
         SHARED(no_wake_is_lost_in_100000_hand_overs),
         SHARED(a_look_is_bounded_and_shrinks_where_it_does_not_help),
         SHARED(there_is_no_look_on_the_peers_own_cpu),
+        cmocka_unit_test(objects_of_a_group_are_found_by_their_places_also_by_a_child),
+        cmocka_unit_test(a_full_group_says_so),
+        cmocka_unit_test(conditions_tell_the_locks_of_a_group_apart),
     };
     alarm(60);
     return cmocka_run_group_tests_name("sync", tests, NULL, NULL);

@@ -81,7 +81,7 @@ def test_joblib_that_is_imported_later_is_ours_too(tmp_path: Path) -> None:
         shoal=True,
     )
     assert done.stdout.splitlines() == [
-        "shoal.joblib.parallel shoal.joblib.memory joblib.numpy_pickle",
+        "shoal.joblib.parallel shoal.joblib.memory shoal.joblib.numpy_pickle",
         "[0, 1, 2]",
     ], done.stderr
 
@@ -144,3 +144,97 @@ def test_wrong_use_is_explained() -> None:
     assert _shoal("--nonsense").returncode == 2
     assert _shoal("-m").returncode == 2
     assert _shoal().returncode == 2
+
+
+def test_thread_pools_stay_the_standard_librarys(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing.dummy
+        from multiprocessing.pool import ThreadPool
+        import shoal
+        shoal.install()
+        with ThreadPool(2) as pool, multiprocessing.dummy.Pool(2) as other:
+            print(pool.map(abs, [-1, 2]), list(pool.imap(abs, [-3])), pool.apply_async(abs, (-4,)).get())
+            print(other.map(abs, [-5]))
+        shoal.uninstall()
+        with ThreadPool(1) as pool:
+            print(pool.map(abs, [-6]))
+        """,
+    )
+    assert done.stdout.splitlines() == ["[1, 2] [3] 4", "[5]", "[6]"], done.stderr
+
+
+def test_there_is_one_start_method_by_either_name(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing
+        import shoal.multiprocessing as ours
+
+        def show():
+            methods = ours.get_start_method(), multiprocessing.get_start_method()
+            print(*methods, type(ours.Queue()).__module__, flush=True)
+
+        if __name__ == "__main__":
+            print(multiprocessing.get_start_method(allow_none=True), ours.get_start_method(allow_none=True))
+            multiprocessing.set_start_method("spawn")
+            show()
+            ours.set_start_method("forkserver", force=True)
+            show()
+            process = multiprocessing.Process(target=show)
+            process.start()
+            process.join()
+            try:
+                ours.set_start_method("fork")
+            except RuntimeError as error:
+                print(error)
+        """,
+        shoal=True,
+    )
+    assert done.stdout.splitlines() == [
+        "None None",
+        "spawn spawn shoal.multiprocessing.queues",
+        "forkserver forkserver shoal.multiprocessing.queues",
+        "forkserver forkserver shoal.multiprocessing.queues",
+        "context has already been set",
+    ], done.stderr
+
+
+def test_under_install_clean_processes_come_from_a_zygote(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, os
+
+        def parent(queue):
+            queue.put(os.getppid())
+
+        if __name__ == "__main__":
+            for method in ("spawn", "forkserver"):
+                context = multiprocessing.get_context(method)
+                queue = context.SimpleQueue()
+                process = context.Process(target=parent, args=(queue,))
+                process.start()
+                print(type(process._popen).__module__, queue.get() != os.getpid())
+                process.join()
+        """,
+        shoal=True,
+    )
+    assert done.stdout.splitlines() == ["shoal.multiprocessing.popen_clean True"] * 2, done.stderr
+
+
+def test_zip_files_and_compiled_programs_run(tmp_path: Path) -> None:
+    import py_compile
+    import zipfile
+
+    source = tmp_path / "program.py"
+    source.write_text("import sys\nprint(__name__, sys.argv[1:])\n")
+    compiled = py_compile.compile(str(source), cfile=str(tmp_path / "program.pyc"))
+    with zipfile.ZipFile(tmp_path / "program.zip", "w") as file:
+        file.write(source, "__main__.py")
+    for path in (compiled, str(tmp_path / "program.zip")):
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal", str(path), "x"], capture_output=True, text=True, timeout=40
+        )
+        assert done.stdout == "__main__ ['x']\n", done.stderr

@@ -541,3 +541,28 @@ def test_zygotes_are_reused_by_threads_that_stand_the_same() -> None:
         os.umask(umask)
     assert second is not first
     assert _zygote.get().current() is first
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_exit_functions_of_a_process_run_as_in_multiprocessing(tmp_path: Path, method: str) -> None:
+    source = """
+        import atexit, sys
+        from multiprocessing import util
+        from {module} import get_context
+
+        def task():
+            atexit.register(print, "atexit", flush=True)
+            util.Finalize(None, print, ("finalizer",), {{"flush": True}}, exitpriority=1)
+
+        if __name__ == "__main__":
+            atexit.register(print, "the program's own")
+            process = get_context(sys.argv[1]).Process(target=task)
+            process.start()
+            process.join()
+    """
+    ours, theirs = (
+        run_program(tmp_path, source.format(module=module), method)
+        for module in ("shoal.multiprocessing", "multiprocessing")
+    )
+    assert ours.stdout == theirs.stdout, ours.stderr
+    assert "finalizer" in ours.stdout

@@ -1,4 +1,4 @@
-"""`joblib` on Shoal's engine: `Parallel`, `delayed`, `Memory`."""
+"""`joblib` on Shoal's engine: `Parallel`, `delayed`, `Memory`, `hash`, `dump`, `load`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,41 @@ if TYPE_CHECKING:
     from shoal.joblib._config import effective_n_jobs, parallel_backend, parallel_config, register_parallel_backend
     from shoal.joblib._cpus import cpu_count
     from shoal.joblib._wrapping import wrap_non_picklable_objects
-    from shoal.joblib.memory import Memory
+    from shoal.joblib.compressor import register_compressor
+    from shoal.joblib.hashing import hash
+    from shoal.joblib.memory import MemorizedResult, Memory, expires_after, register_store_backend
+    from shoal.joblib.numpy_pickle import dump, load
     from shoal.joblib.parallel import Parallel, delayed
 
 __all__ = [
+    "MemorizedResult",
     "Memory",
     "Parallel",
     "ParallelBackendBase",
     "cpu_count",
     "delayed",
+    "dump",
     "effective_n_jobs",
+    "expires_after",
+    "hash",
+    "load",
     "parallel_backend",
     "parallel_config",
+    "register_compressor",
     "register_parallel_backend",
+    "register_store_backend",
     "wrap_non_picklable_objects",
 ]
 
 _HOMES = {
+    "MemorizedResult": "shoal.joblib.memory",
     "Memory": "shoal.joblib.memory",
+    "dump": "shoal.joblib.numpy_pickle",
+    "expires_after": "shoal.joblib.memory",
+    "hash": "shoal.joblib.hashing",
+    "load": "shoal.joblib.numpy_pickle",
+    "register_compressor": "shoal.joblib.compressor",
+    "register_store_backend": "shoal.joblib.memory",
     "Parallel": "shoal.joblib.parallel",
     "ParallelBackendBase": "shoal.joblib._backends",
     "cpu_count": "shoal.joblib._cpus",

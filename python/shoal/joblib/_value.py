@@ -7,6 +7,7 @@ import pickle
 import reprlib
 from typing import Any
 
+PARTS = 64  # of what a function rests on, that an entry names
 IN_BAND = 1024  # bytes up to which a buffer is better off inside the pickle
 
 _SCALARS = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -58,18 +59,26 @@ def short_repr(value: Any) -> str:
         return f"<{kind.__name__}, whose repr raised {type(error).__name__}>"
 
 
-def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """The arguments of a call as an entry keeps them."""
-    text = json.dumps([[short_repr(value) for value in args], {name: short_repr(kwargs[name]) for name in kwargs}])
+def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: dict[str, bytes]) -> bytes:
+    """The arguments of a call, and what the function was made of, as an entry keeps them."""
+    about: list[Any] = [[short_repr(value) for value in args], {name: short_repr(kwargs[name]) for name in kwargs}]
+    about.append({name: parts[name][:4].hex() for name in list(parts)[:PARTS]})
+    text = json.dumps(about)
     return text.encode("utf-8", "surrogatepass")
 
 
 def read_call(about: bytes, names: tuple[str, ...], leading: int) -> dict[str, str]:
     """What describe_call wrote, by parameter; what is left of `*args` under "*"."""
-    args, kwargs = json.loads(about)
+    args, kwargs = json.loads(about)[:2]
     mine = names[leading:]
     result: dict[str, str] = dict(zip(mine, args, strict=False))
     if len(args) > len(mine):
         result["*"] = "[" + ", ".join(args[len(mine) :]) + "]"
     result.update(kwargs)
     return result
+
+
+def read_parts(about: bytes) -> dict[str, str]:
+    """What describe_call wrote of the function's parts: their names, and the beginnings of their digests in hex."""
+    content = json.loads(about)
+    return dict(content[2]) if len(content) > 2 else {}

@@ -208,6 +208,8 @@ class Parameters:
     positional: int
     takes_args: bool
     takes_keywords: bool
+    watch: tuple[tuple[Any, ...], ...]
+    parts: dict[str, bytes]  # what the identity is made of, by name
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -217,10 +219,12 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def examine(function: Any, ignore: list[str], nothing: object) -> Parameters:
-    """Look at a callable: what it is, and which of its parameters count.
+def examine(function: Any, ignore: list[str], nothing: object, follow: Any = True) -> Parameters:
+    """Look at a callable: what it is, which of its parameters count, and what else its results rest on.
 
-    `nothing` stands for "no default". Raises ValueError for names in `ignore` that the function has not.
+    `nothing` stands for "no default". `follow`: as of Memory.
+
+    Raises ValueError for names in `ignore` that the function has not.
     """
     leading: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
@@ -275,10 +279,17 @@ def examine(function: Any, ignore: list[str], nothing: object) -> Parameters:
                 f"Ignore list: argument '{name}' is not defined for function {function_name(function)}{signature or ''}"
             )
     ignored = bytes(name in ignore for name in (*names, "*", "**"))
-    identity = _engine.hash_object(("shoal-memory-1", meaning, tuple(names), star, double_star, ignored))
+    from shoal.joblib._depends import Depends, Project
+
+    depends = Depends(watched, Project(inner, follow), nothing)
+    identity_of: tuple[Any, ...] = ("shoal-memory-1", meaning, tuple(names), star, double_star, ignored)
+    parts = {"the function's own code": _engine.hash_object(identity_of), **depends.parts}
+    if depends.parts:
+        identity_of = (*identity_of, depends.parts)
+    identity = _engine.hash_object(identity_of)
     return Parameters(
         watched, cells, identity, tuple(names), tuple(defaults), ignored, leading, keywords,
-        positional_only, positional, star is not None, double_star is not None,
+        positional_only, positional, star is not None, double_star is not None, depends.watch, parts,
     )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ on disk.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import datetime
 import functools
 import inspect
-import logging
 import os
 import pickle
 import time
@@ -25,220 +26,55 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal import _engine
-from shoal.joblib import _value, func_inspect
+from shoal.joblib import _explain, _value, func_inspect
+from shoal.joblib._explain import Explanation
+from shoal.joblib._shelved import (
+    AsyncNotMemorizedFunc,
+    MemorizedResult,
+    NotMemorizedFunc,
+    NotMemorizedResult,
+    Speaker,
+)
+from shoal.joblib._store_backends import (
+    CacheWarning,
+    Location,
+    Options,
+    make_backend,
+    parse_compress,
+    parse_size,
+    register_store_backend,
+)
 from shoal.joblib.func_inspect import function_name
 
-__all__ = ["AsyncMemorizedFunc", "CacheWarning", "MemorizedFunc", "MemorizedResult", "Memory", "NotMemorizedFunc",
-           "NotMemorizedResult", "expires_after"]  # fmt: skip
+__all__ = ["AsyncMemorizedFunc", "AsyncNotMemorizedFunc", "CacheWarning", "Explanation", "MemorizedFunc",
+           "MemorizedResult", "Memory", "NotMemorizedFunc", "NotMemorizedResult", "expires_after",
+           "register_store_backend"]  # fmt: skip
 
 _NOTHING = object()
 _MMAP_MODES = (None, "r", "r+", "w+", "c")
+_CLAIM_WAIT = 600  # seconds to wait for another who computes the same; then we do it too
 
-
-class CacheWarning(Warning):
-    """A result could not be kept, or what was kept could not be used; the call itself is not affected."""
+# Whether this thread or task is in the midst of a cached call. Only the outermost call waits for another process: two
+# that wait for each other's results would wait for ever.
+_computing: contextvars.ContextVar[bool] = contextvars.ContextVar("shoal_computing", default=False)
 
 
 def _format_time(seconds: float) -> str:
     return f"{seconds:.1f}s, {seconds / 60:.1f}min"
 
 
-class _Location:
-    """The store of one location in this process, opened when it is first needed; shared by all that use the
-    location."""
-
-    _all: dict[tuple[str, int], _Location] = {}
-
-    def __init__(self, path: str, flags: int) -> None:
-        self.path = path
-        self.flags = flags
-        self._store: _engine.Store | None = None
-        self._warned = False
-
-    @classmethod
-    def at(cls, path: str, flags: int) -> _Location:
-        key = (os.path.abspath(os.path.expanduser(path)), flags)
-        location = cls._all.get(key)
-        if location is None:
-            location = cls._all.setdefault(key, cls(*key))
-        return location
-
-    def store(self) -> _engine.Store | None:
-        """The store, or None where the folder cannot be made (after one warning).
-
-        Raises PermissionError where others could write to it.
-        """
-        if self._store is None:
-            try:
-                store = _engine.Store(self.path, self.flags)
-            except PermissionError as error:
-                if error.errno == 1:  # EPERM: not ours, as against EACCES: may not
-                    raise
-                self.warn(error)
-                return None
-            except OSError as error:
-                self.warn(error)
-                return None
-            self._ignore_in_git()
-            self._store = store
-        return self._store
-
-    def _ignore_in_git(self) -> None:
-        try:
-            with open(os.path.join(self.path, ".gitignore"), "x") as file:
-                file.write("# Created by shoal.\n*\n")
-        except OSError:
-            pass
-
-    def warn(self, error: BaseException) -> None:
-        """Say, once, that nothing can be kept here."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"Results cannot be kept in {self.path}: {error}. They are computed again each time.",
-                CacheWarning,
-                stacklevel=2,
-            )
-
-
-class _Speaker:
-    """Log messages that name their object."""
-
-    def warn(self, message: str) -> None:
-        logging.getLogger("shoal").warning("[%s]: %s", self, message)
-
-    def info(self, message: str) -> None:
-        logging.getLogger("shoal").info("[%s]: %s", self, message)
-
-
-class NotMemorizedResult:
-    """A value that is kept nowhere: what `call_and_shelve` gives where there is no cache."""
-
-    __slots__ = ("valid", "value")
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.valid = True
-
-    def get(self) -> Any:
-        """The value; KeyError after `clear`."""
-        if not self.valid:
-            raise KeyError("No value stored.")
-        return self.value
-
-    def clear(self) -> None:
-        """Forget the value."""
-        self.valid = False
-        self.value = None
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        return f"{name}({_value.short_repr(self.value)})" if self.valid else f"{name} with no value"
-
-
-class MemorizedResult(_Speaker):
-    """A reference to a kept value: small, picklable, valid in every process that sees the location."""
-
-    def __init__(
-        self,
-        location: str,
-        call_id: tuple[str, str],
-        backend: str = "local",
-        mmap_mode: str | None = None,
-        verbose: int = 0,
-        timestamp: float | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.location = str(location)
-        self.backend = backend
-        self.mmap_mode = mmap_mode
-        self.verbose = verbose
-        self.timestamp = timestamp
-        self.metadata = metadata if metadata is not None else {}
-        self.duration = self.metadata.get("duration")
-        self._call_id = call_id
-
-    @property
-    def func(self) -> str:
-        return self._call_id[0]
-
-    @property
-    def func_id(self) -> str:
-        return self._call_id[0]
-
-    @property
-    def args_id(self) -> str:
-        return self._call_id[1]
-
-    def get(self) -> Any:
-        """The value. KeyError where it is there no more, or cannot be read."""
-        store = _Location.at(self.location, 0).store()
-        if self.verbose > 1:
-            print(f"[Memory]: Loading {self.func_id}...")
-        try:
-            parts = store.get(self.func_id, bytes.fromhex(self.args_id)) if store is not None else None
-        except PermissionError:
-            raise
-        except OSError as error:
-            raise KeyError(f"The value of {self!r} cannot be read: {error}") from error
-        if parts is None:
-            raise KeyError(f"Non-existing item (may have been cleared): {self!r}")
-        buffers = [memoryview(part).toreadonly() if self.mmap_mode == "r" else part for part in parts[2:]]
-        return pickle.loads(parts[1], buffers=buffers)
-
-    def clear(self) -> None:
-        """Remove the value from the cache."""
-        store = _Location.at(self.location, 0).store()
-        if store is not None:
-            store.remove(self.func_id, bytes.fromhex(self.args_id))
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        return f'{name}(location="{self.location}", func="{self.func_id}", args_id="{self.args_id}")'
-
-
-class NotMemorizedFunc:
-    """A function with the interface of a cached one, where there is no cache (`Memory(None)`)."""
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.func(*args, **kwargs)
-
-    def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function; the value in a NotMemorizedResult."""
-        return NotMemorizedResult(self.func(*args, **kwargs))
-
-    def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Call the function; the value and no metadata."""
-        return self.func(*args, **kwargs), {}
-
-    def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """False."""
-        return False
-
-    def clear(self, warn: bool = True) -> None:
-        """Nothing is kept, so nothing is removed."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(func={self.func})"
-
-
-class AsyncNotMemorizedFunc(NotMemorizedFunc):
-    """The same for a coroutine function."""
-
-    async def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
-        return NotMemorizedResult(await self.func(*args, **kwargs))
-
-
 def _rebuild(
-    kind: type[MemorizedFunc], func: Any, location: str, flags: int, folder: str, options: dict[str, Any]
+    kind: type[MemorizedFunc],
+    func: Any,
+    location: str,
+    store_options: tuple[int, ...],
+    folder: str,
+    options: dict[str, Any],
 ) -> Any:
-    return kind(func, _Location.at(location, flags), folder=folder, **options)
+    return kind(func, Location.at(location, store_options), folder=folder, **options)
 
 
-class MemorizedFunc(_engine.Memo, _Speaker):
+class MemorizedFunc(_engine.Memo, Speaker):
     """A function whose results are kept. Made by `Memory.cache`.
 
     func: the function itself.
@@ -259,6 +95,7 @@ class MemorizedFunc(_engine.Memo, _Speaker):
         cache_validation_callback: Callable[[dict[str, Any]], bool] | None = None,
         *,
         folder: str | None = None,
+        follow: Any = True,
     ) -> None:
         try:
             functools.update_wrapper(self, func)  # type: ignore[arg-type]
@@ -275,10 +112,18 @@ class MemorizedFunc(_engine.Memo, _Speaker):
         self.timestamp = timestamp if timestamp is not None else time.time()
         self.cache_validation_callback = cache_validation_callback
         self._verbose = verbose
-        self._location = location if isinstance(location, _Location) else _Location.at(_folder_in(location), 0)
+        self.follow = follow
+        self._location: Any = location
+        if isinstance(location, (str, os.PathLike)):
+            self._location = Location.at(_folder_in(location), Options(0, *parse_compress(compress)))
         self._is_open = False
         self._warned = False
         self._parameters: func_inspect.Parameters | None = None
+
+    @property
+    def store_backend(self) -> Any:
+        """The place that results are kept in."""
+        return self._location
 
     # -- called by the engine's Memo (binding/memo.c) --
 
@@ -289,12 +134,12 @@ class MemorizedFunc(_engine.Memo, _Speaker):
             if store is not None:
                 self._open(store, self.func_id, pickle.loads)
                 self._is_open = True
-        seen = self._parameters = func_inspect.examine(self.func, self.ignore, _NOTHING)
+        seen = self._parameters = func_inspect.examine(self.func, self.ignore, _NOTHING, self.follow)
         fully = self._verbose > 1 or self.cache_validation_callback is not None or not self._is_open
         self._describe(
             seen.watched, seen.cells, seen.identity, seen.names, seen.defaults, _NOTHING, seen.ignored, seen.leading,
             seen.keywords, seen.positional_only, seen.positional, seen.takes_args, seen.takes_keywords,
-            self.mmap_mode is not None, fully, self.mmap_mode == "r",
+            self.mmap_mode is not None, fully, self.mmap_mode == "r", seen.watch,
         )  # fmt: skip
 
     def _call_unbound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -302,12 +147,14 @@ class MemorizedFunc(_engine.Memo, _Speaker):
         return self.func(*args, **kwargs)
 
     def _call_fully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._verbose >= 20:
+            self.info(f"Querying {self._signature(args, kwargs)}")
         return self._cached_call(args, kwargs)[0]
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes, problem: Any) -> Any:
         if problem is not None:
             self._report(key, problem)
-        return self._call(args, kwargs, key)[0]
+        return self._call_once(args, kwargs, key)[0]
 
     # -- the long way --
 
@@ -326,7 +173,7 @@ class MemorizedFunc(_engine.Memo, _Speaker):
         about = self._about(key)
         if about is None:
             return None
-        text, created, cost = about
+        text, created, cost, _ = about
         seen = self._parameters
         assert seen is not None
         try:
@@ -377,7 +224,28 @@ class MemorizedFunc(_engine.Memo, _Speaker):
                 self._report(key, value)
         if self._verbose > 10:
             self.warn(f"Computing func {self.func_id}, argument hash {key.hex()} in location {self._location.path}")
-        return self._call(args, kwargs, key)
+        return self._call_once(args, kwargs, key)
+
+    def _found_now(self, key: bytes) -> tuple[bool, Any]:
+        """Whether another has made the value since we missed it, and the value."""
+        if self.cache_validation_callback is not None and not self._is_valid(key):
+            return False, None
+        return self._look_up(key)
+
+    def _call_once(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes) -> tuple[Any, dict[str, Any]]:
+        """Compute and keep, unless another thread or process is computing the same: then wait for its value."""
+        if not self._is_open:
+            return self._call(args, kwargs, key)
+        nested = _computing.get()
+        claim = self._claim(key, 0)
+        if claim is False and not nested:
+            claim = self._claim(key, _CLAIM_WAIT * 1_000_000_000)
+        try:
+            found, value = self._found_now(key) if claim else (False, None)
+            return (value, {}) if found else self._call(args, kwargs, key)
+        finally:
+            if claim:
+                self._release(claim)
 
     def _before_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._verbose > 0:
@@ -388,19 +256,26 @@ class MemorizedFunc(_engine.Memo, _Speaker):
         self._before_call(args, kwargs)
         started = time.time()
         begun = time.perf_counter_ns()
-        value = self.func(*args, **kwargs)
+        outside = _computing.set(True)
+        try:
+            value = self.func(*args, **kwargs)
+        finally:
+            _computing.reset(outside)
         return self._after_call(args, kwargs, key, value, started, time.perf_counter_ns() - begun)
 
     def _after_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes, value: Any, started: float, cost: int
     ) -> tuple[Any, dict[str, Any]]:
-        kept = self._is_open and self._store_value(key, _value.describe_call(args, kwargs), value, cost)
+        kept = self._is_open and self._store_value(key, self._about_call(args, kwargs), value, cost)
         if self._verbose > 0:
             self._print_duration(time.time() - started)
         if kept and self.mmap_mode is not None:  # the first call gives the same kind of value as later ones
             found, again = self._look_up(key)
             value = again if found else value
         return value, {"duration": cost / 1e9, "time": started}
+
+    def _about_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return _value.describe_call(args, kwargs, self._parameters.parts if self._parameters is not None else {})
 
     def _store_value(self, key: bytes, about: bytes, value: Any, cost: int) -> bool:
         """Keep a value; where that fails, warn once. Whether it was kept."""
@@ -455,7 +330,7 @@ class MemorizedFunc(_engine.Memo, _Speaker):
 
     def _result(self, key: bytes) -> MemorizedResult:
         return MemorizedResult(
-            self._location.path,
+            self._location.path if isinstance(self._location, Location) else self._location,
             (self.func_id, key.hex()),
             self.backend,
             self.mmap_mode,
@@ -464,13 +339,15 @@ class MemorizedFunc(_engine.Memo, _Speaker):
             self._metadata(key),
         )
 
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Why a call with these arguments would be a hit, or be computed again. Nothing is computed or removed."""
+        return _explain.explain(self, args, kwargs)
+
     def clear(self, warn: bool = True) -> None:
         """Remove all results of the function, also those of its earlier versions."""
         if warn and self._verbose > 0:
             self.warn(f"Clearing function cache identified by {self.func_id}")
-        store = self._location.store()
-        if store is not None:
-            store.clear(self.func_id)
+        self._location.clear_path((self.func_id,))
 
     def __reduce__(self) -> Any:
         # Under its own name where it can be found by it (a module's decorated function): then pickling the function
@@ -491,11 +368,13 @@ class MemorizedFunc(_engine.Memo, _Speaker):
             "compress": self.compress,
             "verbose": self._verbose,
             "cache_validation_callback": self.cache_validation_callback,
+            "follow": self.follow,
         }
-        return _rebuild, (type(self), self.func, self._location.path, self._location.flags, self.func_id, options)
+        place = self._location
+        return _rebuild, (type(self), self.func, place.path, tuple(place.options), self.func_id, options)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(func={self.func}, location={self._location.path})"
+        return f"{type(self).__name__}(func={self.func}, location={self._location.location})"
 
 
 class AsyncMemorizedFunc(MemorizedFunc):
@@ -521,13 +400,36 @@ class AsyncMemorizedFunc(MemorizedFunc):
                 return NotMemorizedResult(value)
         return self._result(key)
 
+    async def _call_once(  # type: ignore[override]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes
+    ) -> tuple[Any, dict[str, Any]]:
+        claim = self._claim(key, 0) if self._is_open else None
+        pause, until = 0.0001, time.monotonic() + _CLAIM_WAIT
+        while claim is False and not _computing.get() and time.monotonic() < until:
+            try:
+                await asyncio.sleep(pause)
+            except RuntimeError:  # another library's event loop
+                break
+            pause = min(pause * 1.2, 0.02)
+            claim = self._claim(key, 0)
+        try:
+            found, value = self._found_now(key) if claim else (False, None)
+            return (value, {}) if found else await self._call(args, kwargs, key)
+        finally:
+            if claim:
+                self._release(claim)
+
     async def _call(  # type: ignore[override]
         self, args: tuple[Any, ...], kwargs: dict[str, Any], key: bytes
     ) -> tuple[Any, dict[str, Any]]:
         self._before_call(args, kwargs)
         started = time.time()
         begun = time.perf_counter_ns()
-        value = await self.func(*args, **kwargs)
+        outside = _computing.set(True)
+        try:
+            value = await self.func(*args, **kwargs)
+        finally:
+            _computing.reset(outside)
         return self._after_call(args, kwargs, key, value, started, time.perf_counter_ns() - begun)
 
 
@@ -535,16 +437,20 @@ def _folder_in(location: Any) -> str:
     return os.path.join(os.fspath(location), "shoal")
 
 
-class Memory(_Speaker):
+class Memory(Speaker):
     """A place on disk where functions' results are kept.
 
     location: the folder (str or path); results lie in its sub-folder `shoal`. None: nothing is kept.
-    backend: "local", the only one so far.
+    backend: "local", or a name that register_store_backend was given.
     mmap_mode: None, or as for numpy.load: arrays in results come back as views of the file in any case; with "r" they
         are read-only, with the other modes they can be written to, which never changes the file.
-    compress: accepted; values are not compressed yet.
+    compress: False, True (zstd), a level, "zstd" or "lz4", or a pair of name and level.
     verbose: 0 nothing is printed, 1 each call that is computed, 2 and more also each that is not.
     backend_options: {"durable": True} has each result survive a loss of power (0.3 ms and more each).
+    bytes_limit: bytes, or a text such as "2G". What was used longest ago is removed, in the background, when results
+        take more. It may be passed by a sixteenth for each process that writes.
+    follow: True: what a function's results rest on beside its own code are the functions of its top-level package that
+        it calls and the globals it reads; a list of modules' names: theirs too; False: its own code alone.
     """
 
     def __init__(
@@ -555,6 +461,9 @@ class Memory(_Speaker):
         compress: Any = False,
         verbose: int = 1,
         backend_options: dict[str, Any] | None = None,
+        *,
+        bytes_limit: int | str | None = None,
+        follow: Any = True,
     ) -> None:
         if mmap_mode not in _MMAP_MODES:
             raise ValueError(f"mmap_mode must be one of {_MMAP_MODES}, not {mmap_mode!r}")
@@ -567,8 +476,15 @@ class Memory(_Speaker):
         self._verbose = verbose
         self.timestamp: float | None = time.time()
         self.backend_options = backend_options if backend_options is not None else {}
-        self._location: _Location | None = None
+        self.bytes_limit = bytes_limit
+        self.follow = follow
+        self._location: Any = None
         if location is None:
+            return
+        limit = parse_size(bytes_limit) or 0
+        if backend != "local":
+            options = {**self.backend_options, "compress": compress, "mmap_mode": mmap_mode}
+            self._location = make_backend(backend, location, verbose, options)
             return
         if not isinstance(location, (str, os.PathLike)):
             warnings.warn(
@@ -578,10 +494,8 @@ class Memory(_Speaker):
                 stacklevel=2,
             )
             return
-        if backend != "local":
-            raise TypeError(f"Unknown location {location} or backend {backend}")
         flags = _engine.STORE_DURABLE if self.backend_options.get("durable") else 0
-        self._location = _Location.at(_folder_in(location), flags)
+        self._location = Location.at(_folder_in(location), Options(flags, *parse_compress(compress), limit))
         self._location.store()  # a folder that must not be used is told of at once
 
     def cache(
@@ -591,6 +505,8 @@ class Memory(_Speaker):
         verbose: int | None = None,
         mmap_mode: Any = False,
         cache_validation_callback: Callable[[dict[str, Any]], bool] | None = None,
+        *,
+        follow: Any = None,
     ) -> Any:
         """The function with its results kept; also a decorator, with and without arguments.
 
@@ -598,6 +514,7 @@ class Memory(_Speaker):
         verbose, mmap_mode: as of the Memory, by default its own.
         cache_validation_callback: called with {"duration" (seconds), "time" (seconds since 1970), "input_args"} of an
             entry before it is used; what is not true has the call computed again.
+        follow: as of the Memory, by default its own.
         """
         if cache_validation_callback is not None and not callable(cache_validation_callback):
             raise ValueError(f"cache_validation_callback needs to be callable. Got {cache_validation_callback}.")
@@ -608,13 +525,19 @@ class Memory(_Speaker):
                 verbose=verbose,
                 mmap_mode=mmap_mode,
                 cache_validation_callback=cache_validation_callback,
+                follow=follow,
             )
         if isinstance(func, (MemorizedFunc, NotMemorizedFunc)):
             func = func.func
         is_async = inspect.iscoroutinefunction(func)
         if self._location is None:
             return AsyncNotMemorizedFunc(func) if is_async else NotMemorizedFunc(func)
-        return (AsyncMemorizedFunc if is_async else MemorizedFunc)(
+        kind: Any = AsyncMemorizedFunc if is_async else MemorizedFunc
+        if not isinstance(self._location, Location):
+            from shoal.joblib import _foreign
+
+            kind = _foreign.AsyncForeignMemorizedFunc if is_async else _foreign.ForeignMemorizedFunc
+        return kind(
             func,
             self._location,
             backend=self.backend,
@@ -624,7 +547,13 @@ class Memory(_Speaker):
             verbose=self._verbose if verbose is None else verbose,
             timestamp=self.timestamp,
             cache_validation_callback=cache_validation_callback,
+            follow=self.follow if follow is None else follow,
         )
+
+    @property
+    def store_backend(self) -> Any:
+        """The place that results are kept in; None where they are not."""
+        return self._location
 
     def eval(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`self.cache(func)(*args, **kwargs)`."""
@@ -634,23 +563,38 @@ class Memory(_Speaker):
         """Remove all results."""
         if warn:
             self.warn("Flushing completely the cache")
-        store = self._location.store() if self._location is not None else None
-        if store is not None:
-            store.clear()
+        if self._location is not None:
+            self._location.clear()
+
+    def reduce_size(
+        self,
+        bytes_limit: int | str | None = None,
+        items_limit: int | None = None,
+        age_limit: datetime.timedelta | None = None,
+    ) -> None:
+        """Remove the results that were used longest ago until all limits hold.
+
+        bytes_limit: bytes of all results, or a text such as "500M".
+        items_limit: how many results.
+        age_limit: how long ago a result may have been used last.
+        """
+        if self._location is not None:
+            self._location.enforce_store_limits(bytes_limit, items_limit, age_limit)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["timestamp"] = None  # so that equal ones hash the same
-        state["_location"] = None if self._location is None else (self._location.path, self._location.flags)
+        if isinstance(self._location, Location):
+            state["_location"] = (self._location.path, tuple(self._location.options))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if state["_location"] is not None:
-            self._location = _Location.at(*state["_location"])
+        if isinstance(state["_location"], tuple):
+            self._location = Location.at(*state["_location"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(location={None if self._location is None else self._location.path})"
+        return f"{type(self).__name__}(location={None if self._location is None else self._location.location})"
 
 
 def expires_after(

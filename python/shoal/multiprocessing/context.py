@@ -1,6 +1,5 @@
-"""`multiprocessing.context` with Shoal's `Pool`, `Queue` and start of processes. The contexts are sub-classes of the
-standard
-library's, so that `isinstance` agrees; what is not ours yet is theirs.
+"""`multiprocessing.context` with Shoal's `Pool`, `Queue`, locks and start of processes. The contexts are sub-classes
+of the standard library's, so that `isinstance` agrees; what is not ours yet is theirs.
 """
 
 from __future__ import annotations
@@ -38,6 +37,66 @@ class _Methods:
 
         return JoinableQueue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
 
+    def SimpleQueue(self) -> Any:
+        """A queue without a bound and without timeouts."""
+        from shoal.multiprocessing.queues import SimpleQueue
+
+        return SimpleQueue(ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Lock(self, *, robust: bool = False) -> Any:
+        """A lock; `robust`: handed over when its owner dies (`shoal.multiprocessing.synchronize`)."""
+        from shoal.multiprocessing.synchronize import Lock
+
+        return Lock(robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def RLock(self, *, robust: bool = False) -> Any:
+        """A lock that its owner may acquire again."""
+        from shoal.multiprocessing.synchronize import RLock
+
+        return RLock(robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Semaphore(self, value: int = 1, *, owned: bool = False, robust: bool = False) -> Any:
+        """A semaphore; `owned`: each unit is the process's that acquired it; `robust`: and handed over when it dies."""
+        from shoal.multiprocessing.synchronize import Semaphore
+
+        return Semaphore(value, owned=owned, robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def BoundedSemaphore(self, value: int = 1, *, owned: bool = False, robust: bool = False) -> Any:
+        """A semaphore that never has more units than it began with."""
+        from shoal.multiprocessing.synchronize import BoundedSemaphore
+
+        return BoundedSemaphore(value, owned=owned, robust=robust, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Condition(self, lock: Any = None) -> Any:
+        """A condition over `lock`, an RLock of its own by default."""
+        from shoal.multiprocessing.synchronize import Condition
+
+        return Condition(lock, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Event(self) -> Any:
+        """A flag that can be waited for."""
+        from shoal.multiprocessing.synchronize import Event
+
+        return Event(ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Barrier(self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None) -> Any:
+        """A number of parties that wait for each other."""
+        from shoal.multiprocessing.synchronize import Barrier
+
+        return Barrier(parties, action, timeout, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """A ctypes object in shared memory, with a lock unless `lock` is False."""
+        from shoal.multiprocessing.sharedctypes import Value
+
+        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())  # type: ignore[attr-defined]
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:
+        """A ctypes array in shared memory, with a lock unless `lock` is False."""
+        from shoal.multiprocessing.sharedctypes import Array
+
+        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())  # type: ignore[attr-defined]
+
     def Pool(
         self,
         processes: int | None = None,
@@ -73,15 +132,17 @@ class ForkContext(_Methods, _standard.ForkContext):
     Process = ForkProcess
 
 
+# Before `install()` sets them to ours.
+_standard_popen = {"spawn": _standard.SpawnProcess._Popen, "forkserver": _standard.ForkServerProcess._Popen}
+
+
 def _clean_popen(process_obj: Any, method: str) -> Any:
     """Started by a warm zygote; by the standard library's own way where the user named another interpreter."""
     import sys
     from multiprocessing import spawn
 
     if os.fsdecode(spawn.get_executable()) != sys.executable:
-        if method == "spawn":
-            return _standard.SpawnProcess._Popen(process_obj)
-        return _standard.ForkServerProcess._Popen(process_obj)
+        return _standard_popen[method](process_obj)
     from shoal.multiprocessing import popen_clean
 
     return popen_clean.PopenSpawn(process_obj) if method == "spawn" else popen_clean.PopenForkServer(process_obj)
@@ -115,14 +176,29 @@ _concrete_contexts: dict[str, Any] = {
 
 
 class DefaultContext(_Methods, _standard.DefaultContext):
-    """The context whose methods the package shows; its start method can be set once."""
+    """The context whose methods the package shows. Its start method is the standard library's: whichever of the two it
+    is set or asked by, there is one."""
 
     Process = Process
 
+    def __init__(self, context: Any) -> None:
+        self._default_context = context
+
+    @property
+    def _actual_context(self) -> Any:
+        theirs = _standard._default_context._actual_context  # type: ignore[attr-defined]
+        return None if theirs is None else _concrete_contexts.get(theirs._name, theirs)
+
+    @_actual_context.setter
+    def _actual_context(self, context: Any) -> None:
+        _standard._default_context._actual_context = (  # type: ignore[attr-defined]
+            None if context is None else _standard._concrete_contexts[context._name]  # type: ignore[attr-defined]
+        )
+
     def get_context(self, method: str | None = None) -> Any:
         if method is None:
-            if self._actual_context is None:  # type: ignore[has-type]
-                self._actual_context = self._default_context  # type: ignore[attr-defined]
+            if self._actual_context is None:
+                self._actual_context = self._default_context
             return self._actual_context
         try:
             context = _concrete_contexts[method]

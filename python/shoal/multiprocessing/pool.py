@@ -464,6 +464,7 @@ def _submit(pool: Pool, result: Any) -> None:
     except BaseException:
         result.cancel()
         raise
+    pool._crew.mind()
 
 
 def _feed(result: Any) -> None:

@@ -17,7 +17,7 @@ import sysconfig
 from multiprocessing import context, forkserver, process, reduction, resource_tracker, spawn, util
 from typing import Any
 
-from shoal import _zygote
+from shoal import _install, _zygote
 from shoal.multiprocessing import popen_fork
 
 __all__ = ["PopenForkServer", "PopenSpawn"]
@@ -56,6 +56,7 @@ class _Popen(popen_fork.Popen):
     def _launch(self, process_obj: Any) -> None:
         preparation = spawn.get_preparation_data(process_obj._name)
         preparation["start_method"] = self.method
+        preparation["installs_shoal"] = _install.installed()
         buffer = io.BytesIO()
         context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
@@ -177,8 +178,13 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
         current: Any = process.current_process()
         current._inheriting = True
         try:
-            spawn.prepare(reduction.pickle.load(data))  # type: ignore[attr-defined]
+            preparation = reduction.pickle.load(data)  # type: ignore[attr-defined]
+            if preparation["installs_shoal"]:
+                _install.install()
+            spawn.prepare(preparation)
             process_obj = reduction.pickle.load(data)  # type: ignore[attr-defined]
         finally:
             del current._inheriting
-    return int(process_obj._bootstrap(parent_sentinel) or 0)
+    return popen_fork.run_with_exit_functions(
+        lambda: process_obj._bootstrap(parent_sentinel), fresh=preparation["start_method"] == "spawn"
+    )

@@ -1,12 +1,14 @@
-"""`multiprocessing.queues` on Shoal's engine: `Queue` and `JoinableQueue`. A put writes into shared memory in the
-caller's thread: there is no feeder thread, so nothing is lost when the producer exits, and joining a producer before
-reading cannot block.
+"""`multiprocessing.queues` on Shoal's engine: `Queue`, `JoinableQueue` and `SimpleQueue`. A put writes into shared
+memory in the caller's thread: there is no feeder thread, so nothing is lost when the producer exits, and joining a
+producer before reading cannot block.
 """
 
 from __future__ import annotations
 
+import time
 import types
-from multiprocessing import context
+from collections.abc import Iterable
+from multiprocessing import connection, context
 from multiprocessing import queues as _standard
 from queue import Empty, Full
 from typing import Any
@@ -14,27 +16,72 @@ from typing import Any
 import shoal._pickling  # noqa: F401  (configures the codec)
 from shoal import _engine
 
-__all__ = ["JoinableQueue", "Queue"]
+__all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
 _engine.configure_queue(Full, Empty)
 
 _SEM_VALUE_MAX = 2**31 - 1  # what multiprocessing shows for "no limit"
 
 
-_STANDARD_INSIDES = frozenset({"_feed", "_on_queue_feeder_error", "_start_thread", "_reset", "_after_fork"})
-_standard_queue = _standard.Queue  # before `install()` puts ours in its place
+# Before `install()` puts ours in their place.
+_standard_queue = _standard.Queue
+_standard_simple_queue = _standard.SimpleQueue
+
+_QUEUE_INSIDES = frozenset({"_feed", "_on_queue_feeder_error", "_start_thread", "_reset", "_after_fork"})
+_SIMPLE_QUEUE_INSIDES = frozenset({"__getstate__", "__setstate__", "get", "put", "empty", "close"})
 
 
 class _QueueType(type):
-    """Classes that rest on how the standard library's queue is made inside (as that of concurrent.futures does, with
-    its feeder thread) get that one as their base, also where `install()` has put ours in its place."""
+    """Classes that rest on how the standard library's queues are made inside (as that of concurrent.futures does, with
+    its feeder thread) get those as their base, also where `install()` has put ours in their place."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **keywords: Any) -> Any:
-        if bases != (_engine.Queue,) and not _STANDARD_INSIDES.isdisjoint(namespace):
-            bases = tuple(_standard_queue if base is Queue else base for base in bases)
+        if bases != (_engine.Queue,):
+            bases = tuple(_QueueType._base_for(base, namespace) for base in bases)
             if not any(isinstance(base, _QueueType) for base in bases):
                 return types.new_class(name, bases, keywords, lambda body: body.update(namespace))
         return super().__new__(cls, name, bases, namespace, **keywords)
+
+    @staticmethod
+    def _base_for(base: type, namespace: dict[str, Any]) -> type:
+        if base is Queue and not _QUEUE_INSIDES.isdisjoint(namespace):
+            return _standard_queue
+        if base is SimpleQueue and not _SIMPLE_QUEUE_INSIDES.isdisjoint(namespace):
+            return _standard_simple_queue
+        return base
+
+
+class _End:
+    """What programs do with the ends of multiprocessing's pipe: wait for the reading one, take and put by either."""
+
+    def __init__(self, queue: _engine.Queue) -> None:
+        self._queue = queue
+
+    @property
+    def closed(self) -> bool:
+        return self._queue._closed
+
+    def fileno(self) -> int:
+        """Readable while something is in the queue. OSError: the queue is closed."""
+        if self._queue._closed:
+            raise OSError("handle is closed")
+        return self._queue._watch()
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether something is there, or comes within `timeout` seconds (None: however long that takes)."""
+        return bool(connection.wait([self], timeout))  # type: ignore[list-item]
+
+    def recv(self) -> Any:
+        """As the queue's get()."""
+        return self._queue.get()
+
+    def send(self, obj: Any) -> None:
+        """As the queue's put()."""
+        self._queue.put(obj)
+
+    def close(self) -> None:
+        """As the queue's close()."""
+        self._queue.close()
 
 
 class Queue(_engine.Queue, metaclass=_QueueType):
@@ -58,6 +105,14 @@ class Queue(_engine.Queue, metaclass=_QueueType):
 
         return _rebuild, (type(self), self._maxsize, *(DupFd(fd) for fd in self._fds()))
 
+    @property
+    def _reader(self) -> _End:
+        return _End(self)
+
+    @property
+    def _writer(self) -> _End:
+        return _End(self)
+
     def put_nowait(self, obj: Any) -> None:
         """`put` without waiting."""
         self.put(obj, False)
@@ -67,7 +122,9 @@ class Queue(_engine.Queue, metaclass=_QueueType):
         return self.get(False)
 
     def empty(self) -> bool:
-        """Whether there is nothing in it now."""
+        """Whether there is nothing in it now. OSError: it is closed, and holds something that cannot be had here."""
+        if self._closed and self.qsize() > 0:
+            raise OSError(f"Queue {self!r} is closed")
         return self.qsize() == 0
 
     def full(self) -> bool:
@@ -80,6 +137,50 @@ class Queue(_engine.Queue, metaclass=_QueueType):
 
     def cancel_join_thread(self) -> None:
         """Nothing to cancel."""
+
+    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
+
+
+class SimpleQueue(_engine.Queue, metaclass=_QueueType):
+    """A queue without a bound and without timeouts; the interface of `multiprocessing.SimpleQueue`."""
+
+    def __init__(self, *, ctx: Any) -> None:
+        self._open(0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        context.assert_spawning(self)
+        from multiprocessing.reduction import DupFd
+
+        return _rebuild, (type(self), 0, *(DupFd(fd) for fd in self._fds()))
+
+    @property
+    def _reader(self) -> _End:
+        return _End(self)
+
+    @property
+    def _writer(self) -> _End:
+        return _End(self)
+
+    def _poll(self) -> bool:
+        return not self.empty()
+
+    def empty(self) -> bool:
+        """Whether there is nothing in it now. OSError: it is closed."""
+        if self._closed:
+            raise OSError("handle is closed")
+        return self.qsize() == 0
+
+    def get(self) -> Any:  # type: ignore[override]
+        """Take the first object, waiting for one. OSError: it is closed."""
+        if self._closed:
+            raise OSError("handle is closed")
+        return _engine.Queue.get(self)
+
+    def put(self, obj: Any) -> None:  # type: ignore[override]
+        """Put an object. OSError: it is closed."""
+        if self._closed:
+            raise OSError("handle is closed")
+        _engine.Queue.put(self, obj)
 
     __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
@@ -109,6 +210,15 @@ class JoinableQueue(Queue):
             self.task_done()
             raise
 
+    def put_many(self, objs: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
+        """`Queue.put_many`; each of the objects counts as unfinished."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for count, obj in enumerate(objs):
+            try:
+                self.put(obj, block, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except Full:
+                raise Full(count) from None
+
     def task_done(self) -> None:
         """One of the objects that were taken is dealt with. ValueError: more than were put."""
         with self._cond:
@@ -124,7 +234,7 @@ class JoinableQueue(Queue):
                 self._cond.wait()
 
 
-def _rebuild(cls: type[Queue], maxsize: int, *duplicates: Any) -> Queue:
+def _rebuild(cls: Any, maxsize: int, *duplicates: Any) -> Any:
     queue = cls.__new__(cls)
     queue._open(0, *(duplicate.detach() for duplicate in duplicates))
     queue._maxsize = maxsize

@@ -1,0 +1,172 @@
+/* store/reduce.c: removing what was used longest ago, until a store is within its limits.
+ *
+ * Entries are listed, put in the order of their last use, and removed one by one. A reader that has one open or mapped
+ * keeps it. One that was put again since it was listed may go too: a miss, nothing worse.
+ *
+ * The automatic limit: whoever puts counts the bytes that it puts, and each time they come to a sixteenth of the limit
+ * (and at the first put) a thread looks at the whole store. So a store is at most a sixteenth for each process that
+ * writes to it over its limit, and the cost of looking is spread over many puts. The thread lives for one look, with
+ * all signals blocked and a handle of its own, so that a fork or the end of the store's handle finds nothing of it half
+ * way. No lock keeps several from looking at once: they remove the same entries, and a child of fork could keep a lock.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "store/folder.h"
+
+#define LOOK_EVERY 16u /* the part of the limit that may be put between two looks */
+
+struct listed {
+    int64_t used; /* nanoseconds since 1970 */
+    uint64_t size;
+    shoal_key key;
+    size_t folder; /* into names */
+};
+
+struct listing {
+    struct listed *entries;
+    size_t count, capacity;
+    char **names;
+    size_t name_count, name_capacity;
+    uint64_t bytes;
+};
+
+static int add_entry(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers, int error,
+                     void *context)
+{
+    struct listing *listing = context;
+    (void)error; /* what is damaged has no time of its own and goes first */
+    if (listing->name_count == 0 || strcmp(listing->names[listing->name_count - 1], folder) != 0) {
+        if (listing->name_count == listing->name_capacity) {
+            size_t capacity = listing->name_capacity != 0 ? 2 * listing->name_capacity : 16;
+            char **larger = realloc(listing->names, capacity * sizeof *larger);
+            if (larger == NULL)
+                return -ENOMEM;
+            listing->names = larger;
+            listing->name_capacity = capacity;
+        }
+        char *name = strdup(folder);
+        if (name == NULL)
+            return -ENOMEM;
+        listing->names[listing->name_count++] = name;
+    }
+    if (listing->count == listing->capacity) {
+        size_t capacity = listing->capacity != 0 ? 2 * listing->capacity : 256;
+        struct listed *larger = realloc(listing->entries, capacity * sizeof *larger);
+        if (larger == NULL)
+            return -ENOMEM;
+        listing->entries = larger;
+        listing->capacity = capacity;
+    }
+    listing->entries[listing->count++] =
+        (struct listed){.used = numbers->used, .size = numbers->size, .key = *key, .folder = listing->name_count - 1};
+    listing->bytes += numbers->size;
+    return 0;
+}
+
+static int compare_uses(const void *one, const void *other)
+{
+    const struct listed *a = one, *b = other;
+    return a->used < b->used ? -1 : a->used > b->used;
+}
+
+static void free_listing(struct listing *listing)
+{
+    for (size_t i = 0; i < listing->name_count; i++)
+        free(listing->names[i]);
+    free(listing->names);
+    free(listing->entries);
+}
+
+int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, shoal_store_reduced *out)
+{
+    struct listing listing = {0};
+    shoal_store_reduced done = {0};
+    int error = shoal_store_visit(store, add_entry, &listing);
+    struct timespec now;
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    int64_t deadline = limits->age > 0 ? (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec - limits->age : INT64_MIN;
+    if (listing.count != 0)
+        qsort(listing.entries, listing.count, sizeof *listing.entries, compare_uses);
+    done.items = listing.count;
+    done.bytes = listing.bytes;
+    for (size_t i = 0; error == 0 && i < listing.count; i++) {
+        const struct listed *entry = &listing.entries[i];
+        if (done.bytes <= limits->bytes && done.items <= limits->items && entry->used > deadline)
+            break;
+        int failed = shoal_store_remove(store, listing.names[entry->folder], &entry->key);
+        if (failed != 0 && failed != -ENOENT) {
+            error = failed;
+            break;
+        }
+        done.items--;
+        done.bytes -= entry->size;
+        if (failed == 0) {
+            done.removed++;
+            done.removed_bytes += entry->size;
+        }
+    }
+    free_listing(&listing);
+    if (out != NULL)
+        *out = done;
+    return error;
+}
+
+/* What the thread works from: nothing of the store's handle. */
+struct look {
+    char *path;
+    uint64_t limit;
+};
+
+static void *look_around(void *context)
+{
+    struct look *look = context;
+    shoal_store_limits limits = {.bytes = look->limit, .items = UINT64_MAX};
+    shoal_store *store = calloc(1, sizeof *store);
+    if (store != NULL) { /* not opened: a store that was removed meanwhile must not be made again */
+        store->path = look->path;
+        store->passive = true;
+        (void)shoal_store_reduce(store, &limits, NULL);
+        shoal_store_close(store);
+    } else {
+        free(look->path);
+    }
+    free(look);
+    return NULL;
+}
+
+void reduce_after_put(shoal_store *store, uint64_t size)
+{
+    if (store->bytes_limit == 0)
+        return;
+    uint64_t step = store->bytes_limit / LOOK_EVERY;
+    /* relaxed: counts only. It begins at the whole limit, so that the first put has a look. */
+    uint64_t put = atomic_fetch_add_explicit(&store->unlooked, size, memory_order_relaxed) + size;
+    if (put <= step ||
+        !atomic_compare_exchange_strong_explicit(&store->unlooked, &put, 0, memory_order_relaxed, memory_order_relaxed))
+        return;
+    struct look *look = malloc(sizeof *look);
+    pthread_attr_t attributes;
+    if (look == NULL)
+        return;
+    look->limit = store->bytes_limit;
+    look->path = strdup(store->path);
+    if (look->path == NULL || pthread_attr_init(&attributes) != 0) {
+        free(look->path);
+        free(look);
+        return;
+    }
+    sigset_t all, before;
+    sigfillset(&all); /* signals are the program's own threads' */
+    pthread_t thread;
+    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (pthread_create(&thread, &attributes, look_around, look) != 0)
+        (void)look_around(look);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attributes);
+}

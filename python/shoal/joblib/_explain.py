@@ -1,0 +1,109 @@
+"""Why a cached call would be a hit, or be computed again: by what the entries of the function say of themselves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shoal.joblib import _value
+
+if TYPE_CHECKING:
+    from shoal.joblib.memory import MemorizedFunc
+
+_LOOKED_AT = 2000  # entries of a function that are read to find a reason, the newest first
+
+
+@dataclass
+class Explanation:
+    """Whether a call would be a hit, why, and what changed since an equal call was kept, if that is the reason."""
+
+    hit: bool
+    reason: str
+    changed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def __bool__(self) -> bool:
+        return self.hit
+
+
+def _changes(old: dict[str, str], parts: dict[str, bytes]) -> list[str]:
+    new = {name: parts[name][:4].hex() for name in list(parts)[: _value.PARTS]}
+    changes = [f"{name} changed" for name in new if name in old and old[name] != new[name]]
+    changes += [f"{name} is new" for name in new if name not in old]
+    return changes + [f"{name} is no longer used" for name in old if name not in new]
+
+
+def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
+    """See MemorizedFunc.explain."""
+    key = memorized._key(args, kwargs)
+    if key is None:
+        return Explanation(False, "the arguments do not fit the function: the call raises TypeError")
+    if not memorized._is_open:
+        return Explanation(False, f"computed: nothing can be kept in {memorized._location.location}")
+    about = memorized._about(key)
+    if about is not None:
+        return _explain_entry(memorized, key)
+    path = memorized._path()
+    if path and os.path.lexists(os.path.join(path, key.hex())):
+        return Explanation(False, "computed again: its entry is damaged")
+    return _explain_miss(memorized, args, kwargs, path)
+
+
+def _explain_entry(memorized: MemorizedFunc, key: bytes) -> Explanation:
+    callback = memorized.cache_validation_callback
+    metadata = memorized._metadata(key) or {}
+    if callback is not None and not callback(metadata):
+        return Explanation(False, "computed again: cache_validation_callback refuses the entry")
+    took = metadata.get("duration", 0.0)
+    return Explanation(True, f"a hit: the value was kept, and took {took:.3g} s to compute")
+
+
+def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Explanation:
+    seen = memorized._parameters
+    assert seen is not None
+    own = seen.identity
+    versions: dict[bytes, bytes] = {}  # identity -> about one of its entries
+    same: list[dict[str, str]] = []  # the arguments of entries of this very function
+    for name in _newest(path):
+        about = memorized._about(bytes.fromhex(name))
+        if about is None:
+            continue
+        text, _, _, identity = about
+        versions.setdefault(identity, text)
+        if identity == own:
+            same.append(_value.read_call(text, seen.names, len(seen.leading)))
+    if not versions:
+        return Explanation(False, "computed: no call of this function was kept")
+    for identity, text in versions.items():
+        earlier = memorized._key(args, kwargs, identity) if identity != own else None
+        if earlier is not None and memorized._about(earlier) is not None:
+            changes = _changes(_value.read_parts(text), seen.parts)
+            return Explanation(
+                False, f"computed again: {', '.join(changes) or 'the function changed'} since it was kept", changes
+            )
+    if not same:
+        return Explanation(
+            False, "computed: only calls of other versions of the function, with other arguments, were kept"
+        )
+    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen.names, len(seen.leading))
+    nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
+    different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]
+    where = ", ".join(f"{name} was {nearest.get(name, 'not given')}" for name in different)
+    return Explanation(
+        False, "computed: no call with these arguments was kept" + (f"; in the nearest {where}" if where else "")
+    )
+
+
+def _newest(path: str) -> list[str]:
+    found: list[tuple[float, str]] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if len(entry.name) == 32:
+                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
+    except OSError:
+        return []
+    return [name for _, name in sorted(found, reverse=True)[:_LOOKED_AT] if all(c in "0123456789abcdef" for c in name)]

@@ -1,0 +1,242 @@
+"""Campaigns against the store from Python: writers are killed with SIGKILL at random instants, several processes work
+on the same keys, who computes an entry dies. Every value is right or computed again, nothing hangs, no stray file is
+left.
+
+Bounded: some seconds each; SHOAL_FAULT_ROUNDS asks for more rounds, SHOAL_SEED repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from shoal import _engine
+from shoal.joblib import Memory
+
+ROUNDS = int(os.environ.get("SHOAL_FAULT_ROUNDS", "0"))
+
+pytestmark = pytest.mark.timeout(90 + 30 * ROUNDS)
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    seed = int(os.environ.get("SHOAL_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
+    print(f"seed {seed} (SHOAL_SEED={seed} repeats it)")
+    return random.Random(seed)
+
+
+def start(tmp_path: Path, source: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """A program that shares the functions of `shared.py` with the others; it prints a line when it is ready."""
+    program = tmp_path / f"program-{abs(hash(source))}.py"
+    if not program.exists():  # others may just be starting from it
+        program.write_text(textwrap.dedent(source))
+    return subprocess.Popen(
+        [sys.executable, program, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+
+
+SHARED = """
+    import numpy as np
+
+    def value(n):
+        "Right or not can be told from the value itself; small ones, mapped ones, and some in between."
+        size = (5, 3000, 90_000, 700_000)[n % 4]
+        return np.full(size, n, dtype=np.int64)
+"""
+
+
+def share(tmp_path: Path) -> Path:
+    (tmp_path / "shared.py").write_text(textwrap.dedent(SHARED))
+    return tmp_path / "cache"
+
+
+WRITER = """
+    import sys, itertools
+    from shared import value
+    from shoal.joblib import Memory
+    memory = Memory(sys.argv[1], verbose=0, compress=sys.argv[2] == "1")
+    f = memory.cache(value)
+    print("ready", flush=True)
+    for n in itertools.count():
+        f.call(n % 40)
+"""
+
+# Named temporary files, as on file systems that have no unnamed ones: what a dead writer leaves is there to be seen.
+NAMED_WRITER = """
+    import sys, itertools
+    from shoal import _engine
+    store = _engine.Store(sys.argv[1], _engine.STORE_NAMED_FILES)
+    print("ready", flush=True)
+    for n in itertools.count():
+        n %= 40
+        store.put("f", bytes([n]) * 16, [bytes([n]) * (100, 5000, 400_000)[n % 3]])
+"""
+
+
+def kill_while_writing(process: subprocess.Popen[bytes], seconds: float) -> None:
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def test_killed_writers_leave_right_entries_and_nothing_else(tmp_path: Path, dice: random.Random) -> None:
+    cache = share(tmp_path)
+    kills = ROUNDS * 50 or 12
+    for turn in range(kills):
+        kill_while_writing(start(tmp_path, WRITER, cache, turn % 2), dice.random() * 0.1)
+        damaged: list[tuple[str, bytes]] = []
+        store = _engine.Store(str(cache / "shoal"))
+        store.verify(lambda folder, key, size, error, damaged=damaged: error and damaged.append((folder, key)))
+        assert not damaged, f"after {turn + 1} kills"
+    assert len(files(cache)) == len(store.entries()) <= 40
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from shared import value  # type: ignore[import-not-found]
+
+        f = Memory(cache, verbose=0).cache(value)
+        assert all(set(f(n)) == {n} for n in range(40))
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["shared"]
+    print(f"{kills} kills, {len(store.entries())} entries, 0 damaged, 0 stray files")
+
+
+def test_what_killed_writers_of_named_files_leave_is_swept(tmp_path: Path, dice: random.Random) -> None:
+    cache = share(tmp_path) / "shoal"
+    cache.mkdir(parents=True, mode=0o700)
+    kills, strays = ROUNDS * 50 or 12, 0
+    for _ in range(kills):
+        kill_while_writing(start(tmp_path, NAMED_WRITER, cache), dice.random() * 0.05)
+        temporary = cache / ".temporary"
+        strays += len(list(temporary.iterdir())) if temporary.exists() else 0
+        store = _engine.Store(str(cache), _engine.STORE_NAMED_FILES)
+        store.put("f", b"x" * 16, [b"x"])
+        assert list(temporary.iterdir()) == []
+        for n in range(40):
+            parts = store.get("f", bytes([n]) * 16)
+            assert parts is None or set(bytes(parts[0])) == {n}
+    print(f"{kills} kills, {strays} stray files, all swept")
+
+
+WORKER = """
+    import random, sys, time, warnings
+    import shared
+    from shoal.joblib import Memory
+    warnings.simplefilter("error")
+    random.seed(int(sys.argv[2]))
+    memory = Memory(sys.argv[1], verbose=0, bytes_limit="12M", compress=int(sys.argv[2]) % 2 == 0)
+    f = memory.cache(shared.value)
+    print("ready", flush=True)
+    end, done = time.monotonic() + float(sys.argv[3]), 0
+    while time.monotonic() < end:
+        n, what = random.randrange(12), random.random()
+        if what < 0.9:
+            array = f(n)
+            assert array[0] == n and array[-1] == n and len(set(array[:: max(len(array) // 50, 1)])) == 1
+        elif what < 0.94:
+            f.call(n)
+        elif what < 0.96:
+            memory.reduce_size(items_limit=random.randrange(8))
+        elif what < 0.98:
+            memory.reduce_size(bytes_limit=random.randrange(10_000_000))
+        elif what < 0.99:
+            f.clear(warn=False)
+        else:
+            memory.clear(warn=False)
+        done += 1
+    print(done)
+"""
+
+
+def test_processes_read_write_evict_and_clear_the_same_keys(tmp_path: Path, dice: random.Random) -> None:
+    cache = share(tmp_path)
+    seconds = 60 if ROUNDS else 4
+    workers = [start(tmp_path, WORKER, cache, dice.randrange(10**6) * 2 + n % 2, seconds) for n in range(8)]
+    calls = 0
+    for worker in workers:
+        out, err = worker.communicate(timeout=seconds + 60)
+        assert worker.returncode == 0, err.decode()
+        calls += int(out.split()[-1])
+    print(f"8 processes, {seconds} s, {calls} calls, no error and no wrong value")
+
+
+COMPUTER = """
+    import os, sys, time
+    from shoal.joblib import Memory
+    memory = Memory(sys.argv[1], verbose=0)
+
+    def slow(n):
+        with open(sys.argv[2], "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        time.sleep(float(sys.argv[3]))
+        return n * 2
+
+    slow.__module__, slow.__qualname__ = "campaign", "slow"
+    f = memory.cache(slow)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(f(21), flush=True)
+"""
+
+
+def computers(tmp_path: Path, count: int, seconds: float) -> tuple[list[subprocess.Popen[str]], Path]:
+    log = tmp_path / "log"
+    program = tmp_path / "computer.py"
+    program.write_text(textwrap.dedent(COMPUTER))
+    started = [
+        subprocess.Popen(
+            [sys.executable, program, tmp_path / "cache", log, str(seconds)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return started, log
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_of_several_who_miss_the_same_one_computes(tmp_path: Path) -> None:
+    processes, log = computers(tmp_path, 4, 0.5)
+    for process in processes:
+        go(process)
+    for process in processes:
+        assert process.communicate(timeout=30)[0] == "42\n"
+    assert len(log.read_text().split()) == 1
+
+
+def test_if_who_computes_dies_another_does(tmp_path: Path, dice: random.Random) -> None:
+    processes, log = computers(tmp_path, 3, 1.0)
+    go(processes[0])
+    while not log.exists() or not log.read_text():
+        time.sleep(0.01)
+    for process in processes[1:]:
+        go(process)
+    time.sleep(dice.random() * 0.5)
+    processes[0].kill()
+    assert processes[0].communicate(timeout=10)[0] == ""
+    for process in processes[1:]:
+        assert process.communicate(timeout=30)[0] == "42\n"
+    ran = log.read_text().split()
+    assert len(ran) == 2 and ran[0] == str(processes[0].pid) != ran[1]

@@ -1,0 +1,53 @@
+"""Tests of CPython's that do not apply to Shoal, with the reason for each: pattern of the test's name -> reason.
+
+A pattern is SUITE:CLASS.TEST, where `*` stands for anything. The runner reports one that is listed here and passes.
+"""
+
+DIFFERENCES = {
+    "*:WithProcessesTestPool.test_imap_handle_iterable_exception": (
+        "an iterable that raises ends imap after the results of the items before it, all of which come first; the test "
+        "has them cut off where the standard library's task thread happened to be"
+    ),
+    "*:WithProcessesTestPoolWorkerErrors.test_unpickleable_result": (
+        "the result that cannot be pickled there is a lambda; Shoal sends lambdas"
+    ),
+    "*:*TestQueue.test_queue_feeder_donot_stop_onexc": (
+        "an object that cannot be pickled raises in put(), which the caller sees; there is no feeder thread to print it"
+    ),
+    "*:TestPoolNotLeakOnFailure.test_release_unused_processes": (
+        "the test's process is a mock without a pid; Shoal watches its workers by theirs"
+    ),
+    "*:TestFlags.test_flags": (
+        "the test starts a Python with -S, which finds no installed package, so not Shoal either"
+    ),
+    "*:TestStartMethod.test_mixed_startmethod": (
+        "a queue made by the fork context may be handed to a process of any start method: it has no semaphore in it"
+    ),
+    "*:MiscTestCase.test_spawn_sys_executable_none_allows_import": (
+        "asserts that nothing has imported multiprocessing yet; `python -m shoal` has"
+    ),
+    # -- concurrent.futures --
+    "futures:*ExecutorDeadlockTest.test_*_at_task_unpickle": (
+        "a call that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
+    ),
+    "futures:*ExecutorDeadlockTest.test_*_during_result_unpickle_in_result_handler": (
+        "a result that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
+    ),
+    "futures:*ProcessPoolExecutorTest.test_killed_child": (
+        "a worker that is killed fails only the call it held; the executor goes on"
+    ),
+    "futures:*ProcessPoolExecutorTest.test_python_finalization_error": (
+        "has the start of the standard library's threads fail by a mock; Shoal starts none at that point"
+    ),
+    "futures:*ProcessPoolExecutorTest.test_saturation": (
+        "the calls hold a semaphore, which cannot be pickled: Shoal finds that out before it starts a worker for them"
+    ),
+    "futures:*ProcessPoolShutdownTest.test_processes_terminate": (
+        "the calls hold a semaphore, which cannot be pickled: Shoal finds that out before it starts a worker for them"
+    ),
+    "futures:*ProcessPoolShutdownTest.test_cancel_futures": (
+        "shutdown(cancel_futures=True) cancels every call that no worker has begun, which may be all"
+    ),
+    "futures:*ProcessPoolShutdownTest.test_del_shutdown": "looks for the standard library's `_call_queue`",
+    "futures:*ProcessPoolShutdownTest.test_shutdown_no_wait": "looks for the standard library's `_call_queue`",
+}

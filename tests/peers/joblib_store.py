@@ -1,0 +1,147 @@
+"""joblib's own tests of its store, run on joblib and then on Shoal (under `shoal.install()`), and compared.
+
+    .venv/bin/python tests/peers/joblib_store.py [--json FILE] [-k EXPRESSION]
+
+Each test has a limit of a minute. What passes on joblib and not on Shoal must be listed in DIFFERENCES, with why; what
+is listed and passes is told too. Ends with 1 if there is a difference that is not listed, or fewer than 95% of what
+applies pass. A test "applies" unless its reason begins with NOT_OURS: it looks at what joblib's own files or internals
+are, which no program sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+MODULES = (
+    "test_memory", "test_memory_async", "test_hashing", "test_numpy_pickle", "test_numpy_pickle_compat",
+    "test_numpy_pickle_utils", "test_func_inspect", "test_func_inspect_special_encoding", "test_store_backends",
+)  # fmt: skip
+NEEDED = 95.0  # per cent of what applies
+LIMIT = 900  # seconds for a module
+
+NOT_OURS = "looks inside: "
+
+# A pattern of names -> why it does not pass. Patterns are those of fnmatch; "[" stands for itself.
+LAYOUT = NOT_OURS + "the names of joblib's own files and of its classes' private methods"
+VERSIONS = "results of different code lie beside each other and none replaces another: there is nothing to warn of"
+DIFFERENCES: dict[str, str] = {
+    "*::test_parallel_call_cached_function_defined_in_jupyter[*": LAYOUT,
+    "*::test_func_dir": LAYOUT,
+    "*::test_persistence": LAYOUT,
+    "*::test_call_and_shelve_lazily_load_stored_result": LAYOUT,
+    "*::test__get_items*": LAYOUT,
+    "*::test_memory_reduce_size_*": LAYOUT,
+    "*::test_memory_clear": LAYOUT,
+    "*::test_memory_recomputes_after_an_error_while_loading_results": LAYOUT,
+    "*::test_memorized_result_forwards_mmap_mode": LAYOUT,
+    "*::test_lz4_compression": NOT_OURS + "which Python class writes lz4",
+    "*::TestAutoGitignore::test_memory_creates_gitignore": "the file lies in Shoal's own folder, LOCATION/shoal",
+    "*::test_memory_name_collision": VERSIONS,
+    "*::test_memory_warning_lambda_collisions": VERSIONS,
+    "*::test_memory_warning_collision_detection": VERSIONS,
+    "*::test_memory_in_memory_function_code_change": VERSIONS,
+    "*::test_memory_numpy_check_mmap_mode": "arrays are views of the mapped entry, read-only with 'r', but no memmap",
+    "*::test_memory_func_with_kwonly_args": "arguments that do not fit are the function's own TypeError, no ValueError",
+    "*::test_hash_numpy_performance": "it asks that hashing takes as long as MD5; ours takes a fraction",
+    "*::test_hashes_stay_the_same[*": NOT_OURS + "joblib's own digests, which are MD5 of its pickles",
+    "*::test_hashing_pickling_error": "a function that was made in a function can be hashed: by its code",
+    "*::test_concurrency_safe_write[threading]": "Parallel's threads under install(), not the store's",
+}
+
+_RUN = """
+import json, sys
+where, install, known, arguments = sys.argv[1], sys.argv[2] == "shoal", set(sys.argv[3].split("\\n")), sys.argv[4:]
+if install:
+    import shoal
+    shoal.install()
+import pytest
+
+class Results:
+    def __init__(self):
+        self.file = open(where, "a")
+    def note(self, name, outcome, reason=""):
+        print(json.dumps([name, outcome, reason]), file=self.file, flush=True)
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid not in known]
+    def pytest_runtest_logstart(self, nodeid):
+        self.note(nodeid, "died")
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.note(report.nodeid, report.outcome, str(report.longrepr)[-300:] if report.failed else "")
+
+results = Results()
+status = pytest.main(arguments, plugins=[results])
+results.note("", "ended")
+"""
+
+
+def run(on: str, expression: str | None) -> dict[str, tuple[str, str]]:
+    """Outcome and reason of each test, run on "joblib" or on "shoal". A test that its process dies in has "died"."""
+    outcomes: dict[str, tuple[str, str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for module in MODULES:
+            results = os.path.join(folder, f"{module}.results")
+            arguments = ["-q", "-p", "no:cacheprovider", "--timeout=60", "--no-header", "--tb=line", "--pyargs"]
+            arguments += [f"joblib.test.{module}", *(["-k", expression] if expression else [])]
+            found: dict[str, tuple[str, str]] = {}
+            for _ in range(10):  # goes on behind a test that the process died in
+                # A folder of their own: they write to the current one.
+                subprocess.run(
+                    [sys.executable, "-c", _RUN, results, on, "\n".join(found), *arguments],
+                    cwd=folder, timeout=LIMIT, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                with open(results) as file:
+                    lines = [json.loads(line) for line in file]
+                found = {name: (outcome, reason) for name, outcome, reason in lines if name}
+                if lines and lines[-1][1] == "ended":
+                    break
+            outcomes.update({f"{module}{name[name.index('::') :]}": value for name, value in found.items()})
+    return outcomes
+
+
+def reason_for(name: str) -> str | None:
+    for pattern, reason in DIFFERENCES.items():
+        if fnmatch.fnmatchcase(name, pattern.replace("[", "[[]")):
+            return reason
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", help="write all outcomes to this file")
+    parser.add_argument("-k", dest="expression", help="only the tests that pytest's -k would take")
+    options = parser.parse_args()
+    theirs = run("joblib", options.expression)
+    ours = run("shoal", options.expression)
+    missing = ("did not run", "")
+    base = [name for name, (outcome, _) in theirs.items() if outcome == "passed"]
+    different = [name for name in base if ours.get(name, missing)[0] != "passed"]
+    listed = {name: reason for name in different if (reason := reason_for(name)) is not None}
+    applies = [name for name in base if not (reason_for(name) or "").startswith(NOT_OURS) or name not in different]
+    passed = [name for name in applies if name not in different]
+    for name in different:
+        what = listed.get(name)
+        print(f"{'listed  ' if what else 'UNLISTED'} {name}: {what or ' '.join(ours.get(name, missing))[-200:]}")
+    for name in base:
+        if name not in different and reason_for(name):
+            print(f"passes, though listed: {name}")
+    share = 100 * len(passed) / max(len(applies), 1)
+    print(
+        f"{len(theirs)} tests, {len(base)} pass on joblib; on Shoal {len(base) - len(different)} of these "
+        f"({100 * (len(base) - len(different)) / max(len(base), 1):.1f}%); {len(base) - len(applies)} look inside of "
+        f"joblib; of the {len(applies)} that apply {len(passed)} pass ({share:.1f}%)"
+    )
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"joblib": theirs, "shoal": ours, "different": different}, file, indent=1)
+    return 0 if len(listed) == len(different) and share >= NEEDED and base else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

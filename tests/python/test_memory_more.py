@@ -1,0 +1,520 @@
+"""`Memory` beyond the look-up: what a result rests on, limits, compression, other stores, `explain`, `shoal cache`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+
+import numpy as np
+import pytest
+from shoal import _cache_command, _engine
+from shoal.joblib import Memory, register_store_backend
+from shoal.joblib._store_backends import StoreBackendBase, StoreBackendMixin, parse_compress, parse_size
+
+CALLS: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def no_calls_yet():
+    CALLS.clear()
+
+
+def double(x):
+    CALLS.append(x)
+    return x * 2
+
+
+def block(n):
+    CALLS.append(n)
+    return np.full(100_000, n, dtype=np.uint8)
+
+
+def stored(path):
+    return _engine.Store(str(path / "shoal")).entries()
+
+
+# ---- what a result rests on ----
+
+
+def project(source, name="project_under_test"):
+    """A module of its own, whose code can be run anew."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    module.CALLS = CALLS
+    run(module, source)
+    return module
+
+
+def run(module, source):
+    exec(compile(textwrap.dedent(source), f"{module.__name__}.py", "exec"), module.__dict__)
+
+
+BASE = """
+    RATE = 3
+    TABLE = {"a": 1, "b": [2]}
+    SEEN = []
+    COUNT = 0
+
+    class Model:
+        FACTOR = 2
+        def __init__(self, x):
+            self.x = x
+        def run(self):
+            return self.x * self.FACTOR
+
+    def deepest(x):
+        return x + 1
+
+    def helper(x):
+        SEEN.append(x)
+        return deepest(x) * RATE + TABLE["a"]
+
+    def f(x):
+        global COUNT
+        COUNT += 1
+        CALLS.append(x)
+        return helper(x) + Model(x).run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ("def deepest(x):\n    return x + 2", True),
+        ("def helper(x):\n    return deepest(x)", True),
+        ("RATE = 4", True),
+        ("TABLE = {'a': 5}", True),
+        ("TABLE['b'].append(1)", True),
+        ("class Model:\n    FACTOR = 3\n    def __init__(self, x):\n        self.x = x\n"
+         "    def run(self):\n        return self.x * self.FACTOR", True),
+        ("def deepest(x):\n    'documented now'\n\n    # and commented\n    return x + 1", False),
+        ("RATE = 3", False),
+        ("SEEN.append(1)", False),
+        ("COUNT = 17", False),
+        ("UNUSED = 1", False),
+        ("def unused(): pass", False),
+    ],
+)  # fmt: skip
+def test_a_call_depends_on_the_projects_functions_and_globals_it_uses(tmp_path, change, counts):
+    module = project(BASE)
+    f = Memory(tmp_path, verbose=0).cache(module.f)
+    f(1), f(1)
+    assert CALLS == [1]
+    run(module, change)
+    assert bool(f.explain(1)) is not counts
+    f(1), f(1)
+    assert len(CALLS) == (2 if counts else 1)
+
+
+def test_another_process_with_the_same_code_finds_the_results(tmp_path):
+    module = project(BASE)
+    Memory(tmp_path, verbose=0).cache(module.f)(1)
+    again = project(BASE)
+    Memory(tmp_path, verbose=0).cache(again.f)(1)
+    assert CALLS == [1]
+
+
+def test_what_is_outside_of_the_project_counts_when_it_is_named(tmp_path):
+    other = project("def outer(x):\n    return x", "other_project")
+    module = project("import other_project\nfrom other_project import outer\n"
+                     "def f(x):\n    CALLS.append(x)\n    return outer(x) + other_project.outer(x)")  # fmt: skip
+    memory = Memory(tmp_path, verbose=0)
+    own, named, alone = memory.cache(module.f), memory.cache(module.f, follow=["other_project"]), None
+    alone = memory.cache(follow=False)(module.f)
+    own(1), named(1), alone(1)
+    assert len(CALLS) == 2  # own and alone rest on the same
+    run(other, "def outer(x):\n    return x + 1")
+    module.outer = other.outer
+    own(1), alone(1)
+    assert len(CALLS) == 2
+    named(1)
+    assert len(CALLS) == 3
+
+
+def test_following_can_be_turned_off(tmp_path):
+    module = project(BASE)
+    f = Memory(tmp_path, verbose=0, follow=False).cache(module.f)
+    f(1)
+    run(module, "RATE = 99")
+    f(1)
+    assert CALLS == [1]
+
+
+def test_explain_says_what_changed_and_what_was_nearest(tmp_path):
+    module = project(BASE)
+    memory = Memory(tmp_path, verbose=0)
+    f = memory.cache(module.f)
+    assert "no call of this function" in f.explain(1).reason
+    f(1)
+    assert f.explain(1).hit and "a hit" in str(f.explain(1))
+    assert "x was 1" in f.explain(2).reason
+    assert "do not fit" in f.explain(1, 2, 3).reason
+    run(module, "RATE = 4\ndef deepest(x):\n    return x - 1")
+    assert sorted(f.explain(1).changed) == [
+        "function project_under_test.deepest changed", "global project_under_test.RATE changed",
+    ]  # fmt: skip
+    assert CALLS == [1]
+    refusing = memory.cache(double, cache_validation_callback=lambda metadata: False)
+    refusing(3)
+    assert "cache_validation_callback" in refusing.explain(3).reason
+
+
+def test_functions_that_use_each_other_are_no_trouble(tmp_path):
+    module = project("""
+        def even(n):
+            CALLS.append(n)
+            return n == 0 or odd(n - 1)
+        def odd(n):
+            return n != 0 and even(n - 1)
+    """)
+    module.even = Memory(tmp_path, verbose=0).cache(module.even)
+    assert module.even(10) is True and module.even(10) is True
+    assert len(CALLS) == 6
+
+
+# ---- limits ----
+
+
+def test_reduce_size_removes_what_was_used_longest_ago(tmp_path):
+    memory = Memory(tmp_path, verbose=0)
+    f = memory.cache(block)
+    for n in range(4):
+        f(n)
+    time.sleep(1.1)  # uses are known to the second
+    f(0), f(1)
+    memory.reduce_size(items_limit=2)
+    assert [f.check_call_in_cache(n) for n in range(4)] == [True, True, False, False]
+    memory.reduce_size(bytes_limit="150K")
+    assert len(stored(tmp_path)) == 1
+    memory.reduce_size(age_limit=datetime.timedelta(hours=1))
+    assert len(stored(tmp_path)) == 1
+    memory.reduce_size(bytes_limit=0)
+    assert stored(tmp_path) == []
+    memory.reduce_size()
+    with pytest.raises(ValueError, match="positive timedelta"):
+        memory.reduce_size(age_limit=datetime.timedelta(seconds=-1))
+
+
+def test_results_of_a_certain_age_are_removed(tmp_path):
+    memory = Memory(tmp_path, verbose=0)
+    f = memory.cache(double)
+    f(1)
+    time.sleep(2.1)
+    f(2)
+    memory.reduce_size(age_limit=datetime.timedelta(seconds=1.05))
+    assert [f.check_call_in_cache(1), f.check_call_in_cache(2)] == [False, True]
+
+
+def test_a_limit_at_construction_is_kept_in_the_background(tmp_path):
+    f = Memory(tmp_path, verbose=0, bytes_limit="1M").cache(block)
+    for n in range(40):
+        assert f(n)[0] == n
+    deadline = time.monotonic() + 20
+    while sum(entry[2] for entry in stored(tmp_path)) > 1024 * 1024 * 17 // 16 + 110_000:
+        assert time.monotonic() < deadline
+        f(time.monotonic_ns() % 251)
+        time.sleep(0.05)
+    assert len(stored(tmp_path)) >= 5
+
+
+def test_hits_are_counted_and_survive_the_process(tmp_path):
+    f = Memory(tmp_path, verbose=0).cache(double)
+    f(1), f(1), f(1)
+    ((*_, hits, used),) = stored(tmp_path)
+    assert hits == 2 and abs(used / 1e9 - time.time()) < 30
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder", "link", "open to others"])
+def test_a_damaged_table_of_uses_harms_nothing(tmp_path, damage):
+    f = Memory(tmp_path, verbose=0).cache(double)
+    f(1)
+    table = tmp_path / "shoal" / ".uses"
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    table.unlink()
+    if damage == "cut":
+        table.write_bytes(b"x" * 100)
+    elif damage == "folder":
+        (table / "inner").mkdir(parents=True)
+    elif damage == "link":
+        table.symlink_to(target)
+    else:
+        table.write_bytes(bytes(524288))
+        table.chmod(0o666)
+    program = "import sys; from shoal import _engine; s = _engine.Store(sys.argv[1]); print(len(s.entries()))"
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "shoal"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "1\n" and target.read_bytes() == b"precious"
+    assert table.is_file() and not table.is_symlink() and table.stat().st_mode & 0o777 == 0o600
+
+
+# ---- compression ----
+
+
+@pytest.mark.parametrize("compress", [True, 3, "lz4", ("zstd", 1), ("lz4", 1), ("gzip", 3)])
+def test_compressed_results_are_smaller_and_equal(tmp_path, compress):
+    memory = Memory(tmp_path, verbose=0, compress=compress)
+    f = memory.cache(block)
+    expected = block(7)
+    CALLS.clear()
+    assert np.array_equal(f(7), expected) and np.array_equal(f(7), expected) and CALLS == [7]
+    assert stored(tmp_path)[0][2] < 5000
+    assert np.array_equal(Memory(tmp_path, verbose=0).cache(block)(7), expected) and CALLS == [7]
+    value = f(7)
+    value[0] = 1  # the process's own
+    assert f(7)[0] == 7
+
+
+def test_every_changed_bit_of_a_compressed_entry_is_a_miss(tmp_path):
+    f = Memory(tmp_path, verbose=0, compress=True).cache(block)
+    f(1)
+    ((folder, key, *_),) = stored(tmp_path)
+    path = tmp_path / "shoal" / folder / key.hex()
+    sound = path.read_bytes()
+    for at in range(0, len(sound), 3):
+        damaged = bytearray(sound)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.warns(Warning, match="cannot be used"):
+            assert set(f(1)) == {1}
+
+
+def test_texts_for_sizes_and_compression_are_understood():
+    assert [parse_size(text) for text in (5, "7", "1K", "1.5 MB", "2g")] == [5, 7, 1024, 1572864, 2 << 30]
+    with pytest.raises(ValueError):
+        parse_size("many")
+    assert parse_compress(False) == parse_compress(0) == parse_compress(None) == (0, 0)
+    assert parse_compress(True) == (_engine.COMPRESS_ZSTD, 0) and parse_compress(3) == (_engine.COMPRESS_ZSTD, 3)
+    assert parse_compress(("lz4", 2)) == (_engine.COMPRESS_LZ4, 2)
+
+
+# ---- who computes ----
+
+
+def test_of_several_threads_one_computes(tmp_path):
+    def slow(x):
+        CALLS.append(x)
+        time.sleep(0.3)
+        return x
+
+    f = Memory(tmp_path, verbose=0).cache(slow)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(f(5))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert results == [5] * 6 and CALLS == [5]
+
+
+def test_of_several_tasks_one_computes(tmp_path):
+    async def slow(x):
+        CALLS.append(x)
+        await asyncio.sleep(0.1)
+        return x
+
+    f = Memory(tmp_path, verbose=0).cache(slow)
+
+    async def main():
+        return await asyncio.gather(f(1), f(1), f(1), f(2))
+
+    assert asyncio.run(main()) == [1, 1, 1, 2] and sorted(CALLS) == [1, 2]
+
+
+def test_an_error_lets_the_next_one_compute_at_once(tmp_path):
+    def fail(x):
+        CALLS.append(x)
+        raise KeyError(x)
+
+    f = Memory(tmp_path, verbose=0).cache(fail)
+    errors = []
+    for _ in range(2):
+        try:
+            f(1)
+        except KeyError as error:
+            errors.append(error)  # its traceback keeps the frames of the call alive
+    started = time.monotonic()
+
+    def call_again():
+        with pytest.raises(KeyError):
+            f(1)
+
+    thread = threading.Thread(target=call_again)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and time.monotonic() - started < 20 and len(CALLS) == 3
+
+
+def test_calls_that_wait_for_each_other_do_not_hang(tmp_path):
+    memory = Memory(tmp_path, verbose=0)
+    both = threading.Barrier(2, timeout=20)
+    functions = {}
+
+    def first(depth):
+        if depth:
+            both.wait()
+            return functions["second"](0) + 1
+        return 1
+
+    def second(depth):
+        if depth:
+            both.wait()
+            return functions["first"](1 if depth == 2 else 0) + 1
+        return 2
+
+    functions["first"], functions["second"] = memory.cache(first), memory.cache(second)
+    results = []
+    threads = [threading.Thread(target=lambda name=name: results.append(functions[name](1))) for name in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(results) == [2, 3]
+
+
+def test_a_child_of_fork_does_not_keep_its_parents_claims(tmp_path):
+    def forking(x):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        CALLS.append(pid)
+        raise ValueError
+
+    f = Memory(tmp_path, verbose=0).cache(forking)
+    try:
+        with pytest.raises(ValueError):
+            f(1)
+        done = []
+        thread = threading.Thread(target=lambda: done.append(f._claim(f._key((1,), {}), 0)))
+        thread.start()
+        thread.join(20)
+        assert done[0]
+        f._release(done[0])
+    finally:
+        for pid in CALLS:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+
+
+# ---- stores of others ----
+
+
+class FolderBackend(StoreBackendBase, StoreBackendMixin):
+    """The least that a store can be."""
+
+    _open_item = staticmethod(open)
+    _item_exists = staticmethod(os.path.exists)
+    _move_item = staticmethod(os.replace)
+
+    def create_location(self, location):
+        os.makedirs(location, exist_ok=True)
+
+    def clear_location(self, location):
+        import shutil
+
+        shutil.rmtree(location, ignore_errors=True)
+
+    def get_items(self):
+        return []
+
+    def configure(self, location, verbose=0, backend_options=None):
+        self.location, self.verbose = str(location), verbose
+
+
+def test_a_registered_store_keeps_results(tmp_path):
+    register_store_backend("folder-of-the-test", FolderBackend)
+    memory = Memory(tmp_path / "here", backend="folder-of-the-test", verbose=0)
+    f = memory.cache(block)
+    assert set(f(3)) == {3} and set(f(3)) == {3} and CALLS == [3]
+    assert f.check_call_in_cache(3) and not f.check_call_in_cache(4)
+    shelved = f.call_and_shelve(3)
+    assert set(shelved.get()) == {3}
+    shelved.clear()
+    assert set(f(3)) == {3} and CALLS == [3, 3]
+    f.clear()
+    assert not f.check_call_in_cache(3)
+
+    async def later(x):
+        CALLS.append(x)
+        return x
+
+    g = memory.cache(later)
+    assert asyncio.run(g(9)) == 9 and asyncio.run(g(9)) == 9 and CALLS == [3, 3, 9]
+    with pytest.raises(ValueError, match="should be a string"):
+        register_store_backend(None, FolderBackend)
+    with pytest.raises(ValueError, match="should inherit"):
+        register_store_backend("x", dict)
+    with pytest.raises(TypeError, match="Unknown location"):
+        Memory(tmp_path, backend="nobody registered this")
+
+
+# ---- the command ----
+
+
+def cache_command(capsys, *arguments):
+    status = _cache_command.main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().out
+
+
+def test_the_command_lists_sums_prunes_and_removes(tmp_path, capsys):
+    memory = Memory(tmp_path, verbose=0)
+    f, g = memory.cache(double), memory.cache(block)
+    f(1), f(1), g(1), g(2)
+    status, out = cache_command(capsys, "ls", tmp_path, "--json")
+    entries = json.loads(out)["entries"]
+    assert status == 0 and len(entries) == 3
+    assert {entry["function"].rpartition(".")[2] for entry in entries} == {"double", "block"}
+    assert sorted(entry["hits"] for entry in entries) == [0, 0, 1] and all(entry["sound"] for entry in entries)
+    status, out = cache_command(capsys, "ls", tmp_path, "--function", "double")
+    assert status == 0 and len(out.splitlines()) == 2 and out.startswith("function")
+    status, out = cache_command(capsys, "stat", tmp_path / "shoal", "--json")
+    assert json.loads(out)["total"]["entries"] == 3
+    assert "all" in cache_command(capsys, "stat", tmp_path)[1]
+    status, out = cache_command(capsys, "prune", tmp_path, "--items", 2, "--json")
+    assert status == 0 and json.loads(out)["removed"] == 1
+    with pytest.raises(SystemExit, match="at least one"):
+        cache_command(capsys, "prune", tmp_path)
+    with pytest.raises(SystemExit, match="no function"):
+        cache_command(capsys, "rm", tmp_path, "--function", "nobody")
+    with pytest.raises(SystemExit, match="no folder"):
+        cache_command(capsys, "ls", tmp_path / "missing")
+    name = next(iter(json.loads(cache_command(capsys, "stat", tmp_path, "--json")[1])["functions"]))
+    assert cache_command(capsys, "rm", tmp_path, "--function", name)[0] == 0
+    assert cache_command(capsys, "rm", tmp_path)[0] == 0
+    assert stored(tmp_path) == []
+
+
+def test_the_command_finds_and_removes_every_damaged_entry(tmp_path, capsys):
+    f = Memory(tmp_path, verbose=0).cache(block)
+    for n in range(3):
+        f(n)
+    folder, key, *_ = stored(tmp_path)[0]
+    path = tmp_path / "shoal" / folder / key.hex()
+    times = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(50_000)
+        file.write(b"\xff")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    status, out = cache_command(capsys, "verify", tmp_path)
+    assert status == 1 and key.hex() in out and "3 entries, 1 damaged" in out
+    status, out = cache_command(capsys, "verify", tmp_path, "--remove", "--json")
+    assert status == 0 and [entry["key"] for entry in json.loads(out)["damaged"]] == [key.hex()]
+    assert cache_command(capsys, "verify", tmp_path)[1] == "2 entries, 0 damaged\n"
+
+
+def test_the_command_is_there_as_python_m_shoal_cache(tmp_path):
+    Memory(tmp_path, verbose=0).cache(double)(1)
+    out = subprocess.run(
+        [sys.executable, "-m", "shoal", "cache", "stat", tmp_path, "--json"], capture_output=True, check=True
+    ).stdout
+    assert json.loads(out)["total"]["entries"] == 1
