@@ -70,14 +70,31 @@ def begin_forked(nesting_level: int, initializer: Callable[..., object] | None, 
 
 def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
     """What a worker that the zygote forked runs. A fifth descriptor holds what could not go in a few bytes."""
-    place, owner, threads, nesting_level = (int(number) for number in payload.split())
+    place, owner, threads, nesting_level, installed = (int(number) for number in payload.split())
     table, heap, attention, crash, *more = fds
     enter(nesting_level)
+    if installed:
+        sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
     duties = _crew.Duties(threads=threads or None, keeps_exits=True)
     if more:
         duties.initializer, duties.initargs = _begin_clean, (more[0],)
     _crew.serve((table, heap, attention), place, owner, crash, duties)
     return 0
+
+
+class _InstallingFinder:
+    """Has Shoal installed when a task imports joblib: its nested calls are ours then. Not before, as it takes time."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "joblib":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        import importlib.util
+
+        import shoal
+
+        shoal.install()
+        return importlib.util.find_spec(name)
 
 
 def _begin_clean(fd: int) -> None:
@@ -135,6 +152,11 @@ class _CleanProcess:
             pass
 
 
+def _is_installed() -> bool:
+    install = sys.modules.get("shoal._install")
+    return install is not None and install.installed()
+
+
 class _Start:
     """Starts the clean workers of one crew. Holds the descriptor with their initializer as long as the crew lives."""
 
@@ -149,7 +171,7 @@ class _Start:
     def __call__(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
         from shoal import _zygote
 
-        payload = b"%d %d %d %d" % (place, owner, self._threads, self._level)
+        payload = b"%d %d %d %d %d" % (place, owner, self._threads, self._level, _is_installed())
         fds = (*engine.fds(), crash) if self._fd < 0 else (*engine.fds(), crash, self._fd)
         return _CleanProcess(_zygote.get().start("shoal.joblib._workers:_clean_main", payload, fds))
 
@@ -202,7 +224,7 @@ def get_crew(
     from shoal import _threads
 
     shared = _threads.share(n_jobs, threads)
-    key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid())
+    key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid(), _is_installed())
     begin = b""
     if shared is None:  # the user's variables say it, and may have been changed since
         key += tuple(os.environ.get(name) for name in _threads.VARIABLES)
@@ -422,6 +444,7 @@ class Future:
     ) -> None:
         from shoal import _pickling
 
+        self._is_done = False
         self._item = (function, (), {})  # held: it may be pickled later
         self._job = _engine.Job(
             crew.engine,
@@ -444,11 +467,12 @@ class Future:
             pickling.particular.pop(id(self._item), None)
 
     def _call_back(self, callback: Callable[[Any], object], job: _engine.Job) -> None:
+        self._is_done = True  # the job itself is only when its callback has ended
         callback(self)
 
     def result(self, timeout: float | None = None) -> Any:
         """What the call returned; raises what it raised, or TimeoutError after so many seconds."""
-        if not self._job.wait_ready(timeout):
+        if not self._is_done and not self._job.wait_ready(timeout):
             raise make_timeout()
         self._forget()
         error = self._job.error
@@ -459,7 +483,7 @@ class Future:
     get = result
 
     def done(self) -> bool:
-        return self._job.is_ready
+        return self._is_done or self._job.is_ready
 
     def abort(self) -> None:
         """Fail it, if it is not done; a worker that runs it is replaced."""
