@@ -219,11 +219,10 @@ class Dispatching:
             return False
         is_last = iterator is self._original_iterator and len(tasks) < size * n_jobs
         size = max(1, len(tasks) // ((10 if is_last else 1) * n_jobs))
-        nested = self._backend.get_nested_backend()
         for start in range(0, len(tasks), size):
-            self._ready_batches.append(
-                BatchedCalls(tasks[start : start + size], nested, self._reducer_callback, self._pickle_cache)
-            )
+            batch = tasks[start : start + size]
+            nested = self._backend.get_nested_backend()  # each its own: threads may use two at a time
+            self._ready_batches.append(BatchedCalls(batch, nested, self._reducer_callback, self._pickle_cache))
         return True
 
     def _dispatch(self, batch: BatchedCalls) -> None:

@@ -20,9 +20,7 @@ def evaluate(text: str) -> Any:
     import ast
 
     if len(text) > _LONGEST:
-        raise ValueError(
-            f"Expression {text[:_LONGEST]!r}... is too long. Max length is {_LONGEST}, got {len(text)}."
-        )
+        raise ValueError(f"Expression {text[:_LONGEST]!r}... is too long. Max length is {_LONGEST}, got {len(text)}.")
     try:
         return _value(ast.parse(text, mode="eval").body)
     except (TypeError, SyntaxError, OverflowError, KeyError, ZeroDivisionError) as error:

@@ -54,6 +54,14 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return function(*args, **kwargs)
 
 
+def call_guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As `call`, but an exception is the result."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return error
+
+
 def make_generator(entropy: Any, spawn_key: tuple[int, ...]) -> Any:
     """The numpy Generator of one task."""
     import numpy
@@ -318,7 +326,9 @@ class ForkedWorkers(Handle):
         from shoal.multiprocessing import pool
         from shoal.multiprocessing.context import _default_context
 
-        if context is None or type(context).__module__ == "multiprocessing.context":  # one that starts processes as ours
+        if (
+            context is None or type(context).__module__ == "multiprocessing.context"
+        ):  # one that starts processes as ours
             method = context.get_start_method() if context is not None else None
             context = _default_context.get_context(method)
         duties = _crew.Duties(
@@ -517,8 +527,7 @@ class ItemPickler:
 
             name = getattr(self._function, "__qualname__", None) or type(self._function).__qualname__
             raise pickle.PicklingError(
-                f"Could not pickle the task to send to the workers: a call of {name}: "
-                f"{type(error).__name__}: {error}"
+                f"Could not pickle the task to send to the workers: a call of {name}: {type(error).__name__}: {error}"
             ) from error
 
 

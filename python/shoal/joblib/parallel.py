@@ -353,9 +353,11 @@ class Parallel(Dispatching):
                 raise
             self._backend = other.backend  # type: ignore[attr-defined]
             return self._initialize_backend()
-        for name, value in (("timeout", self.timeout), ("task_timeout", self._task_timeout)):
-            supported = self._backend.supports_timeout if name == "timeout" else self._is_on_crew()
-            if value is not None and not supported:
+        asked = (("timeout", self.timeout), ("task_timeout", self._task_timeout), ("retries", self._retries or None))
+        for name, value in asked:
+            if value is None:
+                continue
+            if not (self._backend.supports_timeout if name == "timeout" else self._is_on_crew()):
                 import warnings
 
                 warnings.warn(
@@ -421,6 +423,8 @@ class Parallel(Dispatching):
             on_crew = n_jobs > 1 and self._is_on_crew()
             if self._seed is not None:
                 iterable = _with_seeds(iterable, self._seed, _Seed if on_crew else _workers.make_generator)
+            if self._return_exceptions and n_jobs > 1 and not on_crew:
+                iterable = ((_workers.call_guarded, task, {}) for task in iterable)
             if n_jobs == 1:
                 output = self._run_here(iterable)
             else:
@@ -697,12 +701,12 @@ class Parallel(Dispatching):
         else:
             total = self.n_dispatched_tasks
             # All is handed out: now and then, counted from the end of that.
-            if done and ((total - done + 1 - self._pre_dispatch_amount) % (total // self.verbose + 1) or done + 1 == total):
+            if done and (
+                (total - done + 1 - self._pre_dispatch_amount) % (total // self.verbose + 1) or done + 1 == total
+            ):
                 return
             remaining = elapsed / max(done, 1) * (total - done)
-            self._print(
-                f"Done {done:{width}d} out of {total:{width}d} {took} remaining: {_short_time(remaining)}"
-            )
+            self._print(f"Done {done:{width}d} out of {total:{width}d} {took} remaining: {_short_time(remaining)}")
 
     # -- joblib's Logger, which its Parallel derives from --
 
@@ -841,4 +845,3 @@ def _short_time(seconds: float) -> str:
 
 # The tests' look at what is left behind (tests/conftest.py) knows it by this name.
 _end_crews = _workers.end_crews
-
