@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 
 import joblib_store
-from joblib_store import NOT_OURS
 
 LIMIT = 1800  # seconds for a module
 MODULES = (
@@ -21,6 +20,8 @@ MODULES = (
 FILES = "arrays lie in memory files without a name: there is none in temp_folder"
 DIFFERENCES: dict[str, str] = {
     "*::test_memmapping_leaks[*": FILES,
+    "*::test_multiple_generator_call_separated_gc[*-loky-True]": "results that are dropped end their own call alone; joblib's "
+    "other calls fail with the executor they share",
 }
 
 if __name__ == "__main__":

@@ -159,7 +159,9 @@ def test_what_a_worker_keeps_stays_as_it_was() -> None:
     Parallel(n_jobs=2)(delayed(total_of)(array) for _ in range(4))
     del array
     gc.collect()
-    kept = sum(Parallel(n_jobs=2, batch_size=1)(delayed(look_at_kept)() for _ in range(20)), [])
+    kept = [
+        one for each in Parallel(n_jobs=2, batch_size=1)(delayed(look_at_kept)() for _ in range(20)) for one in each
+    ]
     assert set(kept) == {200_000.0}
 
 

@@ -34,7 +34,7 @@ def square(x: int) -> int:
 
 
 def backend_here(n_jobs: int | None = None) -> tuple[str, int, int]:
-    backend, jobs = parallel.get_active_backend()
+    backend, _ = parallel.get_active_backend()
     return type(backend).__name__, backend.nesting_level or 0, Parallel(n_jobs=n_jobs)._effective_n_jobs()
 
 
@@ -346,7 +346,7 @@ def test_delayed_looks_like_its_function() -> None:
             return x
 
     thing = Thing()
-    function, args, kwargs = thing.method(4)  # type: ignore[call-arg, arg-type]
+    _, args, kwargs = thing.method(4)  # type: ignore[call-arg, arg-type]
     assert (args, kwargs) == ((thing, 4), {})
 
 
@@ -356,7 +356,8 @@ def test_the_variables_of_joblib_count(tmp_path: Path) -> None:
         """
         import os, sys
         from shoal.joblib import Parallel, delayed, cpu_count, parallel
-        print(cpu_count(), parallel.mp, sorted(parallel.BACKENDS), Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(3)))
+        results = Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(3))
+        print(cpu_count(), parallel.mp, sorted(parallel.BACKENDS), results)
         """,
         env={**os.environ, "JOBLIB_MULTIPROCESSING": "0"},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from helpers import run_program
 
 LEARNING = """
@@ -36,9 +37,10 @@ LEARNING = """
 """
 
 
+@pytest.mark.timeout(180)  # it imports SciPy in some processes
 def test_scikit_learn_computes_the_same(tmp_path: Path) -> None:
-    theirs = run_program(tmp_path, LEARNING)
-    ours = run_program(tmp_path, LEARNING, shoal=True)
+    theirs = run_program(tmp_path, LEARNING, limit=80)
+    ours = run_program(tmp_path, LEARNING, shoal=True, limit=80)
     assert theirs.returncode == ours.returncode == 0, ours.stderr
     assert ours.stdout == theirs.stdout
     assert len(ours.stdout.split()) == 6

@@ -11,6 +11,7 @@ seconds longer: if the same array comes again, and its digest says that nothing 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -37,7 +38,7 @@ class _Segment:
 
         self.order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         contiguous = numpy.ascontiguousarray(array.T if self.order == "F" else array)
-        data = memoryview(contiguous.reshape(-1).view(numpy.uint8))
+        data = memoryview(contiguous.reshape(-1).view(numpy.uint8))  # type: ignore[arg-type]
         self.fd = os.memfd_create("shoal-array")
         try:
             done = 0
@@ -149,7 +150,7 @@ class Sharing:
             if array is None or segment.digest is None:
                 segment.close()
                 continue
-            segment.array = weakref.ref(array, lambda _, number=number: _forget(number))
+            segment.array = weakref.ref(array, functools.partial(_forget, number))
             segment.until = until
             with _lock:
                 old = _kept.pop(number, None)
@@ -159,7 +160,7 @@ class Sharing:
         self._segments.clear()
 
 
-def _forget(number: int) -> None:
+def _forget(number: int, dead: object) -> None:
     # Called by the collector, maybe in a thread that holds the lock: one step, and no lock.
     segment = _kept.pop(number, None)
     if segment is not None:
@@ -237,7 +238,7 @@ def load_file(filename: str, mode: str, offset: int, dtype: Any, shape: Any, str
     span = dtype.itemsize + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True) if count)
     if 0 in shape:
         return numpy.empty(shape, dtype)
-    below = numpy.memmap(filename, numpy.uint8, mode, offset, (span,))
+    below = numpy.memmap(filename, numpy.uint8, mode, offset, (span,))  # type: ignore[call-overload]
     array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, below, 0, strides)
     array.filename, array.offset, array.mode = below.filename, offset, mode  # type: ignore[attr-defined]
     return array
@@ -270,7 +271,7 @@ def load(pid: int, fd: int, inode: int, dtype: Any, shape: Any, order: str, mode
         memory = mmap.mmap(ours, 0, access=access)
     finally:
         os.close(ours)
-    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, memory, 0, None, order)  # type: ignore[call-overload]
+    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, memory, 0, None, order)  # type: ignore[call-overload, arg-type]
     array._mmap, array.filename, array.offset, array.mode = memory, path, 0, mode
     if mode != "c":
         _loaded[key] = array

@@ -118,7 +118,7 @@ class ParallelBackendBase(metaclass=ABCMeta):
         )
         return self.apply_async(func, callback)
 
-    def retrieve_result_callback(self, out: Any) -> Any:
+    def retrieve_result_callback(self, out: Any) -> Any:  # noqa: B027
         """What the batch returned, from what the callback was given; raises what it raised."""
 
     def retrieve_result(self, out: Any, timeout: float | None = None) -> Any:
@@ -132,23 +132,23 @@ class ParallelBackendBase(metaclass=ABCMeta):
         self.parallel = parallel
         return self.effective_n_jobs(n_jobs)
 
-    def start_call(self) -> None:
+    def start_call(self) -> None:  # noqa: B027
         """A call begins."""
 
-    def stop_call(self) -> None:
+    def stop_call(self) -> None:  # noqa: B027
         """A call has ended."""
 
-    def terminate(self) -> None:
+    def terminate(self) -> None:  # noqa: B027
         """What `configure` made is not needed any more."""
 
     def compute_batch_size(self) -> int:
         """How many tasks the next batch has, where `batch_size` is "auto"."""
         return 1
 
-    def batch_completed(self, batch_size: int, duration: float) -> None:
+    def batch_completed(self, batch_size: int, duration: float) -> None:  # noqa: B027
         """A batch came back so many seconds after it was handed out."""
 
-    def abort_everything(self, ensure_ready: bool = True) -> None:
+    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: B027
         """A task failed: what is out has no use. ensure_ready: other calls follow without `configure`."""
 
     def get_nested_backend(self) -> tuple[Any, int | None] | Any:
@@ -290,7 +290,7 @@ class ThreadingBackend(PoolManagerMixin, ParallelBackendBase):
     supports_sharedmem = True
     _n_jobs = 1
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **backend_kwargs: Any) -> int:  # type: ignore[override]
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))

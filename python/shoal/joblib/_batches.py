@@ -128,7 +128,7 @@ class BatchCompletionCallBack:
             error.__traceback__ = None  # its frames hold the call
             outcome = {"status": TASK_ERROR, "result": error}
         self._register_outcome(outcome)
-        return outcome["status"] == TASK_DONE
+        return bool(outcome["status"] == TASK_DONE)
 
     def _dispatch_new(self) -> None:
         parallel = self.parallel
@@ -158,7 +158,8 @@ class BatchCompletionCallBack:
 
 
 class Dispatching:
-    """The part of `Parallel` that hands out batches. Callbacks and classes that derive from joblib's know these names."""
+    """The part of `Parallel` that hands out batches. Callbacks, and classes that derive from joblib's, know its
+    names."""
 
     _backend: Any
     n_tasks: int | None

@@ -36,7 +36,7 @@ class Unset:
 
 
 def _get_default(name: str) -> Unset:
-    return default_parallel_config[name]
+    return default_parallel_config[name]  # type: ignore[no-any-return]
 
 
 default_parallel_config: dict[str, Any] = {

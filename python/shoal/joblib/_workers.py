@@ -455,7 +455,7 @@ class Future:
         from shoal import _pickling
 
         self._is_done = False
-        self._item = (function, (), {})  # held: it may be pickled later
+        self._item: tuple[Any, ...] = (function, (), {})  # held: it may be pickled later
         self._job = _engine.Job(
             crew.engine,
             (self._item,),
@@ -533,7 +533,8 @@ class ItemPickler:
 
 def make_timeout() -> Exception:
     """What a wait that took too long raises: the standard library's error, by both of its names."""
-    return _timeout_class()()
+    made: Exception = _timeout_class()()
+    return made
 
 
 @functools.lru_cache(None)

@@ -473,7 +473,7 @@ class Parallel(Dispatching):
             size = self._get_batch_size()
             tasks: Iterator[Task] = iter(iterable)
             if size != 1:
-                tasks = itertools.chain.from_iterable(iter(lambda it=tasks: tuple(itertools.islice(it, size)), ()))
+                tasks = itertools.chain.from_iterable(iter(functools.partial(_slice, tasks, size), ()))
             for function, args, kwargs in tasks:
                 self.n_dispatched_batches += 1
                 self.n_dispatched_tasks += 1
@@ -818,6 +818,10 @@ class _Tasks:
 
 
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
+
+
+def _slice(tasks: Iterator[Task], size: int) -> tuple[Task, ...]:
+    return tuple(itertools.islice(tasks, size))
 
 
 def job_raised(error: BaseException) -> bool:
