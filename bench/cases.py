@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -694,7 +695,6 @@ def memory_array_value_verified(name: str) -> float:
         )
 
         def measure() -> float:
-            import subprocess
 
             return float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
 

@@ -114,9 +114,16 @@ def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> 
 
 
 def dumps_with(
-    obj: Any, buffer_callback: BufferCallback | None, foreign_main: bool, table: dict[type, Any] | None = None
+    obj: Any,
+    buffer_callback: BufferCallback | None,
+    foreign_main: bool,
+    table: dict[type, Any] | None = None,
+    habits: set[str] | None = None,
 ) -> bytes:
-    """As the two above. table: reducers by type, in place of the usual ones."""
+    """As the two above. table: reducers by type, in place of the usual ones. habits: what is kept from one such object
+    to the next: those after one that had to go by value do so at once."""
+    if foreign_main and habits:
+        return _dumps_by_value(obj, buffer_callback, True, table)
     try:
         pickled = _dumps_by_reference(obj, buffer_callback, table)
     except (_pickle.PicklingError, AttributeError, TypeError) as error:
@@ -126,6 +133,8 @@ def dumps_with(
             raise error from None
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
     if foreign_main and b"__main__" in pickled:
+        if habits is not None:
+            habits.add("by value")
         return _dumps_by_value(obj, buffer_callback, True, table)
     return pickled
 

@@ -18,10 +18,10 @@ MODULES = (
 )  # fmt: skip
 
 FILES = "arrays lie in memory files without a name: there is none in temp_folder"
+ALONE = "results that are dropped end their own call alone, where joblib's other calls fail with a shared executor"
 DIFFERENCES: dict[str, str] = {
     "*::test_memmapping_leaks[*": FILES,
-    "*::test_multiple_generator_call_separated_gc[*-loky-True]": "results that are dropped end their own call alone; joblib's "
-    "other calls fail with the executor they share",
+    "*::test_multiple_generator_call_separated_gc[*-loky-True]": ALONE,
 }
 
 if __name__ == "__main__":

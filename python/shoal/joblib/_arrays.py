@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 KEPT = 10.0  # seconds that the file of a living array is kept after the call
+_BESIDE = 1 << 16  # bytes from which buffers travel beside the pickle
 _WRITE = 1 << 30  # bytes a system call: it does not take 2 GiB at once
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None), complex))
 
@@ -87,6 +88,12 @@ class Sharing:
 
     def _reduce(self, array: Any) -> Any:
         if array.nbytes <= self._limit or array.dtype.hasobject:
+            if array.nbytes >= _BESIDE and not (array.flags.c_contiguous or array.flags.f_contiguous):
+                import numpy
+
+                array = numpy.ascontiguousarray(
+                    array
+                )  # goes beside the pickle; one with gaps goes into it, copied twice
             return array.__reduce_ex__(5)
         if (file := reduce_file(array)) is not None:
             return file

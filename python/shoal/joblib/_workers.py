@@ -508,9 +508,10 @@ class Future:
 class ItemPickler:
     """Pickles one task: its large arrays are shared, and what cannot be pickled is said to be a task."""
 
-    __slots__ = ("_function", "_sharing")
+    __slots__ = ("_function", "_habits", "_sharing")
 
-    def __init__(self, sharing: Any, function: Any) -> None:
+    def __init__(self, sharing: Any, function: Any, habits: set[str] | None = None) -> None:
+        self._habits = habits
         self._sharing = sharing
         self._function = function
 
@@ -521,7 +522,7 @@ class ItemPickler:
         if self._sharing is not None and "numpy" in sys.modules:
             table = self._sharing.table(_pickling._reducers())
         try:
-            return _pickling.dumps_with(item, buffer_callback, foreign_main, table)
+            return _pickling.dumps_with(item, buffer_callback, foreign_main, table, self._habits)
         except Exception as error:
             import pickle
 

@@ -762,6 +762,7 @@ class _Tasks:
 
         parallel, sharing, functions = self._parallel, self._sharing, self._functions
         particular, plain = _pickling.particular, _PLAIN
+        habits: set[str] = set()
         for function, args, kwargs in self._iterable:
             parallel.n_dispatched_tasks += 1
             known = functions.get(id(function))
@@ -778,7 +779,7 @@ class _Tasks:
             if sharing is not None:
                 sharing.made += 1
             # Held until it is encoded, which is before the engine comes back here.
-            particular[id(item)] = _workers.ItemPickler(sharing, function)
+            particular[id(item)] = _workers.ItemPickler(sharing, function, habits)
             try:
                 yield item
             finally:
