@@ -29,7 +29,7 @@ static PyObject *barrier_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the barrier is open");
         return NULL;
     }
-    self->state = sync_find_state(object);
+    self->state = module_find_state(object);
     if (self->state == NULL)
         return NULL;
     if (fd < 0 && parties < 1) {

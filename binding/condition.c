@@ -30,7 +30,7 @@ static PyObject *condition_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the condition is open");
         return NULL;
     }
-    self->state = sync_find_state(object);
+    self->state = module_find_state(object);
     if (self->state == NULL)
         return NULL;
     if (!PyObject_TypeCheck(lock, (PyTypeObject *)self->state->lock_type))

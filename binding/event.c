@@ -21,7 +21,7 @@ static int find_group(EventObject *self, PyObject *holder, shoal_sync_group **gr
         PyErr_SetString(PyExc_ValueError, "the event is open");
         return -1;
     }
-    module_state *state = sync_find_state((PyObject *)self);
+    module_state *state = module_find_state((PyObject *)self);
     return state == NULL ? -1 : group_find(state, holder, group);
 }
 

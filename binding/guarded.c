@@ -34,7 +34,7 @@ static PyObject *guarded_bind(PyObject *object, PyObject *args)
     int is_own;
     if (!PyArg_ParseTuple(args, "OOp:_bind", &guarded, &lock, &is_own))
         return NULL;
-    module_state *state = sync_find_state(object);
+    module_state *state = module_find_state(object);
     if (state == NULL)
         return NULL;
     if (is_own && !PyObject_TypeCheck(lock, (PyTypeObject *)state->lock_type)) {

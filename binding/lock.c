@@ -17,7 +17,7 @@ static PyObject *lock_new(PyTypeObject *type, PyObject *args, PyObject *keywords
     PyObject *self = type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    ((LockObject *)self)->state = sync_find_state(self);
+    ((LockObject *)self)->state = module_find_state(self);
     if (((LockObject *)self)->state == NULL) {
         Py_DECREF(self);
         return NULL;

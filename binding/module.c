@@ -104,6 +104,23 @@ static int module_exec(PyObject *module)
         DO((state)->numpy_dtype);                                                                                      \
     } while (0)
 
+module_state *module_find_state(PyObject *self)
+{
+    PyObject *bases = Py_TYPE(self)->tp_mro;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bases); i++) {
+        PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
+        if (!PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE))
+            continue;
+        PyObject *module = PyType_GetModule(base);
+        if (module == NULL)
+            PyErr_Clear();
+        else if (PyModule_GetDef(module) == &engine_module)
+            return module_get_state(module);
+    }
+    PyErr_SetString(PyExc_SystemError, "an object without its module");
+    return NULL;
+}
+
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     module_state *state = module_get_state(module);

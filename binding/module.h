@@ -39,6 +39,9 @@ static inline module_state *module_get_state(PyObject *module)
     return (module_state *)PyModule_GetState(module);
 }
 
+/* The state of the module that made one of the bases of `self`'s type, which may be a sub-class. NULL: SystemError. */
+module_state *module_find_state(PyObject *self);
+
 /* The state, from a heap type of this module. */
 static inline module_state *module_state_of_type(PyTypeObject *type)
 {

@@ -24,24 +24,6 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     return (PyObject *)self;
 }
 
-/* The module's state: from the type that this file made, which is among the bases of a sub-class. */
-static module_state *find_state(PyObject *self)
-{
-    PyObject *bases = Py_TYPE(self)->tp_mro;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bases); i++) {
-        PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
-        if (!PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE))
-            continue;
-        PyObject *module = PyType_GetModule(base);
-        if (module == NULL)
-            PyErr_Clear();
-        else if (PyModule_GetDef(module) == &engine_module)
-            return module_get_state(module);
-    }
-    PyErr_SetString(PyExc_SystemError, "a queue without its module");
-    return NULL;
-}
-
 static PyObject *queue_open(PyObject *object, PyObject *args)
 {
     QueueObject *self = (QueueObject *)object;
@@ -53,7 +35,7 @@ static PyObject *queue_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the queue is open");
         return NULL;
     }
-    self->state = find_state(object);
+    self->state = module_find_state(object);
     if (self->state == NULL)
         return NULL;
     const shoal_queue_options options = {.capacity = capacity > 0 ? (uint64_t)capacity : 0};

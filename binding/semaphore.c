@@ -30,7 +30,7 @@ static bool is_ready(SemaphoreObject *self)
         PyErr_SetString(PyExc_ValueError, "the semaphore is open");
         return false;
     }
-    self->state = sync_find_state((PyObject *)self);
+    self->state = module_find_state((PyObject *)self);
     return self->state != NULL;
 }
 

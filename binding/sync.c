@@ -87,23 +87,6 @@ int sync_parse_wait(const char *name, PyObject *const *args, Py_ssize_t count, P
     return values[1] == NULL ? 0 : module_timeout(values[1], timeout);
 }
 
-module_state *sync_find_state(PyObject *self)
-{
-    PyObject *bases = Py_TYPE(self)->tp_mro;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bases); i++) {
-        PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
-        if (!PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE))
-            continue;
-        PyObject *module = PyType_GetModule(base);
-        if (module == NULL)
-            PyErr_Clear();
-        else if (PyModule_GetDef(module) == &engine_module)
-            return module_get_state(module);
-    }
-    PyErr_SetString(PyExc_SystemError, "an object without its module");
-    return NULL;
-}
-
 PyObject *sync_raise_owner_died(module_state *state, pid_t pid, const char *what)
 {
     if (state->owner_died == NULL) {

@@ -50,9 +50,6 @@ int64_t sync_left(int64_t deadline);
 int sync_parse_wait(const char *name, PyObject *const *args, Py_ssize_t count, PyObject *names, bool first_is_timeout,
                     int64_t *timeout);
 
-/* The module's state: from the type that this module made, which is among the bases of a sub-class. */
-module_state *sync_find_state(PyObject *self);
-
 /* The group that `object` is, NULL for None or NULL. -1 with TypeError. */
 int group_find(module_state *state, PyObject *object, shoal_sync_group **group);
 

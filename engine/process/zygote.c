@@ -310,7 +310,7 @@ static int ask(shoal_zygote *zygote, struct zygote_request *head, const void *re
     int error = begin_start(zygote, head, request, go, fds, patience, &waiter);
     if (error != 0)
         return error;
-    struct zygote_reply reply;
+    struct zygote_reply reply = {0};
     int pidfd = -1;
     while ((error = look_for_news(zygote, ZYGOTE_STARTED, head->number, &reply, &pidfd)) == -EAGAIN) {
         error = check_patience(patience);

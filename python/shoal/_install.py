@@ -39,6 +39,11 @@ def install() -> None:
     _install_joblib()
 
 
+def is_installed() -> bool:
+    """Whether install() was called, and not undone."""
+    return bool(_undo)
+
+
 def uninstall() -> None:
     """See shoal.uninstall()."""
     while _undo:
@@ -59,11 +64,6 @@ def uninstall() -> None:
 
 
 # ---------------------------------------------------------------------- multiprocessing
-
-
-def installed() -> bool:
-    """Whether it is now."""
-    return bool(_undo)
 
 
 def _preloads() -> list[str]:

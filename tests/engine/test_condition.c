@@ -471,6 +471,7 @@ static void kills_at_random_instants_lose_no_notification_for_good(void **state)
     assert_true(longest < 2 * SHOAL_SECOND);
 }
 
+/* With a robust lock, as the kill may also come while the lock is held. */
 static int be_killed_waiting(void *unused)
 {
     (void)unused;
@@ -579,7 +580,7 @@ int main(void)
         WITH(set_up, who_waits_hears_when_the_lock_s_owner_died),
         WITH(set_up_robust, who_waits_inherits_a_robust_lock),
         WITH(set_up_robust, kills_at_random_instants_lose_no_notification_for_good),
-        WITH(set_up, the_dead_do_not_use_the_waiting_places_up),
+        WITH(set_up_robust, the_dead_do_not_use_the_waiting_places_up),
         WITH(set_up, two_threads_wait_for_each_other_10000_times),
         WITH(set_up, timeouts_and_notifications_agree_on_who_was_notified),
     };

@@ -205,23 +205,24 @@ def test_under_install_clean_processes_come_from_a_zygote(tmp_path: Path) -> Non
     done = run_program(
         tmp_path,
         """
-        import multiprocessing, os
+        import multiprocessing, multiprocessing.pool, os, sys
 
         def parent(queue):
-            queue.put(os.getppid())
+            queue.put(multiprocessing.pool.Pool.__module__ if os.getppid() != int(sys.argv[1]) else "our child")
 
         if __name__ == "__main__":
+            sys.argv.append(str(os.getpid()))
             for method in ("spawn", "forkserver"):
                 context = multiprocessing.get_context(method)
                 queue = context.SimpleQueue()
                 process = context.Process(target=parent, args=(queue,))
                 process.start()
-                print(type(process._popen).__module__, queue.get() != os.getpid())
+                print(type(process._popen).__module__, queue.get())
                 process.join()
         """,
         shoal=True,
     )
-    assert done.stdout.splitlines() == ["shoal.multiprocessing.popen_clean True"] * 2, done.stderr
+    assert done.stdout.splitlines() == ["shoal.multiprocessing.popen_clean shoal.multiprocessing.pool"] * 2, done.stderr
 
 
 def test_zip_files_and_compiled_programs_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -697,6 +698,8 @@ def test_a_pool_that_the_machine_has_no_room_for_says_so_and_leaves_nothing(
             pool.join()
             if {limit!r} == "NPROC" and os.getuid() == 0:
                 os.setuid(65534)  # the limit does not hold for root
+            while threading.active_count() > 1:  # the first pool's helper ends by itself
+                time.sleep(0.01)
             before = set(os.listdir("/proc/self/fd")), threading.active_count()
             with open("/proc/self/statm") as file:
                 used = int(file.read().split()[0]) * 4096 if {limit!r} == "AS" else 0
@@ -751,3 +754,18 @@ def test_a_range_is_mapped_without_a_list_of_it(pool: Any) -> None:
     assert pool.starmap_async(pow, [(2, 3)]).get() == [8]
     with pytest.raises(OverflowError):
         pool.map(square, range(2**70))
+
+
+@pytest.mark.parametrize("how", ["apply_async", "map_async"])
+def test_a_pool_that_is_dropped_with_its_result_ends(how: str) -> None:
+    pool: Any = Pool(2)
+    pool.map(square, [1])  # the workers have the function
+    time.sleep(1)  # the supervisor has seen to that call: it looks at the next one only if it is told
+    pids = [worker.pid for worker in pool._pool]
+    result = getattr(pool, how)(square, (3,))
+    del pool, result
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)

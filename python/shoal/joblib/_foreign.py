@@ -74,17 +74,7 @@ class ForeignMemorizedFunc(MemorizedFunc):
         self._location.clear_path([self.func_id])
 
     def __reduce__(self) -> Any:
-        options = {
-            "backend": self.backend,
-            "ignore": self.ignore,
-            "mmap_mode": self.mmap_mode,
-            "compress": self.compress,
-            "verbose": self._verbose,
-            "cache_validation_callback": self.cache_validation_callback,
-            "follow": self.follow,
-            "folder": self.func_id,
-        }
-        return _rebuild, (type(self), self.func, self._location, options)
+        return _rebuild, (type(self), self.func, self._location, {**self._options(), "folder": self.func_id})
 
 
 class AsyncForeignMemorizedFunc(ForeignMemorizedFunc, AsyncMemorizedFunc):

@@ -162,7 +162,7 @@ class _CleanProcess:
 
 def _is_installed() -> bool:
     install = sys.modules.get("shoal._install")
-    return install is not None and install.installed()
+    return install is not None and install.is_installed()
 
 
 class _Start:

@@ -361,7 +361,12 @@ class MemorizedFunc(_engine.Memo, Speaker):
                 found = getattr(found, part, None)
             if found is self:
                 return self.func.__qualname__
-        options = {
+        place = self._location
+        return _rebuild, (type(self), self.func, place.path, tuple(place.options), self.func_id, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What another one like it is made with."""
+        return {
             "backend": self.backend,
             "ignore": self.ignore,
             "mmap_mode": self.mmap_mode,
@@ -370,8 +375,6 @@ class MemorizedFunc(_engine.Memo, Speaker):
             "cache_validation_callback": self.cache_validation_callback,
             "follow": self.follow,
         }
-        place = self._location
-        return _rebuild, (type(self), self.func, place.path, tuple(place.options), self.func_id, options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(func={self.func}, location={self._location.location})"

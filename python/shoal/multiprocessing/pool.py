@@ -211,6 +211,8 @@ class Pool:
                 single=True,
             )
             _submit(self, result)
+        else:
+            crew.mind()
         return result
 
     # -- all results at once --

@@ -56,7 +56,7 @@ class _Popen(popen_fork.Popen):
     def _launch(self, process_obj: Any) -> None:
         preparation = spawn.get_preparation_data(process_obj._name)
         preparation["start_method"] = self.method
-        preparation["installs_shoal"] = _install.installed()
+        preparation["shoal_installed"] = _install.is_installed()
         buffer = io.BytesIO()
         context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
@@ -148,7 +148,7 @@ def _installed_modules() -> list[str]:
     places = tuple(
         {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     )
-    names = []
+    names = ["shoal._installed"] if _install.is_installed() else []
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
         origin = getattr(spec, "origin", None)
@@ -179,8 +179,8 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
         current._inheriting = True
         try:
             preparation = reduction.pickle.load(data)  # type: ignore[attr-defined]
-            if preparation["installs_shoal"]:
-                _install.install()
+            # Before the program's main module is run. The zygote may have been started when it was otherwise.
+            _install.install() if preparation["shoal_installed"] else _install.uninstall()
             spawn.prepare(preparation)
             process_obj = reduction.pickle.load(data)  # type: ignore[attr-defined]
         finally:
