@@ -106,6 +106,7 @@ def _register_dask() -> None:
 
 EXTERNAL_BACKENDS = {"dask": _register_dask}
 
+_AHEAD = "2 * n_jobs"
 _OurCallBack = BatchCompletionCallBack
 
 
@@ -176,7 +177,7 @@ class Parallel(Dispatching, Reporting):
         return_as: str = "list",
         verbose: Any = default_parallel_config["verbose"],
         timeout: float | None = None,
-        pre_dispatch: int | str = "2 * n_jobs",
+        pre_dispatch: int | str = _AHEAD,
         batch_size: int | str = "auto",
         temp_folder: Any = default_parallel_config["temp_folder"],
         max_nbytes: Any = default_parallel_config["max_nbytes"],
@@ -387,7 +388,9 @@ class Parallel(Dispatching, Reporting):
         amount = self.pre_dispatch
         if amount == "all":
             return None
-        if hasattr(amount, "endswith"):
+        if amount == _AHEAD:
+            amount = 2 * n_jobs  # importing a parser takes as long as starting a worker
+        elif hasattr(amount, "endswith"):
             from shoal.joblib._expression import evaluate
 
             amount = evaluate(amount.replace("n_jobs", str(n_jobs)))
@@ -457,7 +460,7 @@ class Parallel(Dispatching, Reporting):
         engine = crew.engine
         size = self.batch_size if _is_integer(self.batch_size) else 0
         # The engine's own bound is as good as the default; another one counts where batches do not grow.
-        window = ahead if ahead is not None and size and self.pre_dispatch != "2 * n_jobs" else 0
+        window = ahead if ahead is not None and size and self.pre_dispatch != _AHEAD else 0
         tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
         job = _engine.Job(
             engine,
