@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import types
 
-from shoal import _pickling
+from shoal import _engine, _pickling
 from shoal._crew import _found_by_name
 from shoal.joblib import _workers
 
@@ -21,46 +20,7 @@ _SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # what has n
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 
 
-# ----------------------------------------------------------------------------- delayed
-
-
-def _capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
-    return function, args, kwargs
-
-
-class _Delayed(functools.partial):  # type: ignore[type-arg]
-    """What `delayed` returns: looks like the function. Made for each task, so it costs a tenth of functools.wraps."""
-
-    __slots__ = ()
-
-    @property
-    def __wrapped__(self) -> Any:
-        return self.args[0]
-
-    @property
-    def __doc__(self) -> Any:  # type: ignore[override]
-        return self.args[0].__doc__
-
-    @property
-    def __module__(self) -> Any:  # type: ignore[override]
-        return self.args[0].__module__
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ("__name__", "__qualname__", "__annotations__", "__type_params__"):
-            raise AttributeError(name)
-        return getattr(self.args[0], name)
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-    def __reduce__(self) -> Any:
-        return delayed, self.args
-
-
-def delayed(function: Callable[..., Any]) -> Callable[..., Task]:
-    """Capture a call: `delayed(f)(x, y=1)` is the task of calling `f(x, y=1)`, for `Parallel`."""
-    return _Delayed(_capture, function)
-
+delayed = _engine.delayed
 
 # ------------------------------------------------------------------------------- seeds
 
@@ -96,39 +56,41 @@ class CrewTasks:
     def __init__(self, parallel: Any, crew: Any, iterable: Iterable[Task]) -> None:
         self._parallel = parallel
         self._crew = crew
-        self._iterable = iterable
         self._sharing = parallel._backend._sharing
         self._functions: dict[int, tuple[int, Any]] = {}  # id(function) -> its number, and a hold on it
         self._own: list[int] = []  # numbers that are this call's alone
+        self._habits: set[str] = set()
+        self.items = _engine.Tasks(iterable, self._functions, self._prepare, self._release)
         self._whole = 0  # the number of what calls a function that travels with its task
 
-    def items(self) -> Iterator[tuple[Any, ...]]:
-        parallel, sharing, functions = self._parallel, self._sharing, self._functions
-        particular, plain = _pickling.particular, _PLAIN
-        habits: set[str] = set()
-        for function, args, kwargs in self._iterable:
-            parallel.n_dispatched_tasks += 1
-            known = functions.get(id(function))
-            item: tuple[Any, ...]
-            if known is None and not (known := self._share(function)):
-                item = (self._whole, function, args, kwargs)
-            elif kwargs:
-                item = (-known[0], args, kwargs)
-            else:
-                item = (known[0], *args)
-                if plain.issuperset(map(type, args)):
-                    yield item
-                    continue
-            if sharing is not None:
-                sharing.made += 1
-            # Held until it is encoded, which is before the engine comes back here.
-            particular[id(item)] = _workers.ItemPickler(sharing, function, habits)
-            try:
-                yield item
-            finally:
-                del particular[id(item)]
-        parallel._iterating = False
-        parallel._original_iterator = None
+    def _prepare(self, task: Task) -> tuple[Any, ...]:
+        """The item for a task that the engine leaves to us; `_release` ends what is begun here."""
+        function, args, kwargs = task
+        known = self._functions.get(id(function))
+        item: tuple[Any, ...]
+        if known is None and not (known := self._share(function)):
+            item = (self._whole, function, args, kwargs)
+        elif kwargs:
+            item = (-known[0], args, kwargs)
+        else:
+            item = (known[0], *args)
+            if _PLAIN.issuperset(map(type, args)):
+                return item
+        if self._sharing is not None:
+            self._sharing.made = self.items.taken
+        _pickling.particular[id(item)] = _workers.ItemPickler(self._sharing, function, self._habits)
+        return item
+
+    @staticmethod
+    def _release(item: tuple[Any, ...]) -> None:
+        _pickling.particular.pop(id(item), None)
+
+    def tell(self) -> None:
+        """Have the call know how far its tasks are handed out."""
+        self._parallel.n_dispatched_tasks = self.items.taken
+        if self.items.ended:
+            self._parallel._iterating = False
+            self._parallel._original_iterator = None
 
     def _share(self, function: Any) -> tuple[int, Any] | None:
         """Give a function to the workers, where it is one that is better sent once."""
@@ -152,6 +114,8 @@ class CrewTasks:
         return None
 
     def end(self) -> None:
+        self.tell()
+        self.items.close()
         for number in self._own:
             try:
                 self._crew.engine.unshare(number)

@@ -353,6 +353,7 @@ class Parallel(Dispatching, Reporting):
             self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             n_jobs = self._effective_n_jobs() if self._managed_backend else self._initialize_backend()
             on_crew = n_jobs > 1 and self._is_on_crew()
+            whole = on_crew and not self.return_generator and not self._progress
             if self._seed is not None:
                 iterable = with_seeds(iterable, self._seed, Seed if on_crew else _workers.make_generator)
             if self._return_exceptions and n_jobs > 1 and not on_crew:
@@ -371,7 +372,7 @@ class Parallel(Dispatching, Reporting):
                 self._calling = True
                 ahead = self._count_ahead(n_jobs)
                 if on_crew:
-                    output = self._run_on_crew(iterable, ahead)
+                    output = self._run_on_crew(iterable, ahead, whole)
                 else:
                     output = self._run_batches(iter(iterable), ahead)
             if self._progress:
@@ -381,6 +382,9 @@ class Parallel(Dispatching, Reporting):
         except BaseException:
             self._running = False
             raise
+        if whole:
+            (results,) = output
+            return results
         return output if self.return_generator else list(output)
 
     def _count_ahead(self, n_jobs: int) -> int | None:
@@ -454,8 +458,8 @@ class Parallel(Dispatching, Reporting):
             self._running = False
             self._terminate_and_reset()
 
-    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None) -> Generator[Any, None, None]:
-        """As one job of the engine."""
+    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None, whole: bool) -> Generator[Any, None, None]:
+        """As one job of the engine. whole: the results are yielded as one list."""
         crew = self._backend._handle.crew
         engine = crew.engine
         size = self.batch_size if _is_integer(self.batch_size) else 0
@@ -464,7 +468,7 @@ class Parallel(Dispatching, Reporting):
         tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
         job = _engine.Job(
             engine,
-            tasks.items(),
+            tasks.items,
             0,
             CALL_NAMED,
             size,
@@ -480,9 +484,15 @@ class Parallel(Dispatching, Reporting):
         try:
             job.submit()
             yield None
-            yield from self._read(job, tasks)
+            if whole:
+                yield list(itertools.chain.from_iterable(self._read(job, tasks, whole)))
+            else:
+                for result in self._read(job, tasks, whole):
+                    yield result
+                    self._nb_consumed += 1
             done = True
         except GeneratorExit:
+            tasks.tell()
             self._exception = self._aborting = self._aborted = True
             self.n_completed_tasks = job.settled
             if self.return_generator:
@@ -501,15 +511,16 @@ class Parallel(Dispatching, Reporting):
             tasks.end()
             self._terminate_and_reset()
 
-    def _read(self, job: _engine.Job, tasks: CrewTasks) -> Iterator[Any]:
-        """The results of a job, with what goes along with them."""
+    def _read(self, job: _engine.Job, tasks: CrewTasks, lists: bool) -> Iterator[Any]:
+        """The results of a job, with what goes along with them. lists: as many at once as are there, as a list."""
         count = 0
-        shows = bool(self.verbose) or type(self).print_progress is not Parallel.print_progress
+        take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
+        shows = bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
         sharing = self._backend._sharing
         timeout = self.timeout
         while True:
             try:
-                value = next(job) if timeout is None else job.next_within(timeout)
+                taken = take(timeout)
             except StopIteration:
                 break
             except Exception as error:
@@ -517,16 +528,19 @@ class Parallel(Dispatching, Reporting):
                     raise _workers.make_timeout() from None
                 if not self._return_exceptions:
                     raise
-                value = error
-            count += 1
-            self.n_completed_tasks = count
+                taken = [error] if lists else error
+            tasks.tell()
             if shows:
-                self.n_dispatched_batches = count
-                self.print_progress()
+                for _ in range(len(taken) if lists else 1):
+                    count += 1
+                    self.n_completed_tasks = self.n_dispatched_batches = count
+                    self.print_progress()
+            else:
+                count += len(taken) if lists else 1
+                self.n_completed_tasks = count
             if sharing is not None and sharing.has_deaths and self.return_ordered:
                 sharing.received(count)
-            yield value
-            self._nb_consumed = count
+            yield taken
 
     def _give_up(self, job: _engine.Job) -> None:
         """What is out is of no use to anybody: an error, Ctrl-C, or a reader that had enough."""
