@@ -49,7 +49,10 @@ def uninstall() -> None:
     while _undo:
         holder, name, value = _undo.pop()
         if holder is sys.modules:
-            sys.modules.pop(name, None)
+            if value is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = value
         elif holder is sys.meta_path:
             sys.meta_path.remove(value)
         elif holder is _preloads():
@@ -178,13 +181,30 @@ def _install_futures() -> None:
 # ------------------------------------------------------------------------------- joblib
 
 
-def _patch_joblib(joblib: ModuleType) -> None:
-    from shoal.joblib.parallel import Parallel, delayed
+_PARALLEL_NAMES = (
+    "Parallel",
+    "ParallelBackendBase",
+    "cpu_count",
+    "delayed",
+    "effective_n_jobs",
+    "parallel_backend",
+    "parallel_config",
+    "register_parallel_backend",
+)
+_REPLACED = {"parallel": "shoal.joblib.parallel", "_parallel_backends": "shoal.joblib._backends"}
 
-    parallel = sys.modules["joblib.parallel"]
-    for holder in (joblib, parallel):
-        _set(holder, "Parallel", Parallel)
-        _set(holder, "delayed", delayed)
+
+def _patch_joblib(joblib: ModuleType) -> None:
+    # Whole modules: programs change names in joblib.parallel, and derive from classes in either.
+    for name, home in _REPLACED.items():
+        theirs, ours = sys.modules[f"joblib.{name}"], importlib.import_module(home)
+        # Back-ends that were derived from joblib's own class before are back-ends here too.
+        ours.ParallelBackendBase.register(theirs.ParallelBackendBase)
+        _set_module(f"joblib.{name}", ours)
+        _set(joblib, name, ours)
+        for known in _PARALLEL_NAMES if name == "parallel" else ():
+            _set(theirs, known, getattr(ours, known))  # for those who hold the module
+            _set(joblib, known, getattr(ours, known))
     _patch_joblib_store(joblib)
 
 
@@ -210,6 +230,34 @@ def _patch_joblib_store(joblib: ModuleType) -> None:
             _set(holder, "register_compressor", compressor.register_compressor)
         if hasattr(holder, "_COMPRESSORS"):
             _set(holder, "_COMPRESSORS", compressor.COMPRESSORS)
+
+
+def _set_module(name: str, module: ModuleType) -> None:
+    _undo.append((sys.modules, name, sys.modules.get(name)))
+    sys.modules[name] = module
+
+
+class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Where joblib is not installed: `joblib.parallel` is `shoal.joblib.parallel`, not another copy of it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith("joblib."):
+            return None
+        home = _home_of(fullname)
+        return importlib.machinery.ModuleSpec(fullname, self) if importlib.util.find_spec(home) is not None else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        _set_module(module.__name__, importlib.import_module(_home_of(module.__name__)))
+
+
+def _home_of(name: str) -> str:
+    short = name.partition(".")[2]
+    return _REPLACED.get(short, f"shoal.joblib.{short}")
 
 
 class _PatchingLoader(importlib.abc.Loader):
@@ -269,5 +317,7 @@ def _install_joblib() -> None:
     else:
         import shoal.joblib
 
-        sys.modules["joblib"] = shoal.joblib
-        _undo.append((sys.modules, "joblib", None))
+        _set_module("joblib", shoal.joblib)
+        finder = _AliasFinder()
+        sys.meta_path.insert(0, finder)
+        _undo.append((sys.meta_path, "", finder))

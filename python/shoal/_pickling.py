@@ -39,10 +39,16 @@ def _reducers() -> dict[type, Any]:
     return _table
 
 
-def _dumps_by_reference(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
+particular: dict[int, Callable[[Any, Any, bool], bytes]] = {}
+"""By id of an object that somebody holds meanwhile: what pickles it, from (object, buffer_callback, foreign_main)."""
+
+
+def _dumps_by_reference(
+    obj: Any, buffer_callback: BufferCallback | None, table: dict[type, Any] | None = None
+) -> bytes:
     file = io.BytesIO()
     pickler = _pickle.Pickler(file, 5, buffer_callback=buffer_callback)
-    pickler.dispatch_table = _reducers()
+    pickler.dispatch_table = _reducers() if table is None else table
     pickler.dump(obj)
     return file.getvalue()  # the buffer's own bytes, not a copy
 
@@ -58,17 +64,19 @@ def _forget_buffers(buffer_callback: BufferCallback | None) -> None:
         buffer_callback.__self__.clear()  # type: ignore[attr-defined]
 
 
-def _dumps_by_value(obj: Any, buffer_callback: BufferCallback | None, foreign_main: bool) -> bytes:
+def _dumps_by_value(
+    obj: Any, buffer_callback: BufferCallback | None, foreign_main: bool, table: dict[type, Any] | None = None
+) -> bytes:
     from shoal import _functions
 
     _forget_buffers(buffer_callback)
     try:
-        return _functions.dumps(obj, buffer_callback, _reducers(), foreign_main)
+        return _functions.dumps(obj, buffer_callback, _reducers() if table is None else table, foreign_main)
     except Exception:
         pass  # not for us: cloudpickle does it, or has the right words for why it cannot be done
     _forget_buffers(buffer_callback)
     file = io.BytesIO()
-    _by_value_pickler()(file, 5, buffer_callback=buffer_callback).dump(obj)
+    _by_value_pickler(table)(file, 5, buffer_callback=buffer_callback).dump(obj)
     return file.getvalue()  # the buffer's own bytes, not a copy
 
 
@@ -76,10 +84,10 @@ _pickler_class: Any = None
 _pickler_table: dict[type, Any] | None = None
 
 
-def _by_value_pickler() -> Any:
+def _by_value_pickler(own_table: dict[type, Any] | None = None) -> Any:
     """cloudpickle's pickler with the reducers that count here."""
     global _pickler_class, _pickler_table
-    table = _reducers()
+    table = _reducers() if own_table is None else own_table
     if _pickler_class is None or _pickler_table is not table:
         import cloudpickle
 
@@ -93,21 +101,41 @@ def _by_value_pickler() -> Any:
 
 def dumps(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     """Pickle for a process that has the same `__main__`; by value what cannot be found by name (lambdas, closures)."""
-    try:
-        return _dumps_by_reference(obj, buffer_callback)
-    except (_pickle.PicklingError, AttributeError, TypeError) as error:
-        try:
-            return _dumps_by_value(obj, buffer_callback, False)
-        except Exception:
-            raise error from None
+    if particular and (own := particular.get(id(obj))) is not None:
+        return own(obj, buffer_callback, False)
+    return dumps_with(obj, buffer_callback, False)
 
 
 def dumps_for_foreign_main(obj: Any, buffer_callback: BufferCallback | None) -> bytes:
     """Pickle for a process whose `__main__` is another: what this one's defines goes by value too."""
-    pickled = dumps(obj, buffer_callback)
+    if particular and (own := particular.get(id(obj))) is not None:
+        return own(obj, buffer_callback, True)
+    return dumps_with(obj, buffer_callback, True)
+
+
+def dumps_with(
+    obj: Any,
+    buffer_callback: BufferCallback | None,
+    foreign_main: bool,
+    table: dict[type, Any] | None = None,
+    habits: set[str] | None = None,
+) -> bytes:
+    """As the two above. table: reducers by type, in place of the usual ones. habits: what is kept from one such object
+    to the next: those after one that had to go by value do so at once."""
+    if foreign_main and habits:
+        return _dumps_by_value(obj, buffer_callback, True, table)
+    try:
+        pickled = _dumps_by_reference(obj, buffer_callback, table)
+    except (_pickle.PicklingError, AttributeError, TypeError) as error:
+        try:
+            pickled = _dumps_by_value(obj, buffer_callback, False, table)
+        except Exception:
+            raise error from None
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
-    if b"__main__" in pickled:
-        return _dumps_by_value(obj, buffer_callback, True)
+    if foreign_main and b"__main__" in pickled:
+        if habits is not None:
+            habits.add("by value")
+        return _dumps_by_value(obj, buffer_callback, True, table)
     return pickled
 
 

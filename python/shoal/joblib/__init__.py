@@ -6,14 +6,35 @@ TYPE_CHECKING = False  # typing costs each start of a worker more than the rest 
 if TYPE_CHECKING:
     from typing import Any
 
+    from shoal.joblib._backends import ParallelBackendBase
+    from shoal.joblib._config import effective_n_jobs, parallel_backend, parallel_config, register_parallel_backend
+    from shoal.joblib._cpus import cpu_count
+    from shoal.joblib._wrapping import wrap_non_picklable_objects
     from shoal.joblib.compressor import register_compressor
     from shoal.joblib.hashing import hash
     from shoal.joblib.memory import MemorizedResult, Memory, expires_after, register_store_backend
     from shoal.joblib.numpy_pickle import dump, load
     from shoal.joblib.parallel import Parallel, delayed
 
-__all__ = ["MemorizedResult", "Memory", "Parallel", "cpu_count", "delayed", "dump", "expires_after", "hash", "load",
-           "register_compressor", "register_store_backend"]  # fmt: skip
+__all__ = [
+    "MemorizedResult",
+    "Memory",
+    "Parallel",
+    "ParallelBackendBase",
+    "cpu_count",
+    "delayed",
+    "dump",
+    "effective_n_jobs",
+    "expires_after",
+    "hash",
+    "load",
+    "parallel_backend",
+    "parallel_config",
+    "register_compressor",
+    "register_parallel_backend",
+    "register_store_backend",
+    "wrap_non_picklable_objects",
+]
 
 _HOMES = {
     "MemorizedResult": "shoal.joblib.memory",
@@ -25,15 +46,15 @@ _HOMES = {
     "register_compressor": "shoal.joblib.compressor",
     "register_store_backend": "shoal.joblib.memory",
     "Parallel": "shoal.joblib.parallel",
+    "ParallelBackendBase": "shoal.joblib._backends",
+    "cpu_count": "shoal.joblib._cpus",
     "delayed": "shoal.joblib.parallel",
+    "effective_n_jobs": "shoal.joblib._config",
+    "parallel_backend": "shoal.joblib._config",
+    "parallel_config": "shoal.joblib._config",
+    "register_parallel_backend": "shoal.joblib._config",
+    "wrap_non_picklable_objects": "shoal.joblib._wrapping",
 }
-
-
-def cpu_count() -> int:
-    """How many cpus this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 def __getattr__(name: str) -> Any:

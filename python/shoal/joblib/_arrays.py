@@ -1,0 +1,317 @@
+"""Large arrays among the arguments of a call of `Parallel`: stored once in shared memory, views in the workers.
+
+What joblib does with memory-mapped files, in memory files without a name: an array above `max_nbytes` is written to one
+when the first task that has it is pickled, and the tasks carry its descriptor's number in this process. A worker opens
+it through /proc, checks that it is that file, and maps it as `mmap_mode` says; its array is a `numpy.memmap`. What is
+mapped stays whole for as long as somebody has it, whatever becomes of this process.
+
+A file lives as long as tasks of the call may need it. That of an array which is still there after the call is kept some
+seconds longer: if the same array comes again, and its digest says that nothing has changed, nothing is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+import weakref
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from typing import Any
+
+KEPT = 10.0  # seconds that the file of a living array is kept after the call
+_BESIDE = 1 << 16  # bytes from which buffers travel beside the pickle
+_WRITE = 1 << 30  # bytes a system call: it does not take 2 GiB at once
+_PLAIN = frozenset((int, float, str, bytes, bool, type(None), complex))
+
+_lock = threading.Lock()
+_kept: dict[int, _Segment] = {}  # by id of the array, which is alive: files of calls that have ended
+
+
+class _Segment:
+    """A memory file with one array's bytes."""
+
+    def __init__(self, array: Any) -> None:
+        import numpy
+
+        self.order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        contiguous = numpy.ascontiguousarray(array.T if self.order == "F" else array)
+        data = memoryview(contiguous.reshape(-1).view(numpy.uint8))  # type: ignore[arg-type]
+        self.fd = os.memfd_create("shoal-array")
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self.fd, data[done : done + _WRITE], done)
+        except BaseException:
+            self.close()
+            raise
+        self.inode = os.fstat(self.fd).st_ino
+        self.digest: bytes | None = None
+        self.array = weakref.ref(array)
+        self.until = 0.0  # when kept: until then
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
+class Sharing:
+    """The arrays of one call.
+
+    limit: bytes above which an array is shared. mode: as numpy.memmap's.
+    """
+
+    def __init__(self, limit: int, mode: str) -> None:
+        self._limit = limit
+        self._mode = mode
+        self._segments: dict[int, _Segment] = {}  # by id of the array, which is alive
+        self._loose: list[tuple[int, _Segment]] = []  # their arrays died when so many tasks had been made
+        self._deaths: list[_Segment] = []  # told by the collector, at any moment
+        self.made = 0  # tasks so far
+
+    # -- pickling --
+
+    def table(self, common: dict[type, Any]) -> dict[type, Any]:
+        """Reducers by type for what has arrays."""
+        import numpy
+
+        return {**common, numpy.ndarray: self._reduce, numpy.memmap: self._reduce_memmap}
+
+    def _reduce_memmap(self, array: Any) -> Any:
+        return reduce_file(array) or self._reduce(array)
+
+    def _reduce(self, array: Any) -> Any:
+        if array.nbytes <= self._limit or array.dtype.hasobject:
+            if array.nbytes >= _BESIDE and not (array.flags.c_contiguous or array.flags.f_contiguous):
+                import numpy
+
+                array = numpy.ascontiguousarray(
+                    array
+                )  # goes beside the pickle; one with gaps goes into it, copied twice
+            return array.__reduce_ex__(5)
+        if (file := reduce_file(array)) is not None:
+            return file
+        try:
+            segment = self._segment(array)
+        except OSError:  # too many descriptors, or no memory for files: it goes with the task
+            return array.__reduce_ex__(5)
+        where = (os.getpid(), segment.fd, segment.inode)
+        return load, (*where, array.dtype, array.shape, segment.order, self._mode)
+
+    def _segment(self, array: Any) -> _Segment:
+        number = id(array)
+        segment = self._segments.get(number)
+        if segment is not None and segment.array() is array:
+            return segment
+        from shoal import _engine
+
+        with _lock:
+            segment = _kept.pop(number, None)
+        digest = None
+        if segment is not None and segment.array() is array:
+            digest = _engine.hash_object(array)
+        if segment is None or digest is None or digest != segment.digest or self._mode in ("r+", "w+"):
+            if segment is not None:
+                segment.close()
+            segment = _Segment(array)
+            if self._mode in ("r", "c"):
+                segment.digest = digest or _engine.hash_object(array)
+        dead = self._deaths
+        one = segment
+        segment.array = weakref.ref(array, lambda _: dead.append(one))
+        self._segments[number] = segment
+        return segment
+
+    # -- the life of the files --
+
+    def received(self, results: int) -> None:
+        """So many results are there, of the first tasks: files of dead arrays that no other task has can go."""
+        while self._deaths:
+            segment = self._deaths.pop()
+            for number, known in list(self._segments.items()):
+                if known is segment:
+                    del self._segments[number]
+            self._loose.append((self.made, segment))
+        if self._loose:
+            for made, segment in self._loose:
+                if made <= results:
+                    segment.close()
+            self._loose = [entry for entry in self._loose if entry[0] > results]
+
+    @property
+    def has_deaths(self) -> bool:
+        return bool(self._deaths or self._loose)
+
+    def end(self) -> None:
+        """The call is over: no task will be decoded any more."""
+        self.received(self.made)
+        until = time.monotonic() + KEPT
+        for number, segment in self._segments.items():
+            array = segment.array()
+            if array is None or segment.digest is None:
+                segment.close()
+                continue
+            segment.array = weakref.ref(array, functools.partial(_forget, number))
+            segment.until = until
+            with _lock:
+                old = _kept.pop(number, None)
+                _kept[number] = segment
+            if old is not None and old is not segment:
+                old.close()
+        self._segments.clear()
+
+
+def _forget(number: int, dead: object) -> None:
+    # Called by the collector, maybe in a thread that holds the lock: one step, and no lock.
+    segment = _kept.pop(number, None)
+    if segment is not None:
+        segment.close()
+
+
+def expire(now: float) -> float | None:
+    """Close the files that were kept long enough; seconds until the next one is due."""
+    wait = None
+    with _lock:
+        for number, segment in list(_kept.items()):
+            if segment.until <= now:
+                _kept.pop(number, None)
+                segment.close()
+            else:
+                wait = min(wait, segment.until - now) if wait is not None else segment.until - now
+    return wait
+
+
+def _forget_all() -> None:
+    # In a child of fork: the numbers are its own, but not what its parent told its workers.
+    global _lock
+    _lock = threading.Lock()
+    _kept.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def may_have_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is worth while to look for large arrays in these arguments."""
+    if "numpy" not in sys.modules:
+        return False
+    return not _PLAIN.issuperset(map(type, args)) or not (kwargs and _PLAIN.issuperset(map(type, kwargs.values())))
+
+
+# ---------------------------------------------------------------- arrays in the user's files
+
+
+def _memmap_below(array: Any) -> Any:
+    """The memmap whose memory an array is a view of, or None."""
+    import numpy
+
+    below = array
+    while below is not None:
+        if isinstance(below, numpy.memmap) and getattr(below, "_mmap", None) is not None:
+            base = below.base
+            if not isinstance(base, numpy.ndarray):
+                return below
+        below = getattr(below, "base", None)
+    return None
+
+
+def reduce_file(array: Any) -> Any:
+    """How to make an array again that is a view of a file which is mapped as such, by its name; None: it is not one.
+
+    One that is mapped for copy on write is none either: what was changed is not in the file.
+    """
+    below = _memmap_below(array)
+    if below is None or below.filename is None or below.mode == "c" or array.dtype.hasobject:
+        return None
+    if str(below.filename).startswith("/proc/"):
+        return None  # one of ours: the file may be gone before the other side opens it
+    start = array.__array_interface__["data"][0] - below.__array_interface__["data"][0]
+    mode = "r+" if below.mode == "w+" else below.mode
+    if start < 0 or any(stride < 0 for stride in array.strides):
+        return None
+    return load_file, (str(below.filename), mode, below.offset + start, array.dtype, array.shape, array.strides)
+
+
+def load_file(filename: str, mode: str, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:
+    import numpy
+
+    # Of views with gaps as many bytes as they span.
+    span = dtype.itemsize + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True) if count)
+    if 0 in shape:
+        return numpy.empty(shape, dtype)
+    below = numpy.memmap(filename, numpy.uint8, mode, offset, (span,))  # type: ignore[call-overload]
+    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, below, 0, strides)
+    array.filename, array.offset, array.mode = below.filename, offset, mode  # type: ignore[attr-defined]
+    return array
+
+
+# --------------------------------------------------------------------------- in a worker
+
+_loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_results_registered = False
+
+
+def load(pid: int, fd: int, inode: int, dtype: Any, shape: Any, order: str, mode: str) -> Any:
+    """Map an array that the process `pid` has stored under its descriptor `fd`."""
+    import mmap
+
+    import numpy
+
+    _register_results()
+    mode = "r+" if mode == "w+" else mode  # as in joblib: its contents are there already
+    key = (pid, inode, shape, dtype.str, order, mode)
+    known = _loaded.get(key) if mode != "c" else None  # each one's own copy
+    if known is not None:
+        return known.view()
+    path = f"/proc/{pid}/fd/{fd}"
+    ours = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(ours).st_ino != inode:
+            raise OSError(f"{path} is not the array that the task was given: it was closed before the task began")
+        access = {"r": mmap.ACCESS_READ, "r+": mmap.ACCESS_WRITE, "c": mmap.ACCESS_COPY}[mode]
+        memory = mmap.mmap(ours, 0, access=access)
+    finally:
+        os.close(ours)
+    array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, memory, 0, None, order)  # type: ignore[call-overload, arg-type]
+    array._mmap, array.filename, array.offset, array.mode = memory, path, 0, mode
+    if mode != "c":
+        _loaded[key] = array
+        return array.view()
+    return array
+
+
+def _register_results() -> None:
+    """A result that is such a view goes back as an array: nobody else can open what it is a view of."""
+    global _results_registered
+    if not _results_registered:
+        import copyreg
+
+        import numpy
+
+        copyreg.pickle(numpy.memmap, _reduce_result)  # type: ignore[arg-type]
+        _results_registered = True
+
+
+def _reduce_result(array: Any) -> Any:
+    import numpy
+
+    return reduce_file(array) or numpy.asarray(array).__reduce_ex__(5)
+
+
+# ------------------------------------------------------------------------------ what is asked
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as '10G', '500M', '50K'."""
+    try:
+        return int(float(text[:-1]) * {"K": 1024, "M": 1024**2, "G": 1024**3}[text[-1]])
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Invalid literal for size give: {text} (type {type(text)}) should be alike '10G', '500M', '50K'."
+        ) from error

@@ -1,0 +1,553 @@
+"""The worker processes of `Parallel`: how they start, which stay for the next call, and when they go.
+
+Clean workers (back-end "loky") come from the zygote and are kept by what they were started with; after some minutes
+without work they end, and with them all they and this process hold for them. Forked ones ("multiprocessing") are the
+pool's of one call, as what they have of this program is outdated by the next.
+
+Imported by each clean worker at its start: nothing here may cost much to import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import threading
+import time
+import weakref
+
+from shoal import _crew, _engine
+from shoal._crew import Crew
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+IDLE = 300.0  # seconds after which workers without work end, as loky's do
+_CREWS_KEPT = 3  # for calls that differ (n_jobs, initializer …); the one that was used longest ago goes
+
+level = 0  # how deep in calls of Parallel this process is: 1 in a worker of this program's, 2 in a worker's worker …
+processes_above = 0  # of these, how many are processes
+
+_crews: dict[tuple[Any, ...], Crew] = {}
+_lock = threading.Lock()
+_reaper: threading.Thread | None = None
+_reaper_wakes = threading.Event()
+
+
+# --------------------------------------------------------------------- in the worker
+
+
+def enter(nesting_level: int) -> None:
+    """This process is a worker of a back-end of that nesting level."""
+    global level, processes_above
+    level = nesting_level + 1
+    processes_above += 1
+    config = sys.modules.get("shoal.joblib._config")
+    if config is not None:  # a forked worker's: what holds for its parent's calls does not hold here
+        config._backend.__dict__.clear()
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def call_guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As `call`, but an exception is the result."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return error
+
+
+def make_generator(entropy: Any, spawn_key: tuple[int, ...]) -> Any:
+    """The numpy Generator of one task."""
+    import numpy
+
+    return numpy.random.default_rng(numpy.random.SeedSequence(entropy, spawn_key=spawn_key))
+
+
+def begin_forked(nesting_level: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """The initializer of a worker of a `multiprocessing` pool."""
+    enter(nesting_level)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
+    """What a worker that the zygote forked runs. A fifth descriptor holds what could not go in a few bytes."""
+    place, owner, threads, nesting_level, installed = (int(number) for number in payload.split())
+    table, heap, attention, crash, *more = fds
+    enter(nesting_level)
+    if installed:
+        sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
+    duties = _crew.Duties(threads=threads or None, keeps_exits=True)
+    if more:
+        duties.initializer, duties.initargs = _begin_clean, (more[0],)
+    _crew.serve((table, heap, attention), place, owner, crash, duties)
+    return 0
+
+
+class _InstallingFinder:
+    """Has Shoal installed when a task imports joblib: its nested calls are ours then. Not before, as it takes time."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "joblib":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        import importlib.util
+
+        import shoal
+
+        shoal.install()
+        return importlib.util.find_spec(name)
+
+
+def _begin_clean(fd: int) -> None:
+    import pickle
+
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        authkey, environment, call = pickle.loads(file.read())
+    os.environ.update(environment)
+    if authkey:
+        from multiprocessing import process
+
+        process.current_process().authkey = authkey
+    if call:
+        initializer, initargs = pickle.loads(call)
+        initializer(*initargs)
+
+
+# ----------------------------------------------------------------- starting processes
+
+
+class _CleanProcess:
+    """A process that the zygote forked, as a crew wants it."""
+
+    def __init__(self, process: _engine.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        try:
+            return self._process.poll()
+        except ChildProcessError:  # ended, and how is not known: the zygote is gone too
+            return -9
+
+    def join(self, timeout: float | None = None) -> None:
+        try:
+            self._process.wait(timeout)
+        except ChildProcessError:
+            pass
+
+    def terminate(self) -> None:
+        self._signal(15)
+
+    def kill(self) -> None:
+        self._signal(9)
+
+    def _signal(self, number: int) -> None:
+        try:
+            self._process.signal(number)
+        except ProcessLookupError:
+            pass
+
+
+def _is_installed() -> bool:
+    install = sys.modules.get("shoal._install")
+    return install is not None and install.is_installed()
+
+
+class _Start:
+    """Starts the clean workers of one crew. Holds the descriptor with their initializer as long as the crew lives."""
+
+    def __init__(self, threads: int, nesting_level: int, begin: bytes) -> None:
+        self._threads = threads
+        self._level = nesting_level
+        self._fd = -1
+        if begin:
+            self._fd = os.memfd_create("shoal-begin")
+            os.write(self._fd, begin)
+
+    def __call__(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
+        from shoal import _zygote
+
+        payload = b"%d %d %d %d %d" % (place, owner, self._threads, self._level, _is_installed())
+        fds = (*engine.fds(), crash) if self._fd < 0 else (*engine.fds(), crash, self._fd)
+        return _CleanProcess(_zygote.get().start("shoal.joblib._workers:_clean_main", payload, fds))
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _beginning(
+    initializer: Callable[..., object] | None, initargs: tuple[Any, ...], environment: dict[str, str]
+) -> tuple[bytes, bytes]:
+    """What workers do first, pickled, and the part of it that tells one kind of workers from another."""
+    # A manager's proxies, which tasks may be given, need the program's key.
+    managers = "multiprocessing.managers" in sys.modules
+    if initializer is None and not environment and not managers:
+        return b"", b""
+    import pickle
+
+    call = b""
+    authkey = b""
+    if managers:
+        from multiprocessing import process
+
+        authkey = bytes(process.current_process().authkey)
+    if initializer is not None:
+        from shoal import _pickling
+
+        call = _pickling.dumps_for_foreign_main((initializer, initargs), None)
+    return pickle.dumps((authkey, environment, call)), call
+
+
+# --------------------------------------------------------------- crews that stay
+
+
+def get_crew(
+    n_jobs: int,
+    nesting_level: int,
+    *,
+    threads: int | None = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    environment: dict[str, str] | None = None,
+    idle: float = IDLE,
+) -> Crew:
+    """Clean workers for such calls: those of an earlier call if there are any.
+
+    threads: of the numerical libraries in each; None: the cpus shared out.
+    idle: seconds without work after which they end.
+    """
+    from shoal import _threads, _zygote
+
+    shared = _threads.share(n_jobs, threads)
+    key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid(), _is_installed())
+    begin = b""
+    if shared is None:  # the user's variables say it, and may have been changed since
+        key += tuple(os.environ.get(name) for name in _threads.VARIABLES)
+    if initializer is not None or environment or "multiprocessing.managers" in sys.modules:
+        begin, call = _beginning(initializer, initargs, environment or {})
+        key += (tuple(sorted((environment or {}).items())), call)
+    surplus = []
+    with _lock:
+        crew = _crews.pop(key, None)
+        if crew is not None and (crew.state != _crew.RUN or crew.broken is not None):
+            surplus.append(crew)
+            crew = None
+        if crew is None:
+            # It starts while this process imports what pickling a program's own functions takes.
+            _zygote.get().current()
+            import opcode  # noqa: F401
+
+            import shoal._functions
+            import shoal._pickling  # noqa: F401
+
+            crew = Crew(n_jobs, _Start(shared or 0, nesting_level, begin), foreign_main=True)
+            crew.calls = 0  # type: ignore[attr-defined]
+        crew.idle = idle  # type: ignore[attr-defined]
+        crew.used = time.monotonic()  # type: ignore[attr-defined]
+        _crews[key] = crew  # the last one: the first is the one used longest ago
+        for other_key, other in list(_crews.items())[:-_CREWS_KEPT]:
+            if not is_busy(other):
+                surplus.append(_crews.pop(other_key))
+    for other in surplus:
+        other.terminate()
+    look_after()
+    return crew
+
+
+def is_busy(crew: Any) -> bool:
+    try:
+        return crew.calls > 0 or not crew.engine.idle
+    except ValueError:  # closed
+        return False
+
+
+class Handle:
+    """Workers in use: a call's, or a `with` block's."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self._futures: weakref.WeakSet[Future] = weakref.WeakSet()
+
+    def submit(self, function: Callable[[], Any], callback: Callable[[Any], object] | None, sharing: Any) -> Future:
+        """Have `function()` called by a worker, and `callback` here with the future. sharing: of the call's arrays."""
+        future = Future(self.crew, function, callback, sharing)
+        self._futures.add(future)
+        return future
+
+    def abort(self) -> None:
+        """What was submitted and is not done has no use any more."""
+        for future in list(self._futures):
+            future.abort()
+        self.end()
+
+    def end(self) -> None:
+        """The workers are not in use any more."""
+
+
+class Use(Handle):
+    """Of a crew that stays: while this lives its workers do not end for want of work."""
+
+    def __init__(self, crew: Any) -> None:
+        super().__init__(crew)
+        self._ended = False
+        with _lock:
+            crew.calls += 1
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            with _lock:
+                self.crew.calls -= 1  # type: ignore[attr-defined]
+                self.crew.used = time.monotonic()  # type: ignore[attr-defined]
+
+    __del__ = end
+
+
+class ForkedWorkers(Handle):
+    """Processes of one call or `with` block, started as a multiprocessing context says; forked by default."""
+
+    def __init__(
+        self,
+        n_jobs: int,
+        nesting_level: int,
+        context: Any,
+        *,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks: int | None,
+    ) -> None:
+        from shoal import _threads
+        from shoal.multiprocessing import pool
+        from shoal.multiprocessing.context import _default_context
+
+        if (
+            context is None or type(context).__module__ == "multiprocessing.context"
+        ):  # one that starts processes as ours
+            method = context.get_start_method() if context is not None else None
+            context = _default_context.get_context(method)
+        duties = _crew.Duties(
+            initializer=begin_forked,
+            initargs=(nesting_level, initializer, initargs),
+            max_tasks=max_tasks,
+            threads=_threads.share(n_jobs),
+            keeps_exits=True,
+        )
+        super().__init__(
+            Crew(
+                n_jobs,
+                pool._starter(_make_process, context, duties),
+                foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
+                forks_with=duties.threads if context.get_start_method() == "fork" else None,
+            )
+        )
+        self._finalizer = weakref.finalize(self, Crew.terminate, self.crew)
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+    ) -> Future:
+        """As a pool's, for back-ends that derive from joblib's."""
+        return self.submit(functools.partial(func, *args), callback, None)
+
+    def close(self) -> None:
+        pass
+
+    def terminate(self) -> None:
+        self._finalizer()
+
+    end = terminate
+
+
+def _make_process(context: Any, **options: Any) -> Any:
+    return context.Process(**options)
+
+
+def drop_crew(crew: Crew) -> None:
+    """End the workers now; what they have not done fails."""
+    with _lock:
+        for key, known in list(_crews.items()):
+            if known is crew:
+                del _crews[key]
+    crew.terminate()
+
+
+def is_kept(crew: Crew) -> bool:
+    return any(known is crew for known in list(_crews.values()))
+
+
+def look_after() -> None:
+    """Have somebody end the workers that nobody needs any more."""
+    global _reaper
+    if _reaper is None or not _reaper.is_alive():
+        _reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
+        try:
+            _reaper.start()
+        except RuntimeError:  # at exit, when everything ends anyway
+            _reaper = None
+            return
+    else:
+        _reaper_wakes.set()
+
+
+def _reap() -> None:
+    while True:
+        now = time.monotonic()
+        over = []
+        wait = None
+        with _lock:
+            for key, crew in list(_crews.items()):
+                left: float = crew.idle if is_busy(crew) else crew.used + crew.idle - now  # type: ignore[attr-defined]
+                if left <= 0:
+                    over.append(_crews.pop(key))
+                else:
+                    wait = left if wait is None else min(wait, left)
+        for crew in over:
+            crew.terminate()
+        over.clear()
+        crew = None  # type: ignore[assignment]
+        arrays = sys.modules.get("shoal.joblib._arrays")
+        due = arrays.expire(now) if arrays is not None else None
+        if due is not None:
+            wait = due if wait is None else min(wait, due)
+        if wait is None:
+            wait = IDLE
+        _reaper_wakes.wait(max(wait, 0.05))
+        _reaper_wakes.clear()
+
+
+@atexit.register
+def end_crews() -> None:
+    for key, crew in list(_crews.items()):
+        if key[3] == os.getpid():
+            drop_crew(crew)
+
+
+def _forget_crews() -> None:
+    # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
+    global _lock, _reaper, _reaper_wakes
+    _lock = threading.Lock()
+    _reaper = None
+    _reaper_wakes = threading.Event()
+    _crews.clear()
+
+
+os.register_at_fork(after_in_child=_forget_crews)
+
+
+# ------------------------------------------------------- one call, for back-ends' `submit`
+
+
+class Future:
+    """A call that was handed to a crew; what back-ends return from `submit`."""
+
+    def __init__(
+        self, crew: Crew, function: Callable[[], Any], callback: Callable[[Any], object] | None, sharing: Any
+    ) -> None:
+        from shoal import _pickling
+
+        self._is_done = False
+        self._item: tuple[Any, ...] = (function, (), {})  # held: it may be pickled later
+        self._job = _engine.Job(
+            crew.engine,
+            (self._item,),
+            0,
+            _crew.CALL_WHOLE,
+            1,
+            single=True,
+            callback=None if callback is None else functools.partial(self._call_back, callback),
+        )
+        _pickling.particular[id(self._item)] = ItemPickler(sharing, function)
+        self._job.submit()
+
+    def __del__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        pickling = sys.modules.get("shoal._pickling")
+        if pickling is not None:
+            pickling.particular.pop(id(self._item), None)
+
+    def _call_back(self, callback: Callable[[Any], object], job: _engine.Job) -> None:
+        self._is_done = True  # the job itself is only when its callback has ended
+        callback(self)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the call returned; raises what it raised, or TimeoutError after so many seconds."""
+        if not self._is_done and not self._job.wait_ready(timeout):
+            raise make_timeout()
+        self._forget()
+        error = self._job.error
+        if error is not None:
+            raise error
+        return self._job.results()[0]
+
+    get = result
+
+    def done(self) -> bool:
+        return self._is_done or self._job.is_ready
+
+    def abort(self) -> None:
+        """Fail it, if it is not done; a worker that runs it is replaced."""
+        from shoal.errors import TaskCancelled
+
+        try:
+            self._job.withdraw(TaskCancelled("another task failed"), True)
+        except (ValueError, RuntimeError):  # its workers have ended
+            pass
+
+
+class ItemPickler:
+    """Pickles one task: its large arrays are shared, and what cannot be pickled is said to be a task."""
+
+    __slots__ = ("_function", "_habits", "_sharing")
+
+    def __init__(self, sharing: Any, function: Any, habits: set[str] | None = None) -> None:
+        self._habits = habits
+        self._sharing = sharing
+        self._function = function
+
+    def __call__(self, item: Any, buffer_callback: Any, foreign_main: bool) -> bytes:
+        from shoal import _pickling
+
+        table = None
+        if self._sharing is not None and "numpy" in sys.modules:
+            table = self._sharing.table(_pickling._reducers())
+        try:
+            return _pickling.dumps_with(item, buffer_callback, foreign_main, table, self._habits)
+        except Exception as error:
+            import pickle
+
+            name = getattr(self._function, "__qualname__", None) or type(self._function).__qualname__
+            raise pickle.PicklingError(
+                f"Could not pickle the task to send to the workers: a call of {name}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def make_timeout() -> Exception:
+    """What a wait that took too long raises: the standard library's error, by both of its names."""
+    made: Exception = _timeout_class()()
+    return made
+
+
+@functools.lru_cache(None)
+def _timeout_class() -> Any:
+    import builtins
+    import multiprocessing
+
+    return type("TimeoutError", (multiprocessing.TimeoutError, builtins.TimeoutError), {"__module__": __name__})

@@ -1,0 +1,42 @@
+"""joblib's own tests of parallel work, run on joblib and then on Shoal (under `shoal.install()`), and compared.
+
+    .venv/bin/python tests/peers/joblib_parallel.py [--json FILE] [-k EXPRESSION]
+
+How they are run, and what the outcome means, is joblib_store.py's; here is what differs, and why.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import joblib_store
+from joblib_store import NOT_OURS
+
+LIMIT = 1800  # seconds for a module
+MODULES = (
+    "test_parallel", "test_memmapping", "test_config", "test_cloudpickle_wrapper", "test_module",
+    "test_missing_multiprocessing", "test_utils", "test_init", "test_dask",
+)  # fmt: skip
+
+FILES = "arrays lie in memory files without a name: there is none in temp_folder"
+ALONE = "results that are dropped end their own call alone, where joblib's other calls fail with a shared executor"
+QUEUES = NOT_OURS + "joblib.pool's class of pools, which replaces the private queues of the standard library's"
+DIFFERENCES: dict[str, str] = {
+    "*::test_memmapping_leaks[*": FILES,
+    "*::test_multiple_generator_call_separated_gc[*-loky-True]": ALONE,
+    "*::test_parallel_isolated_temp_folders[*": FILES,
+    "*::test_memmapping_temp_folder_thread_safety": FILES,
+    "*::test_parallel_config_no_backend": FILES,
+    "*::test_pool_with_memmap[multiprocessing]": QUEUES,
+    "*::test_pool_with_memmap_array_view[multiprocessing]": QUEUES,
+    "*::test_memmapping_pool_for_large_arrays[multiprocessing]": QUEUES,
+    "*::test_memmapping_on_large_enough_dev_shm[multiprocessing]": QUEUES,
+    "*::test_workaround_against_bad_memmap_with_copied_buffers[multiprocessing]": QUEUES,
+    "*::test_pool_memmap_with_big_offset[multiprocessing, *": QUEUES,
+}
+
+if __name__ == "__main__":
+    joblib_store.MODULES = MODULES
+    joblib_store.DIFFERENCES = DIFFERENCES
+    joblib_store.LIMIT = LIMIT
+    sys.exit(joblib_store.main())
