@@ -27,12 +27,6 @@ DIFFERENCES = {
         "asserts that nothing has imported multiprocessing yet; `python -m shoal` has"
     ),
     # -- concurrent.futures --
-    "futures:*ExecutorDeadlockTest.test_*_at_task_unpickle": (
-        "a call that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
-    ),
-    "futures:*ExecutorDeadlockTest.test_*_during_result_unpickle_in_result_handler": (
-        "a result that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
-    ),
     "futures:*ProcessPoolExecutorTest.test_killed_child": (
         "a worker that is killed fails only the call it held; the executor goes on"
     ),
