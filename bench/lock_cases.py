@@ -86,15 +86,8 @@ def lock_contended(name: str) -> float:
     return best_of(measure)
 
 
-def move_to(cpu: int) -> None:
-    """Go on from this core, free to leave it: who may use one core alone never looks before it sleeps."""
-    all_of_them = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    os.sched_setaffinity(0, all_of_them)
-
-
 def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
-    move_to(cpu)
+    os.sched_setaffinity(0, {cpu})
     for _ in range(count):
         there.wait()
         there.clear()
@@ -102,14 +95,14 @@ def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
 
 
 def event_ping_pong(name: str) -> float:
-    """Microseconds there and back, begun on two cores: on one core the scheduler alone is measured."""
+    """Microseconds there and back between two cores: on one the scheduler alone is measured."""
     context, count = fork_context(name), scaled(3_000)
     cpus = sorted(os.sched_getaffinity(0))
 
     def measure() -> float:
         there, back = context.Event(), context.Event()
         process = process_of(context, set_back, there, back, count, cpus[-1])
-        move_to(cpus[0])
+        os.sched_setaffinity(0, {cpus[0]})
         started = now()
         for _ in range(count):
             there.set()
