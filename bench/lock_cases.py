@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import measuring
-from measuring import best_of, multiprocessing_of, now, scaled
+from measuring import best_of, multiprocessing_of, now, scaled, stay_on
 
 
 def process_of(context: Any, target: Any, *args: Any) -> Any:
@@ -86,8 +85,8 @@ def lock_contended(name: str) -> float:
     return best_of(measure)
 
 
-def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
-    os.sched_setaffinity(0, {cpu})
+def set_back(there: Any, back: Any, count: int) -> None:
+    stay_on(1)
     for _ in range(count):
         there.wait()
         there.clear()
@@ -95,14 +94,13 @@ def set_back(there: Any, back: Any, count: int, cpu: int) -> None:
 
 
 def event_ping_pong(name: str) -> float:
-    """Microseconds there and back between two cores: on one the scheduler alone is measured."""
+    """Microseconds there and back between two cores."""
     context, count = fork_context(name), scaled(3_000)
-    cpus = sorted(os.sched_getaffinity(0))
 
     def measure() -> float:
         there, back = context.Event(), context.Event()
-        process = process_of(context, set_back, there, back, count, cpus[-1])
-        os.sched_setaffinity(0, {cpus[0]})
+        process = process_of(context, set_back, there, back, count)
+        stay_on(0)
         started = now()
         for _ in range(count):
             there.set()

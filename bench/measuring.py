@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 now = time.perf_counter
 SCALE = 1.0
+CORES = sorted(os.sched_getaffinity(0))
 
 
 def scaled(count: int) -> int:
@@ -21,6 +23,11 @@ def scaled(count: int) -> int:
 def best_of(measure: Callable[[], float], times: int = 3) -> float:
     """The best of a few in one process: what is left is the implementation's, not the start's."""
     return min(measure() for _ in range(times))
+
+
+def stay_on(core: int) -> None:
+    """Run on this core alone from here on: two sides of a ping-pong on one core measure the scheduler, no more."""
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
 
 
 def multiprocessing_of(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import measuring
 import numpy as np
-from measuring import best_of, multiprocessing_of, now, scaled
+from measuring import best_of, multiprocessing_of, now, scaled, stay_on
 
 
 def queue_of(name: str, kind: str = "Queue") -> Any:
@@ -94,14 +94,17 @@ def queue_4_and_4(name: str) -> float:
 
 
 def send_back(there: Any, back: Any) -> None:
+    stay_on(1)
     while (item := there.get()) is not None:
         back.put(item)
 
 
 def queue_ping_pong(name: str) -> float:
+    """Microseconds there and back between two cores."""
     count = scaled(5_000)
     there, back = queue_of(name), queue_of(name)
     process = process_of(name, send_back, there, back)
+    stay_on(0)
 
     def measure() -> float:
         started = now()
