@@ -649,8 +649,23 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         return _BROKEN if self._crew is not None and self._crew.broken is not None else False
 
     @property
+    def _call_queue(self) -> _CallQueue | None:  # type: ignore[override]
+        return None if self._shutdown_thread else _CallQueue()
+
+    @property
     def _executor_manager_thread(self) -> threading.Thread | None:  # type: ignore[override]
         return None if self._crew is None or self._shutdown_thread else self._crew._thread
+
+
+class _CallQueue:
+    """Stands where concurrent.futures has the queue to its workers. Calls are handed out by the thread that submits
+    them, so there is no thread of the queue's that could be waited for."""
+
+    def join_thread(self) -> None:
+        """Return at once: what was submitted is handed out already."""
+
+    def close(self) -> None:
+        """Nothing to close: shutdown() does it all."""
 
 
 class _MapJob(_engine.Job):

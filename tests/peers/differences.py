@@ -42,6 +42,4 @@ DIFFERENCES = {
     "futures:*ProcessPoolShutdownTest.test_cancel_futures": (
         "shutdown(cancel_futures=True) cancels every call that no worker has begun, which may be all"
     ),
-    "futures:*ProcessPoolShutdownTest.test_del_shutdown": "looks for the standard library's `_call_queue`",
-    "futures:*ProcessPoolShutdownTest.test_shutdown_no_wait": "looks for the standard library's `_call_queue`",
 }
