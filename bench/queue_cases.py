@@ -19,15 +19,19 @@ def queue_of(name: str, kind: str = "Queue") -> Any:
     return getattr(multiprocessing_of(name), kind)()
 
 
+def context_of(name: str) -> Any:
+    """What starts processes and has barriers; its processes inherit their arguments as they are."""
+    return multiprocessing_of("shoal" if name == "shoal" else "multiprocessing").get_context("fork")
+
+
 def process_of(name: str, target: Any, *args: Any) -> Any:
-    """A process of fork, which inherits its arguments as they are."""
-    module = multiprocessing_of("shoal" if name == "shoal" else "multiprocessing")
-    process = module.get_context("fork").Process(target=target, args=args)
+    process = context_of(name).Process(target=target, args=args)
     process.start()
     return process
 
 
-def put_all(queue: Any, items: Sequence[Any]) -> None:
+def put_all(queue: Any, items: Sequence[Any], start: Any) -> None:
+    start.wait()
     for item in items:
         queue.put(item)
     getattr(queue, "close", lambda: None)()
@@ -39,8 +43,10 @@ def stream(name: str, items: Sequence[Any], kind: str = "Queue") -> float:
     queue = queue_of(name, kind)
 
     def measure() -> float:
+        start = context_of(name).Barrier(2)
+        process = process_of(name, put_all, queue, items, start)
+        start.wait()
         started = now()
-        process = process_of(name, put_all, queue, items)
         for _ in items:
             item = queue.get()
         took = now() - started
@@ -71,7 +77,8 @@ def queue_8_mb_arrays(name: str) -> float:
     return stream(name, [np.ones(1_000_000)] * scaled(100)) * 1e3
 
 
-def add_up(queue: Any, sums: Any, count: int) -> None:
+def add_up(queue: Any, sums: Any, count: int, start: Any) -> None:
+    start.wait()
     sums.put(sum(queue.get() for _ in range(count)))
 
 
@@ -80,10 +87,11 @@ def queue_4_and_4(name: str) -> float:
     count = scaled(50_000)
 
     def measure() -> float:
-        queue, sums = queue_of(name), queue_of(name)
+        queue, sums, start = queue_of(name), queue_of(name), context_of(name).Barrier(9)
+        processes = [process_of(name, put_all, queue, range(count), start) for _ in range(4)]
+        processes += [process_of(name, add_up, queue, sums, count, start) for _ in range(4)]
+        start.wait()
         started = now()
-        processes = [process_of(name, put_all, queue, range(count)) for _ in range(4)]
-        processes += [process_of(name, add_up, queue, sums, count) for _ in range(4)]
         assert sum(sums.get() for _ in range(4)) == 4 * sum(range(count))
         took = now() - started
         for process in processes:
