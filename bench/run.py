@@ -38,7 +38,7 @@ def collect(names: list[str], rounds: int, scale: float) -> dict[str, Any]:
     """Rounds go round all implementations of a case, so that the machine's drift hits each alike."""
     results: dict[str, Any] = {}
     for case in names:
-        title, unit, lower, implementations, target = CASES[case]
+        title, unit, lower, implementations, target, _ = CASES[case]
         figures: dict[str, list[float]] = {name: [] for name in implementations}
         failures: dict[str, str] = {}
         for number in range(rounds):

@@ -497,6 +497,18 @@ static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *f
     return codec_decode(pool->state, shoal_pool_heap(pool->pool), &message, CODEC_VIEW);
 }
 
+/* A result cannot be unpickled, for the reason that is set: the item's error, in the pool's own words if it has any. A
+ * Ctrl-C that came meanwhile is no such reason. */
+static int settle_unreadable(PoolObject *pool, JobObject *job, Py_ssize_t index)
+{
+    if (pool->unreadable == NULL || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return settle_raised(job, index);
+    PyObject *reason = take_raised();
+    PyObject *error = reason == NULL ? NULL : PyObject_CallOneArg(pool->unreadable, reason);
+    Py_XDECREF(reason);
+    return error == NULL ? settle_raised(job, index) : job_settle(job, index, error, true);
+}
+
 /* The results of a task that came back, to the job's items. */
 static int deliver_results(PoolObject *pool, struct task_note *note, shoal_completion *completion)
 {
@@ -505,7 +517,8 @@ static int deliver_results(PoolObject *pool, struct task_note *note, shoal_compl
     while (shoal_completion_next(completion, &item) == 0) {
         bool failed = false;
         PyObject *value = decode_result(pool, &item, &failed);
-        int result = value != NULL ? job_settle(note->job, index, value, failed) : settle_raised(note->job, index);
+        int result =
+            value != NULL ? job_settle(note->job, index, value, failed) : settle_unreadable(pool, note->job, index);
         if (result != 0)
             return -1;
         index++;

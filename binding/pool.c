@@ -4,6 +4,8 @@
 #include "pool.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <structmember.h>
 #include <unistd.h>
 
 int pool_enter(PoolObject *pool)
@@ -94,6 +96,7 @@ static int pool_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(pool->queue);
     Py_VISIT(pool->finished);
+    Py_VISIT(pool->unreadable);
     return 0;
 }
 
@@ -102,6 +105,7 @@ static int pool_clear(PyObject *self)
     PoolObject *pool = (PoolObject *)self;
     Py_CLEAR(pool->queue);
     Py_CLEAR(pool->finished);
+    Py_CLEAR(pool->unreadable);
     return 0;
 }
 
@@ -451,6 +455,12 @@ static PyGetSetDef pool_properties[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMemberDef pool_members[] = {
+    {"unreadable", T_OBJECT_EX, offsetof(PoolObject, unreadable), 0,
+     "makes the error of an item whose result cannot be unpickled from what that raised"},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot pool_slots[] = {
     {Py_tp_doc, "The owner's handle on a pool of workers."},
     {Py_tp_new, pool_new},
@@ -459,6 +469,7 @@ static PyType_Slot pool_slots[] = {
     {Py_tp_clear, pool_clear},
     {Py_tp_methods, pool_methods},
     {Py_tp_getset, pool_properties},
+    {Py_tp_members, pool_members},
     {0, NULL},
 };
 

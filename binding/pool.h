@@ -51,6 +51,7 @@ struct PoolObject {
     uint32_t workers;
     struct feeder *spare_feeder; /* feed.c's */
     bool foreign_main;           /* the workers' __main__ is another program's */
+    PyObject *unreadable;        /* exception of a result that cannot be unpickled -> the item's error; NULL: itself */
     uint32_t feeding;            /* threads in feed_jobs */
     bool more;                   /* the last of them stopped while there was more to hand out */
     bool eager;                  /* hand out all that iterators hold: the pool was closed */

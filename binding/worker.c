@@ -18,7 +18,9 @@ typedef struct {
     uint32_t last_id;    /* of the function used last, which needs no look-up */
     PyObject *last_function;
     struct codec_writer writer;
-    bool keeps_exits; /* SystemExit and the like are results */
+    bool keeps_exits;     /* SystemExit and the like are results */
+    PyObject *unreadable; /* exception of an item that cannot be unpickled -> the item's error; NULL: itself */
+    bool unread;          /* the exception that is set came of unpickling an item or its function */
 } WorkerObject;
 
 static int worker_parse(PyObject *args, PyObject **pool, int fds[3], unsigned int *place, unsigned int *owner)
@@ -70,6 +72,7 @@ static int worker_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(worker->functions);
     Py_VISIT(worker->last_function);
+    Py_VISIT(worker->unreadable);
     return 0;
 }
 
@@ -78,6 +81,7 @@ static int worker_clear(PyObject *self)
     WorkerObject *worker = (WorkerObject *)self;
     Py_CLEAR(worker->functions);
     Py_CLEAR(worker->last_function);
+    Py_CLEAR(worker->unreadable);
     return 0;
 }
 
@@ -137,6 +141,8 @@ static int encode_error(WorkerObject *worker, PyObject *result)
     if (ends_worker(worker))
         return -1;
     PyObject *error = take_exception();
+    if (error != NULL && worker->unread && worker->unreadable != NULL)
+        Py_SETREF(error, PyObject_CallOneArg(worker->unreadable, error));
     if (error == NULL)
         return -1;
     PyObject *sent = result == NULL ? PyObject_CallFunctionObjArgs(worker->state->remote_error, error, NULL)
@@ -194,6 +200,7 @@ static PyObject *load_function(WorkerObject *worker, uint32_t id)
             module_raise(error, "the task's function is not there");
         else
             function = codec_decode(worker->state, shoal_worker_heap(worker->worker), &item, CODEC_COPY);
+        worker->unread = function == NULL;
         if (function != NULL && PyDict_GET_SIZE(worker->functions) >= FUNCTIONS_KEPT)
             PyDict_Clear(worker->functions);
         if (function != NULL && PyDict_SetItem(worker->functions, key, function) != 0)
@@ -288,6 +295,7 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
     if (argument == NULL && !PyErr_Occurred())
         argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
     PyObject *result = NULL;
+    worker->unread = argument == NULL;
     if (argument != NULL) {
         const enum call_mode mode = (enum call_mode)(flags >> TASK_CALL_SHIFT);
         PyObject *function = NULL;
@@ -377,9 +385,11 @@ static PyObject *worker_run(PyObject *self, PyObject *args)
     unsigned long long memory_limit = 0;
     int64_t looked_at = 0;
     int keeps_exits = 0;
-    if (!PyArg_ParseTuple(args, "|nKp:run", &most, &memory_limit, &keeps_exits))
+    PyObject *unreadable = Py_None;
+    if (!PyArg_ParseTuple(args, "|nKpO:run", &most, &memory_limit, &keeps_exits, &unreadable))
         return NULL;
     worker->keeps_exits = keeps_exits != 0;
+    Py_XSETREF(worker->unreadable, unreadable == Py_None ? NULL : Py_NewRef(unreadable));
     if (worker->state->remote_error == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "shoal._engine.configure_pool() was not called");
         return NULL;
@@ -402,9 +412,12 @@ static PyObject *worker_run(PyObject *self, PyObject *args)
 
 static PyMethodDef worker_methods[] = {
     {"run", worker_run, METH_VARARGS,
-     "run(tasks=0, memory_limit=0, keeps_exits=False)\n--\n\nServe until the pool shuts, so many tasks were done, or "
+     "run(tasks=0, memory_limit=0, keeps_exits=False, unreadable=None)\n--\n\nServe until the pool shuts, so many "
+     "tasks were done, or "
      "this process has more private memory than so many bytes after a task (0: no limit); how many were done. "
-     "keeps_exits: SystemExit and the like do not end the worker: they are the item's error."},
+     "keeps_exits: SystemExit and the like do not end the worker: they are the item's error. unreadable: makes the "
+     "error "
+     "of an item that cannot be unpickled from what that raised."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,8 +1,9 @@
 /* sync/spin.c: bounded looking before sleeping. The why is in the header.
  *
  * The budget follows success: a look that found its condition lengthens the next ones, one that did not shortens them,
- * down to SPIN_LEAST. As a short look cannot find out that a longer one would succeed, one look in some sixty is long
- * whatever the budget says.
+ * down to SPIN_LEAST. As a short look cannot find out that a longer one would succeed, one look in some sixty is as
+ * long as any may be, whatever the budget says: two sides that both sleep before each answer take that long to wake,
+ * and only a look that outlasts the other's waking gets both out of it.
  */
 #include "sync/spin.h"
 
@@ -42,13 +43,13 @@ struct spin spin_begin(struct spin_budget *budget, uint32_t peer_cpu)
 {
     int64_t now = shoal_clock_now();
     struct spin spin = {.budget = budget, .started = now, .deadline = now};
-    if (spin_cpu_count(now) == 1 || (peer_cpu != SPIN_UNKNOWN_CPU && peer_cpu == spin_current_cpu()))
+    if (peer_cpu == SPIN_UNKNOWN_CPU ? spin_cpu_count(now) == 1 : peer_cpu == spin_current_cpu())
         return spin;
     int64_t limit = atomic_load_explicit(&budget->limit, memory_order_relaxed);
     if (limit < SPIN_LEAST) /* a budget of zeros is one that was never used */
         limit = SPIN_FIRST;
     if (limit < SPIN_FIRST && ((now >> 4) & PROBE_MASK) == 0)
-        limit = SPIN_FIRST;
+        limit = SPIN_MOST;
     spin.deadline = now + limit;
     return spin;
 }

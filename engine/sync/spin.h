@@ -38,8 +38,8 @@ struct spin_budget {
  *     struct spin spin = spin_begin(&budget, peer_cpu);
  *     while (!(ready = condition()) && spin_again(&spin)) {}
  *     spin_end(&spin, ready);
- * spin_begin allows no look at all where peer_cpu is the caller's own cpu or only one cpu may be used;
- * SPIN_UNKNOWN_CPU allows it. */
+ * spin_begin allows no look at all where peer_cpu is the caller's own cpu, or is SPIN_UNKNOWN_CPU while only one cpu
+ * may be used. A process that is pinned to one cpu looks for a peer that runs on another. */
 struct spin {
     struct spin_budget *budget;
     int64_t started, deadline;

@@ -68,6 +68,7 @@ class Duties:
     cpus: the cpus that workers are pinned to, in turn; each an int or a collection of ints.
     threads: of the numerical libraries in each worker; None: as they are.
     keeps_exits: SystemExit, KeyboardInterrupt and the like in a task are its error, and do not end the worker.
+    unreadable: makes the error of a call that cannot be unpickled from what that raised; None: that is the error.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Duties:
         cpus: tuple[frozenset[int], ...] | None = None,
         threads: int | None = None,
         keeps_exits: bool = False,
+        unreadable: Callable[[BaseException], BaseException] | None = None,
     ) -> None:
         self.initializer = initializer
         self.initargs = initargs
@@ -89,6 +91,7 @@ class Duties:
         self.cpus = cpus
         self.threads = threads
         self.keeps_exits = keeps_exits
+        self.unreadable = unreadable
 
 
 def serve(
@@ -119,7 +122,7 @@ def serve(
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
         duties.initializer(*duties.initargs)
-    worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits)
+    worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits, duties.unreadable)
     if duties.worker_exit is not None:
         duties.worker_exit()
 

@@ -29,6 +29,7 @@ class Loan: ...
 @final
 class Pool:
     foreign_main: bool
+    unreadable: Callable[[BaseException], BaseException]
     def __init__(self, workers: int, slots: int = 0, heap_limit: int = 0) -> None: ...
     @property
     def outstanding(self) -> int: ...
@@ -138,7 +139,14 @@ class Delayed:
 @final
 class Worker:
     def __init__(self, pool: Pool | tuple[int, int, int], place: int, owner: int, /) -> None: ...
-    def run(self, tasks: int = 0, memory_limit: int = 0, keeps_exits: bool = False, /) -> int: ...
+    def run(
+        self,
+        tasks: int = 0,
+        memory_limit: int = 0,
+        keeps_exits: bool = False,
+        unreadable: Callable[[BaseException], BaseException] | None = None,
+        /,
+    ) -> int: ...
 
 class Queue:
     @property

@@ -42,6 +42,14 @@ class WorkerDied(errors.WorkerDied, BrokenProcessPool):
     """
 
 
+def _unreadable(error: BaseException) -> BaseException:
+    """The error of a call that raised this when it, or its result, was unpickled: what concurrent.futures breaks the
+    whole executor with, for this call alone."""
+    broken = BrokenProcessPool(f"a call or its result could not be unpickled: {type(error).__name__}: {error}")
+    broken.__cause__ = error
+    return broken
+
+
 def _outcome(error: BaseException) -> BaseException:
     """What users of an executor are to see of a job's error."""
     if error.__cause__ is not None:  # raised in a worker, by the user's own code
@@ -118,6 +126,7 @@ class _Crew(_crew.Crew):
     def __init__(self, size: int, start: _crew.StartWorker, **options: Any) -> None:
         self.ended = False  # no callback is run any more
         super().__init__(size, start, **options)
+        self.engine.unreadable = _unreadable
         _alive.add(self)
 
     def grow_for(self, tasks: int) -> None:
@@ -438,8 +447,10 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
     worker_memory_limit, worker_exit, cpus, threads.
 
     A worker that dies fails the call that it held, with `shoal.WorkerDied`, which is `BrokenProcessPool` as well; it is
-    replaced, and the other calls go on. The executor as a whole is broken only when an initializer fails, or workers
-    cannot be started any more. Leaving the `with` block by Ctrl-C ends the workers at once.
+    replaced, and the other calls go on. A call that cannot be unpickled in its worker, or whose result cannot be here,
+    fails alone with `BrokenProcessPool`, and what was raised as its cause. The executor as a whole is broken only when
+    an initializer fails, or workers cannot be started any more. Leaving the `with` block by Ctrl-C ends the workers at
+    once.
     """
 
     def __init__(
@@ -493,6 +504,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             cpus=_options.cpus(cpus),
             threads=_threads.share(max_workers, threads),
             keeps_exits=True,
+            unreadable=_unreadable,
         )
         self._crew: _Crew | None = None
         self._shutdown_thread = False
@@ -637,8 +649,23 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         return _BROKEN if self._crew is not None and self._crew.broken is not None else False
 
     @property
+    def _call_queue(self) -> _CallQueue | None:  # type: ignore[override]
+        return None if self._shutdown_thread else _CallQueue()
+
+    @property
     def _executor_manager_thread(self) -> threading.Thread | None:  # type: ignore[override]
         return None if self._crew is None or self._shutdown_thread else self._crew._thread
+
+
+class _CallQueue:
+    """Stands where concurrent.futures has the queue to its workers. Calls are handed out by the thread that submits
+    them, so there is no thread of the queue's that could be waited for."""
+
+    def join_thread(self) -> None:
+        """Return at once: what was submitted is handed out already."""
+
+    def close(self) -> None:
+        """Nothing to close: shutdown() does it all."""
 
 
 class _MapJob(_engine.Job):

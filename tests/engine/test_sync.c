@@ -236,6 +236,37 @@ static void there_is_no_look_on_the_peers_own_cpu(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
+static void a_pinned_process_looks_for_a_peer_on_another_cpu(void **state)
+{
+    (void)state;
+    cpu_set_t all, one;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    CPU_ZERO(&one);
+    CPU_SET((size_t)spin_current_cpu(), &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    struct spin_budget budget = SPIN_INITIALIZER;
+    struct spin spin = spin_begin(&budget, spin_current_cpu() + 1);
+    assert_true(spin_again(&spin));
+    assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+}
+
+/* Two sides that both sleep before each answer get out of it only by a look that outlasts the other's waking. */
+static void of_short_looks_one_in_some_is_as_long_as_any_may_be(void **state)
+{
+    (void)state;
+    enum { LOOKS = 100000 };
+    int shortest = 0, longest = 0;
+    for (int i = 0; i < LOOKS; i++) {
+        struct spin_budget budget = {SPIN_LEAST};
+        const struct spin spin = spin_begin(&budget, spin_current_cpu() + 1);
+        const int64_t length = spin.deadline - spin.started;
+        shortest += length == SPIN_LEAST;
+        longest += length == SPIN_MOST;
+    }
+    assert_true(shortest > LOOKS / 2);
+    assert_in_range(longest, 1, LOOKS / 8);
+}
+
 static void objects_of_a_group_are_found_by_their_places_also_by_a_child(void **state)
 {
     (void)state;
@@ -342,6 +373,8 @@ int main(void)
         SHARED(no_wake_is_lost_in_100000_hand_overs),
         SHARED(a_look_is_bounded_and_shrinks_where_it_does_not_help),
         SHARED(there_is_no_look_on_the_peers_own_cpu),
+        SHARED(a_pinned_process_looks_for_a_peer_on_another_cpu),
+        SHARED(of_short_looks_one_in_some_is_as_long_as_any_may_be),
         cmocka_unit_test(objects_of_a_group_are_found_by_their_places_also_by_a_child),
         cmocka_unit_test(a_full_group_says_so),
         cmocka_unit_test(conditions_tell_the_locks_of_a_group_apart),

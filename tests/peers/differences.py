@@ -27,12 +27,6 @@ DIFFERENCES = {
         "asserts that nothing has imported multiprocessing yet; `python -m shoal` has"
     ),
     # -- concurrent.futures --
-    "futures:*ExecutorDeadlockTest.test_*_at_task_unpickle": (
-        "a call that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
-    ),
-    "futures:*ExecutorDeadlockTest.test_*_during_result_unpickle_in_result_handler": (
-        "a result that cannot be unpickled fails alone, with what unpickling raised; the executor is not broken"
-    ),
     "futures:*ProcessPoolExecutorTest.test_killed_child": (
         "a worker that is killed fails only the call it held; the executor goes on"
     ),
@@ -48,6 +42,4 @@ DIFFERENCES = {
     "futures:*ProcessPoolShutdownTest.test_cancel_futures": (
         "shutdown(cancel_futures=True) cancels every call that no worker has begun, which may be all"
     ),
-    "futures:*ProcessPoolShutdownTest.test_del_shutdown": "looks for the standard library's `_call_queue`",
-    "futures:*ProcessPoolShutdownTest.test_shutdown_no_wait": "looks for the standard library's `_call_queue`",
 }
