@@ -33,6 +33,7 @@ _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
 _lock = threading.Lock()
 _LIMITS = 16  # RLIM_NLIMITS
+_FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
 _SIGCONT = 18  # by number: the module of that name costs each worker's start
 
 
@@ -74,6 +75,7 @@ class Zygote:
         """
         environment = dict(os.environ)
         cpus = os.sched_getaffinity(0)
+        further = fds[_FDS_MOST:]
         request = marshal.dumps(
             (
                 function,
@@ -83,10 +85,17 @@ class Zygote:
                 _directory(),
                 environment if environment != self._environment else None,
                 cpus if cpus != self._cpus else None,
+                len(further),
             )
         )
         crew = sys.modules.get("shoal._crew")
-        return self._engine.start(request, fds, outlives, crew.is_start_wanted if crew else None)
+        wanted = crew.is_start_wanted if crew else None
+        if not further:
+            return self._engine.start(request, fds, outlives, wanted)
+        from shoal import _descriptors
+
+        with _descriptors.queue(further) as channel:
+            return self._engine.start(request, [*fds[:_FDS_MOST], channel.fileno()], outlives, wanted)
 
     def close(self) -> None:
         """End the zygote and everything it forked."""
@@ -277,7 +286,11 @@ def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    function, payload, path, argv, directory, environment, cpus = marshal.loads(request)
+    function, payload, path, argv, directory, environment, cpus, further = marshal.loads(request)
+    if further:
+        from shoal import _descriptors
+
+        fds = (*fds[:-1], *_descriptors.take(fds[-1], further))
     sys.path[:] = path
     sys.argv[:] = argv
     if environment is not None:

@@ -125,6 +125,33 @@ def test_a_simple_queue_goes_to_processes_of_each_method(method: str) -> None:
     assert answered.empty()
 
 
+def put_in_each(queues: list[Any]) -> None:
+    for number, queue in enumerate(queues):
+        queue.put(number)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_more_queues_go_to_a_process_than_a_message_takes_descriptors(method: str) -> None:
+    context = mp.get_context(method)
+    queues = [context.Queue() for _ in range(150)]
+    process = context.Process(target=put_in_each, args=(queues,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert [queue.get(timeout=10) for queue in queues] == list(range(150))
+    for queue in queues:
+        queue.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_pools_initializer_may_get_that_many(method: str) -> None:
+    context = mp.get_context(method)
+    queues = [context.Queue() for _ in range(150)]
+    with context.Pool(2, put_in_each, (queues,)) as pool:
+        assert pool.map(abs, [-1, 2], 1) == [1, 2]
+        assert [queue.get(timeout=10) for queue in queues] == list(range(150))
+
+
 def test_a_closed_simple_queue_says_so() -> None:
     made = mp.SimpleQueue()
     made.put(1)
