@@ -126,8 +126,8 @@ def test_a_simple_queue_goes_to_processes_of_each_method(method: str) -> None:
 
 
 def put_in_each(queues: list[Any]) -> None:
-    for number, queue in enumerate(queues):
-        queue.put(number)
+    for number, each in enumerate(queues):
+        each.put(number)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -139,8 +139,8 @@ def test_more_queues_go_to_a_process_than_a_message_takes_descriptors(method: st
     process.join(60)
     assert process.exitcode == 0
     assert [queue.get(timeout=10) for queue in queues] == list(range(150))
-    for queue in queues:
-        queue.close()
+    for each in queues:
+        each.close()
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
