@@ -232,6 +232,8 @@ class Parallel(Dispatching):
     seed: an int, or a numpy SeedSequence: each task is called with one more keyword argument, `rng`, a numpy Generator
     of its own that depends on the seed and the task's place among the tasks alone: the same for any `n_jobs` and
     back-end.
+    memory: a folder, or a `Memory`: what each task returns is kept there as soon as it has ended, by the worker; a task
+    whose result is there already is not run. So a call that was interrupted or killed goes on where it stopped.
 
     A call raises the first exception of a task, in order, with the remote traceback as its cause, and ends the rest. A
     worker that dies fails the task it held alone, and the error says which. One object runs one call at a time
@@ -258,6 +260,7 @@ class Parallel(Dispatching):
         retries: int = 0,
         return_exceptions: bool = False,
         seed: Any = None,
+        memory: Any = None,
         **backend_kwargs: Any,
     ) -> None:
         if n_jobs is None:
@@ -315,6 +318,12 @@ class Parallel(Dispatching):
         self._retries = _options.retries(retries)
         self._return_exceptions = return_exceptions
         self._seed = seed
+        self._memory: Any = None
+        if memory is not None:
+            from shoal.joblib import _resume
+
+            self._memory = _resume.open_memory(memory)
+        self._resume: Any = None
         self._prepare_batches()
         self._running = False
         self._managed_backend = False
@@ -423,6 +432,12 @@ class Parallel(Dispatching):
             on_crew = n_jobs > 1 and self._is_on_crew()
             if self._seed is not None:
                 iterable = _with_seeds(iterable, self._seed, _Seed if on_crew else _workers.make_generator)
+            self._resume = None
+            if self._memory is not None:
+                from shoal.joblib._resume import Resume
+
+                self._resume = Resume(self._memory, self._seed)
+                iterable = self._resume.tasks(iterable)
             if self._return_exceptions and n_jobs > 1 and not on_crew:
                 iterable = ((_workers.call_guarded, task, {}) for task in iterable)
             if n_jobs == 1:
@@ -442,6 +457,8 @@ class Parallel(Dispatching):
                     output = self._run_on_crew(iterable, ahead)
                 else:
                     output = self._run_batches(iter(iterable), ahead)
+            if self._resume is not None:
+                output = self._resume.merge(output, self.return_ordered)
             if self._progress:
                 output = self._show(output)
             self._call_ref = weakref.ref(output)
@@ -673,7 +690,14 @@ class Parallel(Dispatching):
         total = self.n_tasks
         if total is None and self._original_iterator is None and not self._iterating:
             total = self.n_dispatched_tasks
-        return (job.settled if job is not None else self.n_completed_tasks), total
+        found = self._count_found()
+        if total is not None and self.n_tasks is None:
+            total += found
+        return (job.settled if job is not None else self.n_completed_tasks) + found, total
+
+    def _count_found(self) -> int:
+        """How many tasks were not run, as `memory` had their results."""
+        return self._resume.found if self._resume is not None else 0
 
     def _print(self, msg: str) -> None:
         if not self.verbose:
@@ -688,7 +712,8 @@ class Parallel(Dispatching):
         width = floor(log10(self.n_tasks)) + 1 if self.n_tasks else 3
         elapsed = time.time() - self._start_time
         took = f"| elapsed: {_short_time(elapsed)}"
-        done = self.n_completed_tasks
+        found = self._count_found()
+        done = self.n_completed_tasks + found
         if self._is_completed():
             self._print(f"Done {done:{width}d} out of {done:{width}d} {took} finished")
         elif self._original_iterator is not None:
@@ -699,7 +724,7 @@ class Parallel(Dispatching):
             else:
                 self._print(f"Done {done:{width}d} tasks {' ' * (width + 2)}{took}")
         else:
-            total = self.n_dispatched_tasks
+            total = self.n_dispatched_tasks + found
             # All is handed out: now and then, counted from the end of that.
             if done and (
                 (total - done + 1 - self._pre_dispatch_amount) % (total // self.verbose + 1) or done + 1 == total
