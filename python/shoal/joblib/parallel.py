@@ -234,6 +234,8 @@ class Parallel(Dispatching):
     back-end.
     memory: a folder, or a `Memory`: what each task returns is kept there as soon as it has ended, by the worker; a task
     whose result is there already is not run. So a call that was interrupted or killed goes on where it stopped.
+    trace: True: `Parallel(…).trace` is the timeline of the last call, also while it runs: which worker ran which task
+    when. It can be saved as a picture, a page, or a file for Perfetto. Workers of other machines are not in it.
 
     A call raises the first exception of a task, in order, with the remote traceback as its cause, and ends the rest. A
     worker that dies fails the task it held alone, and the error says which. One object runs one call at a time
@@ -261,6 +263,7 @@ class Parallel(Dispatching):
         return_exceptions: bool = False,
         seed: Any = None,
         memory: Any = None,
+        trace: bool = False,
         **backend_kwargs: Any,
     ) -> None:
         if n_jobs is None:
@@ -324,6 +327,8 @@ class Parallel(Dispatching):
 
             self._memory = _resume.open_memory(memory)
         self._resume: Any = None
+        self._traced = bool(trace)
+        self._recorder: Any = None
         self._prepare_batches()
         self._running = False
         self._managed_backend = False
@@ -438,6 +443,12 @@ class Parallel(Dispatching):
 
                 self._resume = Resume(self._memory, self._seed)
                 iterable = self._resume.tasks(iterable)
+            self._recorder = None
+            if self._traced:
+                from shoal.joblib._trace import Recorder
+
+                self._recorder = Recorder(f"{self}")
+                iterable = self._recorder.tasks(iterable, self._resume)
             if self._return_exceptions and n_jobs > 1 and not on_crew:
                 iterable = ((_workers.call_guarded, task, {}) for task in iterable)
             if n_jobs == 1:
@@ -457,6 +468,8 @@ class Parallel(Dispatching):
                     output = self._run_on_crew(iterable, ahead)
                 else:
                     output = self._run_batches(iter(iterable), ahead)
+            if self._recorder is not None:
+                output = self._recorder.follow(output)
             if self._resume is not None:
                 output = self._resume.merge(output, self.return_ordered)
             if self._progress:
@@ -598,6 +611,8 @@ class Parallel(Dispatching):
             except Exception as error:
                 if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
                     raise _workers.make_timeout() from None
+                if self._recorder is not None:
+                    self._recorder.failed(error)
                 if not self._return_exceptions:
                     raise
                 value = error
@@ -675,6 +690,20 @@ class Parallel(Dispatching):
                 "You could benefit from adjusting the input task iterator to limit unnecessary computation time."
             )
             warnings.warn(" ".join(parts), stacklevel=2)
+
+    @property
+    def trace(self) -> Any:
+        """The timeline of the last call, or of the one that runs: a `Trace`, whose `save` writes it to a file.
+
+        RuntimeError: nothing was recorded.
+        """
+        if self._recorder is None:
+            raise RuntimeError(
+                "there was no call yet whose timeline could be shown"
+                if self._traced
+                else "no timeline is recorded: make it with Parallel(..., trace=True)"
+            )
+        return self._recorder.trace()
 
     # -- progress --
 
