@@ -94,18 +94,18 @@ if has_processes():
 
 
 def _register_dask() -> None:
-    """joblib's own adapter, where joblib and dask are installed."""
-    try:
-        from joblib._dask import DaskDistributedBackend
-    except ImportError as error:
-        raise ImportError(
-            "To use the dask.distributed backend you must install both the `dask` and distributed modules.\n\n"
-            "See https://dask.pydata.org/en/latest/install.html for more information."
-        ) from error
+    from shoal.joblib._dask import DaskDistributedBackend
+
     register_parallel_backend("dask", DaskDistributedBackend)
 
 
-EXTERNAL_BACKENDS = {"dask": _register_dask}
+def _register_mpi() -> None:
+    from shoal.joblib._mpi import MPIBackend
+
+    register_parallel_backend("mpi", MPIBackend)
+
+
+EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 
 _OurCallBack = BatchCompletionCallBack
 _SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
