@@ -180,9 +180,14 @@ int job_check(JobObject *job)
 
 /* ------------------------------------------------------------------- waiting ---- */
 
+static struct entry *next_entry(const JobObject *job)
+{
+    return &job->entries[(size_t)job->taken % job->capacity];
+}
+
 static bool next_is_there(const JobObject *job)
 {
-    return job->capacity > 0 && job->entries[(size_t)job->taken % job->capacity].value != NULL;
+    return job->capacity > 0 && next_entry(job)->value != NULL;
 }
 
 static bool is_satisfied(const PoolObject *pool, const JobObject *job, bool for_next)
@@ -342,7 +347,7 @@ static PyObject *take_next(JobObject *job)
 {
     if (!next_is_there(job))
         return NULL;
-    struct entry *entry = &job->entries[(size_t)job->taken % job->capacity];
+    struct entry *entry = next_entry(job);
     PyObject *value = entry->value;
     const enum entry_kind kind = entry->kind;
     *entry = (struct entry){NULL, ENTRY_VALUE};
@@ -383,6 +388,33 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
     if (value == NULL && !PyErr_Occurred())
         PyErr_SetNone(PyExc_StopIteration);
     return value;
+}
+
+/* The results that an iterating job has next, at least one: a list. An error is raised where it is the first of them.
+ */
+static PyObject *job_next_ready(PyObject *self, PyObject *args)
+{
+    JobObject *job = (JobObject *)self;
+    PyObject *first = job_next_within(self, args);
+    if (first == NULL)
+        return NULL;
+    PyObject *list = PyList_New(1);
+    if (list == NULL) {
+        Py_DECREF(first);
+        return NULL;
+    }
+    PyList_SET_ITEM(list, 0, first);
+    while (next_is_there(job) &&
+           (next_entry(job)->kind == ENTRY_VALUE || (job->values && next_entry(job)->kind == ENTRY_ERROR))) {
+        PyObject *value = take_next(job);
+        const int error = value == NULL ? -1 : PyList_Append(list, value);
+        Py_XDECREF(value);
+        if (error != 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
 }
 
 /* What was not handed out of a cancelled job fails; leaves the pool that the caller entered. Returns `any` as a bool.
@@ -664,6 +696,8 @@ static PyMethodDef job_methods[] = {
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
      "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
+    {"next_ready", job_next_ready, METH_VARARGS,
+     "next_ready(timeout=None)\n--\n\nAs next_within(), and with it what else is there already: a list of results."},
     {"withdraw", job_withdraw, METH_VARARGS,
      "withdraw(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this "
      "exception; "

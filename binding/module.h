@@ -26,6 +26,7 @@ typedef struct {
     PyObject *lock_type, *semaphore_type, *condition_type, *event_type, *barrier_type, *guarded_type;
     PyObject *lock_part_type;        /* of a lock's bound methods */
     PyObject *group_type;            /* of what many locks lie in */
+    PyObject *delayed_type;          /* of a function whose calls are captured */
     PyObject *part_type, *memo_type; /* memory of an entry of the store; a function's calls in it */
     PyObject *describe_function;     /* (function) -> what its hash is made of; set by configure_store */
     PyObject *reducers;              /* copyreg's table, once it is needed */
@@ -70,5 +71,7 @@ int guarded_add(PyObject *module);
 int process_add(PyObject *module);
 int store_add(PyObject *module);
 int compute_add(PyObject *module);
+int delayed_add(PyObject *module);
+int tasks_add(PyObject *module);
 
 #endif

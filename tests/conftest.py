@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,10 @@ def _children() -> set[int]:
 
 
 def _of_nobody(names: set[str]) -> set[str]:
-    """Those of these files in /dev/shm that no process has mapped: not another program's, which may run meanwhile."""
+    """Those of these files in /dev/shm that no process has mapped, and that name no living process but this one: not
+    another program's, which may run meanwhile."""
+    others = {process for process in os.listdir("/proc") if process.isdecimal() and process != str(os.getpid())}
+    names = {name for name in names if others.isdisjoint(re.split(r"[-_]", name))}
     for process in os.listdir("/proc") if names else []:
         try:
             with open(f"/proc/{process}/maps") as file:
@@ -52,8 +56,10 @@ def nothing_is_left_behind() -> Iterator[None]:
     while (left := _children() - children_before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"processes left behind: {left}"
-    while (files := _of_nobody(set(os.listdir("/dev/shm")) - shared_before)) and time.monotonic() < deadline:
+    files = _of_nobody(set(os.listdir("/dev/shm")) - shared_before)
+    while files and time.monotonic() < deadline:
         time.sleep(0.1)
+        files &= _of_nobody(set(os.listdir("/dev/shm")))  # what comes after the test is another program's
     assert not files, f"left behind in /dev/shm: {files}"
 
 

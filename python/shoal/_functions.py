@@ -14,7 +14,6 @@ import builtins
 import io
 import marshal
 import sys
-from opcode import opmap
 from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -97,33 +96,40 @@ def _global_names(code: CodeType) -> Iterator[str]:
     Not all of `co_names`: attributes are there too, and a large global that only shares its name with an attribute must
     not be sent along.
     """
+    extended_argument, shifts = _name_operations()
     extended = 0
     for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         argument |= extended
-        extended = argument << 8 if operation == _EXTENDED_ARG else 0
-        if operation in _BY_NAME:
-            yield code.co_names[argument >> _SHIFTS.get(operation, 0)]
+        extended = argument << 8 if operation == extended_argument else 0
+        if operation in shifts:
+            yield code.co_names[argument >> shifts[operation]]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _global_names(constant)
 
 
-_EXTENDED_ARG = opmap["EXTENDED_ARG"]
-_BY_NAME = {
-    opmap[name]
-    for name in (
-        "LOAD_GLOBAL",
-        "STORE_GLOBAL",
-        "DELETE_GLOBAL",
-        "LOAD_NAME",
-        "STORE_NAME",
-        "DELETE_NAME",
-        "LOAD_FROM_DICT_OR_GLOBALS",
-    )
-    if name in opmap
-}
-# From 3.11 on the lowest bit says something else.
-_SHIFTS = {opmap["LOAD_GLOBAL"]: 1} if sys.version_info >= (3, 11) else {}
+_BY_NAME = (
+    "LOAD_GLOBAL",
+    "STORE_GLOBAL",
+    "DELETE_GLOBAL",
+    "LOAD_NAME",
+    "STORE_NAME",
+    "DELETE_NAME",
+    "LOAD_FROM_DICT_OR_GLOBALS",
+)
+_operations: tuple[int, dict[int, int]] | None = None
+
+
+def _name_operations() -> tuple[int, dict[int, int]]:
+    """EXTENDED_ARG, and for each operation that has a global's name by how many bits its argument is to be shifted."""
+    global _operations
+    if _operations is None:
+        from opcode import opmap  # here: readers have no use for it
+
+        # From 3.11 on the lowest bit of LOAD_GLOBAL's says something else.
+        bits = {"LOAD_GLOBAL": 1} if sys.version_info >= (3, 11) else {}
+        _operations = opmap["EXTENDED_ARG"], {opmap[name]: bits.get(name, 0) for name in _BY_NAME if name in opmap}
+    return _operations
 
 
 def _submodules(values: list[Any], code: CodeType) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+TYPE_CHECKING = False  # typing takes longer to import than the first call of Parallel does all else
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

@@ -41,9 +41,9 @@ class Zygote:
     that it runs as `__mp_main__`."""
 
     def __init__(self, modules: Sequence[str] = (), main: str | None = None) -> None:
-        import socket
+        import _socket  # the C module: the Python one imports selectors, enum and re, at a cost to each first call
 
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         path = list(map(str, sys.path))
         program = (
             f"import sys; sys.path[:] = {path!r}; from shoal import _zygote; "
@@ -53,7 +53,7 @@ class Zygote:
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
-        with theirs:
+        try:
             # Its descriptor 0 is the socket; all others are close-on-exec.
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -61,6 +61,8 @@ class Zygote:
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
             )
+        finally:
+            theirs.close()
         self._engine = _engine.Zygote(ours.detach(), self.pid)
         self.owner = os.getpid()
 
@@ -232,7 +234,10 @@ def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     # What every worker needs, once for all of them.
+    import faulthandler  # noqa: F401
+
     import shoal._crew
+    import shoal._functions
     import shoal._pickling
     import shoal.joblib._workers  # noqa: F401
 

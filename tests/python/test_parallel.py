@@ -189,3 +189,22 @@ def test_functions_of_a_program_itself_work_and_a_killed_program_leaves_nothing(
         alive = [pid for pid in alive if os.path.exists(f"/proc/{pid}")]
         time.sleep(0.01)
     assert not alive
+
+
+def test_a_first_call_imports_nothing_that_takes_longer_than_the_call(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import sys
+        before = set(sys.modules)
+        from shoal.joblib import Parallel, delayed
+
+        def find_costly(_):
+            import sys
+            return {"ast", "enum", "re", "socket", "typing"} & set(sys.modules)
+
+        found = Parallel(n_jobs=2)(delayed(find_costly)(i) for i in range(4))
+        print(set().union(find_costly(0), *found) - before)
+        """,
+    )
+    assert done.stdout == "set()\n", done.stderr

@@ -195,3 +195,22 @@ def test_results_come_back_as_arrays_that_may_be_written() -> None:
     made = Parallel(n_jobs=2)(delayed(np.zeros)(200_000) for _ in range(2))
     made[0][0] = 1
     assert type(made[0]) is np.ndarray
+
+
+def wait(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def total(array: Any) -> float:
+    return float(array.sum())
+
+
+def test_arrays_after_many_tasks_without_any_are_there_until_their_tasks_began() -> None:
+    def tasks() -> Any:
+        for _ in range(40):
+            yield delayed(wait)(0.01)
+        for i in range(30):
+            yield delayed(total)(np.full(200_000, float(i)))
+
+    assert Parallel(n_jobs=2)(tasks())[40:] == [200_000.0 * i for i in range(30)]

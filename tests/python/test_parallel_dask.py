@@ -16,6 +16,7 @@ import pytest
 import shoal
 from helpers import run_program
 from shoal.joblib import Parallel, delayed, parallel_config
+from shoal.joblib.parallel import BACKENDS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,6 +28,7 @@ def client() -> Iterator[Any]:
         distributed.Client(cluster) as client,
     ):
         yield client
+    BACKENDS.pop("dask", None)  # it was registered when it was first asked for
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +201,6 @@ def test_with_a_memory_the_workers_keep_the_results(client: Any, tmp_path: Path)
 def test_joblibs_own_adapter_can_be_registered(client: Any) -> None:
     joblib_dask = pytest.importorskip("joblib._dask")
     from shoal.joblib import register_parallel_backend
-    from shoal.joblib.parallel import BACKENDS
 
     register_parallel_backend("their-dask", joblib_dask.DaskDistributedBackend)
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ from shoal.joblib._expression import evaluate
 
 def square(x: int) -> int:
     return x * x
+
+
+def add(a: int, b: int = 1) -> int:
+    """Adds."""
+    return a + b
 
 
 def backend_here(n_jobs: int | None = None) -> tuple[str, int, int]:
@@ -408,3 +415,36 @@ def test_install_puts_joblibs_modules_in_place_and_gives_them_back(tmp_path: Pat
         "[0, 1, 2]",
         "True",
     ], done.stderr
+
+
+class Sums:
+    @delayed
+    def of(self, a: int, b: int = 1) -> int:
+        """Adds."""
+        return a + b
+
+
+def test_delayed_looks_like_the_function_and_captures_its_calls() -> None:
+    captured = delayed(add)
+    assert (captured.__name__, captured.__doc__, captured.__module__) == (add.__name__, add.__doc__, add.__module__)
+    assert captured.__wrapped__ is add  # type: ignore[attr-defined]
+    assert captured(1, b=2) == (add, (1,), {"b": 2})
+    assert delayed(function=add)() == (add, (), {})
+    assert captured()[2] is not captured()[2]
+    with pytest.raises(TypeError):
+        delayed()  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        captured.nothing_of_that_name  # type: ignore[attr-defined]  # noqa: B018
+    assert inspect.signature(captured) == inspect.signature(add)
+    assert pickle.loads(pickle.dumps(captured))(3) == (add, (3,), {})
+    assert weakref.ref(captured)() is captured
+    sums = Sums()
+    function, args, kwargs = sums.of(1, b=3)  # type: ignore[misc]
+    assert function(*args, **kwargs) == 4
+    assert Parallel(n_jobs=2)([sums.of(1), sums.of(2, b=5)]) == [2, 7]  # type: ignore[list-item]
+
+
+def test_tasks_that_are_no_tasks_are_refused() -> None:
+    for wrong in ([1], [(len,)], [(len, (), {}, 1)]):
+        with pytest.raises((TypeError, ValueError)):
+            Parallel(n_jobs=2)(wrong)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     # Called with the function, what is the same in all tasks of it, what is this task's own, and the arguments.
     Handler = Callable[[Callable[..., Any], Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 
-_SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # as in parallel.py: nothing in them changes
+_SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # as in _tasks.py: nothing in them changes
 _MOST = 64  # functions that are kept; past that each task brings its own
 
 

@@ -229,7 +229,7 @@ def get_crew(
     threads: of the numerical libraries in each; None: the cpus shared out.
     idle: seconds without work after which they end.
     """
-    from shoal import _threads
+    from shoal import _threads, _zygote
 
     shared = _threads.share(n_jobs, threads)
     key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid(), _is_installed())
@@ -246,6 +246,13 @@ def get_crew(
             surplus.append(crew)
             crew = None
         if crew is None:
+            # It starts while this process imports what pickling a program's own functions takes.
+            _zygote.get().current()
+            import opcode  # noqa: F401
+
+            import shoal._functions
+            import shoal._pickling  # noqa: F401
+
             crew = Crew(n_jobs, _Start(shared or 0, nesting_level, begin), foreign_main=True)
             crew.calls = 0  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]

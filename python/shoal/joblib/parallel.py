@@ -11,14 +11,11 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import sys
 import time
-import types
 import weakref
-from math import floor, log10, sqrt
 
 from shoal import _engine
-from shoal._crew import CALL_NAMED, _found_by_name
+from shoal._crew import CALL_NAMED
 from shoal.errors import TaskCancelled
 from shoal.joblib import _config, _workers
 from shoal.joblib._backends import (
@@ -49,8 +46,10 @@ from shoal.joblib._config import (
     register_parallel_backend,
 )
 from shoal.joblib._cpus import cpu_count
+from shoal.joblib._reporting import Reporting
+from shoal.joblib._tasks import CrewTasks, Seed, delayed, with_seeds
 
-TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import Any
@@ -107,9 +106,8 @@ def _register_mpi() -> None:
 
 EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 
+_AHEAD = "2 * n_jobs"
 _OurCallBack = BatchCompletionCallBack
-_SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
-_SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # what has no state that changes between tasks
 
 
 def __getattr__(name: str) -> Any:
@@ -133,76 +131,10 @@ def _default_context() -> Any:
     return multiprocessing.get_context(method)
 
 
-# ----------------------------------------------------------------------------- delayed
-
-
-def _capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
-    return function, args, kwargs
-
-
-class _Delayed(functools.partial):  # type: ignore[type-arg]
-    """What `delayed` returns: looks like the function. Made for each task, so it costs a tenth of functools.wraps."""
-
-    __slots__ = ()
-
-    @property
-    def __wrapped__(self) -> Any:
-        return self.args[0]
-
-    @property
-    def __doc__(self) -> Any:  # type: ignore[override]
-        return self.args[0].__doc__
-
-    @property
-    def __module__(self) -> Any:  # type: ignore[override]
-        return self.args[0].__module__
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ("__name__", "__qualname__", "__annotations__", "__type_params__"):
-            raise AttributeError(name)
-        return getattr(self.args[0], name)
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-    def __reduce__(self) -> Any:
-        return delayed, self.args
-
-
-def delayed(function: Callable[..., Any]) -> Callable[..., Task]:
-    """Capture a call: `delayed(f)(x, y=1)` is the task of calling `f(x, y=1)`, for `Parallel`."""
-    return _Delayed(_capture, function)
-
-
-# ------------------------------------------------------------------------------- seeds
-
-
-class _Seed:
-    """Stands for a task's Generator, which is made where the task runs."""
-
-    __slots__ = ("entropy", "spawn_key")
-
-    def __init__(self, entropy: Any, spawn_key: tuple[int, ...]) -> None:
-        self.entropy = entropy
-        self.spawn_key = spawn_key
-
-    def __reduce__(self) -> Any:
-        return _workers.make_generator, (self.entropy, self.spawn_key)
-
-
-def _with_seeds(tasks: Iterable[Task], seed: Any, made: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[Task]:
-    # A SeedSequence has children of its own; the tasks' are counted on from none.
-    entropy, above = (seed.entropy, tuple(seed.spawn_key)) if hasattr(seed, "spawn_key") else (seed, ())
-    for index, (function, args, kwargs) in enumerate(tasks):
-        if "rng" in kwargs:
-            raise TypeError("with seed= a task is given its generator as the keyword argument rng, which this one has")
-        yield function, args, {**kwargs, "rng": made(entropy, (*above, index))}
-
-
 # ---------------------------------------------------------------------------- Parallel
 
 
-class Parallel(Dispatching):
+class Parallel(Dispatching, Reporting):
     """Run many calls over the cores of the machine; the interface of `joblib.Parallel`.
 
     n_jobs: processes (or threads) at a time; -1: one a cpu, -2: one less …; None or 1: run in this thread, unless a
@@ -249,7 +181,7 @@ class Parallel(Dispatching):
         return_as: str = "list",
         verbose: Any = default_parallel_config["verbose"],
         timeout: float | None = None,
-        pre_dispatch: int | str = "2 * n_jobs",
+        pre_dispatch: int | str = _AHEAD,
         batch_size: int | str = "auto",
         temp_folder: Any = default_parallel_config["temp_folder"],
         max_nbytes: Any = default_parallel_config["max_nbytes"],
@@ -435,8 +367,9 @@ class Parallel(Dispatching):
             self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             n_jobs = self._effective_n_jobs() if self._managed_backend else self._initialize_backend()
             on_crew = n_jobs > 1 and self._is_on_crew()
+            whole = on_crew and not self.return_generator and not self._progress and self._memory is None
             if self._seed is not None:
-                iterable = _with_seeds(iterable, self._seed, _Seed if on_crew else _workers.make_generator)
+                iterable = with_seeds(iterable, self._seed, Seed if on_crew else _workers.make_generator)
             self._resume = None
             if self._memory is not None:
                 from shoal.joblib._resume import Resume
@@ -465,7 +398,7 @@ class Parallel(Dispatching):
                 self._calling = True
                 ahead = self._count_ahead(n_jobs)
                 if on_crew:
-                    output = self._run_on_crew(iterable, ahead)
+                    output = self._run_on_crew(iterable, ahead, whole)
                 else:
                     output = self._run_batches(iter(iterable), ahead)
             if self._recorder is not None:
@@ -479,6 +412,9 @@ class Parallel(Dispatching):
         except BaseException:
             self._running = False
             raise
+        if whole:
+            (results,) = output
+            return results
         return output if self.return_generator else list(output)
 
     def _count_ahead(self, n_jobs: int) -> int | None:
@@ -486,7 +422,9 @@ class Parallel(Dispatching):
         amount = self.pre_dispatch
         if amount == "all":
             return None
-        if hasattr(amount, "endswith"):
+        if amount == _AHEAD:
+            amount = 2 * n_jobs  # importing a parser takes as long as starting a worker
+        elif hasattr(amount, "endswith"):
             from shoal.joblib._expression import evaluate
 
             amount = evaluate(amount.replace("n_jobs", str(n_jobs)))
@@ -550,17 +488,17 @@ class Parallel(Dispatching):
             self._running = False
             self._terminate_and_reset()
 
-    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None) -> Generator[Any, None, None]:
-        """As one job of the engine."""
+    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None, whole: bool) -> Generator[Any, None, None]:
+        """As one job of the engine. whole: the results are yielded as one list."""
         crew = self._backend._handle.crew
         engine = crew.engine
         size = self.batch_size if _is_integer(self.batch_size) else 0
         # The engine's own bound is as good as the default; another one counts where batches do not grow.
-        window = ahead if ahead is not None and size and self.pre_dispatch != "2 * n_jobs" else 0
-        tasks = _Tasks(self, crew, list(iterable) if ahead is None else iterable)
+        window = ahead if ahead is not None and size and self.pre_dispatch != _AHEAD else 0
+        tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
         job = _engine.Job(
             engine,
-            tasks.items(),
+            tasks.items,
             0,
             CALL_NAMED,
             size,
@@ -576,9 +514,15 @@ class Parallel(Dispatching):
         try:
             job.submit()
             yield None
-            yield from self._read(job, tasks)
+            if whole:
+                yield list(itertools.chain.from_iterable(self._read(job, tasks, whole)))
+            else:
+                for result in self._read(job, tasks, whole):
+                    yield result
+                    self._nb_consumed += 1
             done = True
         except GeneratorExit:
+            tasks.tell()
             self._exception = self._aborting = self._aborted = True
             self.n_completed_tasks = job.settled
             if self.return_generator:
@@ -597,15 +541,16 @@ class Parallel(Dispatching):
             tasks.end()
             self._terminate_and_reset()
 
-    def _read(self, job: _engine.Job, tasks: _Tasks) -> Iterator[Any]:
-        """The results of a job, with what goes along with them."""
+    def _read(self, job: _engine.Job, tasks: CrewTasks, lists: bool) -> Iterator[Any]:
+        """The results of a job, with what goes along with them. lists: as many at once as are there, as a list."""
         count = 0
-        shows = bool(self.verbose) or type(self).print_progress is not Parallel.print_progress
+        take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
+        shows = bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
         sharing = self._backend._sharing
         timeout = self.timeout
         while True:
             try:
-                value = next(job) if timeout is None else job.next_within(timeout)
+                taken = take(timeout)
             except StopIteration:
                 break
             except Exception as error:
@@ -615,16 +560,19 @@ class Parallel(Dispatching):
                     self._recorder.failed(error)
                 if not self._return_exceptions:
                     raise
-                value = error
-            count += 1
-            self.n_completed_tasks = count
+                taken = [error] if lists else error
+            tasks.tell()
             if shows:
-                self.n_dispatched_batches = count
-                self.print_progress()
+                for _ in range(len(taken) if lists else 1):
+                    count += 1
+                    self.n_completed_tasks = self.n_dispatched_batches = count
+                    self.print_progress()
+            else:
+                count += len(taken) if lists else 1
+                self.n_completed_tasks = count
             if sharing is not None and sharing.has_deaths and self.return_ordered:
                 sharing.received(count)
-            yield value
-            self._nb_consumed = count
+            yield taken
 
     def _give_up(self, job: _engine.Job) -> None:
         """What is out is of no use to anybody: an error, Ctrl-C, or a reader that had enough."""
@@ -668,9 +616,6 @@ class Parallel(Dispatching):
         if not self._managed_backend:
             self._backend.terminate()
 
-    def _is_completed(self) -> bool:
-        return self.n_completed_tasks == self.n_dispatched_tasks and not (self._iterating or self._aborting)
-
     def _warn_exit_early(self) -> None:
         """A generator was dropped before its end: say what was done in vain."""
         unread = self.n_completed_tasks - self._nb_consumed
@@ -705,85 +650,6 @@ class Parallel(Dispatching):
             )
         return self._recorder.trace()
 
-    # -- progress --
-
-    def _show(self, output: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """The results of `output`, with the progress shown meanwhile."""
-        from shoal.joblib._meter import Meter
-
-        with Meter(self, self._progress):
-            yield from output
-
-    def _done_and_total(self) -> tuple[int, int | None]:
-        job = getattr(self, "_job", None)
-        total = self.n_tasks
-        if total is None and self._original_iterator is None and not self._iterating:
-            total = self.n_dispatched_tasks
-        found = self._count_found()
-        if total is not None and self.n_tasks is None:
-            total += found
-        return (job.settled if job is not None else self.n_completed_tasks) + found, total
-
-    def _count_found(self) -> int:
-        """How many tasks were not run, as `memory` had their results."""
-        return self._resume.found if self._resume is not None else 0
-
-    def _print(self, msg: str) -> None:
-        if not self.verbose:
-            return
-        stream = sys.stdout if self.verbose >= 50 else sys.stderr
-        stream.write(f"[{self}]: {msg}\n")
-
-    def print_progress(self) -> None:
-        """Print how far the call is: the more often, the higher `verbose`."""
-        if not self.verbose:
-            return
-        width = floor(log10(self.n_tasks)) + 1 if self.n_tasks else 3
-        elapsed = time.time() - self._start_time
-        took = f"| elapsed: {_short_time(elapsed)}"
-        found = self._count_found()
-        done = self.n_completed_tasks + found
-        if self._is_completed():
-            self._print(f"Done {done:{width}d} out of {done:{width}d} {took} finished")
-        elif self._original_iterator is not None:
-            if _is_quiet(self.n_dispatched_batches, self.verbose):
-                return
-            if self.n_tasks is not None:
-                self._print(f"Done {done:{width}d} out of {self.n_tasks:{width}d} {took}")
-            else:
-                self._print(f"Done {done:{width}d} tasks {' ' * (width + 2)}{took}")
-        else:
-            total = self.n_dispatched_tasks + found
-            # All is handed out: now and then, counted from the end of that.
-            if done and (
-                (total - done + 1 - self._pre_dispatch_amount) % (total // self.verbose + 1) or done + 1 == total
-            ):
-                return
-            remaining = elapsed / max(done, 1) * (total - done)
-            self._print(f"Done {done:{width}d} out of {total:{width}d} {took} remaining: {_short_time(remaining)}")
-
-    # -- joblib's Logger, which its Parallel derives from --
-
-    def warn(self, msg: str) -> None:
-        import logging
-
-        logging.getLogger("joblib").warning("[%s]: %s", self, msg)
-
-    def info(self, msg: str) -> None:
-        import logging
-
-        logging.info("[%s]: %s", self, msg)
-
-    def debug(self, msg: str) -> None:
-        import logging
-
-        logging.getLogger("joblib").debug("[%s]: %s", self, msg)
-
-    def format(self, obj: Any, indent: int = 0) -> str:
-        from pprint import pformat
-
-        return pformat(obj, indent=indent, depth=3)
-
 
 # Whoever changes one of these wants to see batches.
 _HOOKS = ("_dispatch", "_retrieve", "_register_new_job", "dispatch_next", "dispatch_one_batch", "_abort")
@@ -799,82 +665,6 @@ _BACKEND_HOOKS = (
 )
 
 
-class _Tasks:
-    """The tasks of one call on their way into the engine."""
-
-    def __init__(self, parallel: Parallel, crew: Any, iterable: Iterable[Task]) -> None:
-        self._parallel = parallel
-        self._crew = crew
-        self._iterable = iterable
-        self._sharing = parallel._backend._sharing
-        self._functions: dict[int, tuple[int, Any]] = {}  # id(function) -> its number, and a hold on it
-        self._own: list[int] = []  # numbers that are this call's alone
-        self._whole = 0  # the number of what calls a function that travels with its task
-
-    def items(self) -> Iterator[tuple[Any, ...]]:
-        from shoal import _pickling
-
-        parallel, sharing, functions = self._parallel, self._sharing, self._functions
-        particular, plain = _pickling.particular, _PLAIN
-        habits: set[str] = set()
-        for function, args, kwargs in self._iterable:
-            parallel.n_dispatched_tasks += 1
-            known = functions.get(id(function))
-            item: tuple[Any, ...]
-            if known is None and not (known := self._share(function)):
-                item = (self._whole, function, args, kwargs)
-            elif kwargs:
-                item = (-known[0], args, kwargs)
-            else:
-                item = (known[0], *args)
-                if plain.issuperset(map(type, args)):
-                    yield item
-                    continue
-            if sharing is not None:
-                sharing.made += 1
-            # Held until it is encoded, which is before the engine comes back here.
-            particular[id(item)] = _workers.ItemPickler(sharing, function, habits)
-            try:
-                yield item
-            finally:
-                del particular[id(item)]
-        parallel._iterating = False
-        parallel._original_iterator = None
-
-    def _share(self, function: Any) -> tuple[int, Any] | None:
-        """Give a function to the workers, where it is one that is better sent once."""
-        from shoal import _pickling
-
-        crew = self._crew
-        foreign = crew.engine.foreign_main
-        if isinstance(function, _SENT_ONCE) and len(self._functions) < _SHARED_FUNCTIONS:
-            if _found_by_name(function) and not (foreign and function.__module__ in ("__main__", "__mp_main__")):
-                number, own = crew.share(function)
-            else:
-                _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function)
-                try:
-                    number, own = crew.engine.share(function, foreign), True
-                finally:
-                    del _pickling.particular[id(function)]
-            if own:
-                self._own.append(number)
-            self._functions[id(function)] = known = (number, function)
-            return known
-        if not self._whole:
-            self._whole = crew.share(_workers.call)[0]
-        return None
-
-    def end(self) -> None:
-        for number in self._own:
-            try:
-                self._crew.engine.unshare(number)
-            except (ValueError, RuntimeError):  # closed
-                pass
-
-
-_PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
-
-
 def _slice(tasks: Iterator[Task], size: int) -> tuple[Task, ...]:
     return tuple(itertools.islice(tasks, size))
 
@@ -886,20 +676,6 @@ def job_raised(error: BaseException) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return hasattr(value, "__index__")
-
-
-def _is_quiet(index: int, verbose: int) -> bool:
-    """Whether to leave out a line: ever more of them, as the square of the index."""
-    if verbose > 10:
-        return False
-    if index == 0:
-        return False
-    scale = 0.5 * (11 - verbose) ** 2
-    return int(sqrt((index + 1) / scale)) == int(sqrt(index / scale))
-
-
-def _short_time(seconds: float) -> str:
-    return f"{seconds / 60.0:4.1f}min" if seconds > 60 else f" {seconds:5.1f}s"
 
 
 # The tests' look at what is left behind (tests/conftest.py) knows it by this name.
