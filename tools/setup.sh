@@ -51,7 +51,10 @@ need_library libzstd libzstd-dev
 need_library liblz4 liblz4-dev
 case $purpose in
 fuzz) need_command clang clang ;;
-test) need_library cmocka libcmocka-dev ;;
+test)
+    need_library cmocka libcmocka-dev
+    need_command mpiexec openmpi-bin # mpi4py's wheels bring no MPI
+    ;;
 models) need_command spin spin ;;
 lint)
     need_library cmocka libcmocka-dev

@@ -21,12 +21,14 @@ MODULES = (
 FILES = "arrays lie in memory files without a name: there is none in temp_folder"
 ALONE = "results that are dropped end their own call alone, where joblib's other calls fail with a shared executor"
 QUEUES = NOT_OURS + "joblib.pool's class of pools, which replaces the private queues of the standard library's"
+NESTED = "calls in a task that Dask brought run in threads of its process, one of the pool of Dask's worker"
 DIFFERENCES: dict[str, str] = {
     "*::test_memmapping_leaks[*": FILES,
     "*::test_multiple_generator_call_separated_gc[*-loky-True]": ALONE,
     "*::test_parallel_isolated_temp_folders[*": FILES,
     "*::test_memmapping_temp_folder_thread_safety": FILES,
     "*::test_parallel_config_no_backend": FILES,
+    "*::test_nested_parallelism_with_dask[*": NESTED,
     "*::test_pool_with_memmap[multiprocessing]": QUEUES,
     "*::test_pool_with_memmap_array_view[multiprocessing]": QUEUES,
     "*::test_memmapping_pool_for_large_arrays[multiprocessing]": QUEUES,

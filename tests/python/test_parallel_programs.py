@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers import run_program
+
+
+def run_both(folder: Path, source: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program as it is and on Shoal, each in a folder of its own."""
+    done = []
+    for name, shoal in (("theirs", False), ("ours", True)):
+        (folder / name).mkdir()
+        done.append(run_program(folder / name, source, shoal=shoal, limit=80, cwd=folder / name))
+        assert done[-1].returncode == 0, done[-1].stderr
+    return done
+
 
 LEARNING = """
     import hashlib, sys
@@ -78,3 +90,122 @@ def test_the_usual_progress_bar_for_joblib_works(tmp_path: Path) -> None:
     )
     assert done.stdout == "190 20\n", done.stderr
     assert "20/20" in done.stderr
+
+
+PIPELINE = """
+    import contextlib, io, sys
+    from sklearn.datasets import load_digits
+    from sklearn.decomposition import PCA
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.pipeline import Pipeline
+    import joblib
+
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:200], y[:200]
+    for folder, n_jobs in (("one", 1), ("one", 1), ("two", 2), ("two", 2)):
+        pipe = Pipeline(
+            [("reduce", PCA(8, random_state=0)), ("fit", GaussianNB())],
+            memory=joblib.Memory(folder, verbose=int(n_jobs == 1)),
+        )
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            search = GridSearchCV(pipe, {"fit__var_smoothing": [1e-9, 1e-2]}, cv=2, n_jobs=n_jobs).fit(X, y)
+        print(search.cv_results_["mean_test_score"].tolist(), search.predict(X)[:40].tolist())
+        if n_jobs == 1:
+            print("computed:", said.getvalue().count("[Memory] Calling"))
+    print(joblib.Memory.__module__, file=sys.stderr)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_pipeline_with_a_memory_fits_its_steps_as_often(tmp_path: Path) -> None:
+    theirs, ours = run_both(tmp_path, PIPELINE)
+    assert ours.stdout == theirs.stdout
+    # For the two candidates together one a fold, and the best one's refit; then nothing.
+    assert [line for line in ours.stdout.splitlines() if "computed" in line] == ["computed: 3", "computed: 0"]
+    assert theirs.stderr.splitlines()[-1] == "joblib.memory"
+    assert ours.stderr.splitlines()[-1] == "shoal.joblib.memory"
+
+
+CLUSTERS = """
+    import os, sys
+    import numpy as np
+    import hdbscan, joblib
+    from sklearn.datasets import make_blobs
+
+    if __name__ == "__main__":
+        X, _ = make_blobs(n_samples=900, centers=7, cluster_std=0.5, random_state=4)
+        for size in (5, 15, 5):
+            found = hdbscan.HDBSCAN(
+                min_cluster_size=size, min_samples=5, memory=joblib.Memory("kept", verbose=0), core_dist_n_jobs=2,
+                algorithm="boruvka_kdtree", approx_min_span_tree=False,
+            ).fit(X)
+            print(np.bincount(found.labels_ + 1).tolist(), round(float(found.probabilities_.sum()), 9))
+        found = hdbscan.HDBSCAN(memory="kept", algorithm="prims_kdtree").fit(X)
+        print(np.bincount(found.labels_ + 1).tolist(), found.labels_[:60].tolist())
+        print([name for name in os.listdir("kept") if not name.startswith(".")], file=sys.stderr)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_hdbscan_keeps_its_trees_and_finds_the_same_clusters(tmp_path: Path) -> None:
+    theirs, ours = run_both(tmp_path, CLUSTERS)
+    assert ours.stdout == theirs.stdout
+    assert len(ours.stdout.splitlines()) == 4
+    assert theirs.stderr.splitlines()[-1] == "['joblib']"
+    assert ours.stderr.splitlines()[-1] == "['shoal']"
+
+
+FRAMES = """
+    import sys
+    import pandas as pd
+    from pandarallel import pandarallel
+    import multiprocessing
+
+    def triple(x):
+        return 3 * x
+
+    if __name__ == "__main__":
+        for use_memory_fs in (False, True):
+            pandarallel.initialize(nb_workers=2, progress_bar=False, use_memory_fs=use_memory_fs, verbose=0)
+            df = pd.DataFrame({"a": range(1000), "b": [i % 7 for i in range(1000)]})
+            print(df.parallel_apply(lambda row: row.a * row.b, axis=1).tolist())
+            print(df.a.parallel_map(triple).sum(), df.a.parallel_apply(lambda x: x + 1).sum())
+            print(df.groupby("b").parallel_apply(lambda group: group.a.sum()).tolist())
+            print(df.a.rolling(4).parallel_apply(lambda values: values[0], raw=True).sum())
+        print(type(multiprocessing.get_context("fork").Pool(1)).__module__, file=sys.stderr)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_pandarallel_makes_the_same_frames(tmp_path: Path) -> None:
+    theirs, ours = run_both(tmp_path, FRAMES)
+    assert ours.stdout == theirs.stdout
+    assert len(ours.stdout.splitlines()) == 8
+    assert theirs.stderr.splitlines()[-1] == "multiprocessing.pool"
+    assert ours.stderr.splitlines()[-1] == "shoal.multiprocessing.pool"
+
+
+def test_tqdms_process_map_computes_the_same(tmp_path: Path) -> None:
+    theirs, ours = run_both(
+        tmp_path,
+        """
+        import concurrent.futures, sys
+        from tqdm.contrib.concurrent import process_map, thread_map
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            print(process_map(square, range(200), max_workers=2, chunksize=7))
+            print(process_map(pow, range(30), [2] * 30, max_workers=2))
+            print(thread_map(square, range(5), max_workers=2))
+            print(concurrent.futures.ProcessPoolExecutor.__module__, file=sys.stderr)
+        """,
+    )
+    assert ours.stdout == theirs.stdout
+    assert len(ours.stdout.splitlines()) == 3
+    assert "/200 [" in ours.stderr  # the bar; how far it gets is up to its clock
+    assert theirs.stderr.splitlines()[-1] == "concurrent.futures.process"
+    assert ours.stderr.splitlines()[-1] == "shoal.futures"

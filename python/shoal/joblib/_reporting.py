@@ -26,6 +26,7 @@ class Reporting:
     _pre_dispatch_amount: int
     _progress: Any
     _start_time: float
+    _resume: Any
 
     def _is_completed(self) -> bool:
         return self.n_completed_tasks == self.n_dispatched_tasks and not (self._iterating or self._aborting)
@@ -44,7 +45,14 @@ class Reporting:
         total = self.n_tasks
         if total is None and self._original_iterator is None and not self._iterating:
             total = self.n_dispatched_tasks
-        return (job.settled if job is not None else self.n_completed_tasks), total
+        found = self._count_found()
+        if total is not None and self.n_tasks is None:
+            total += found
+        return (job.settled if job is not None else self.n_completed_tasks) + found, total
+
+    def _count_found(self) -> int:
+        """How many tasks were not run, as `memory` had their results."""
+        return self._resume.found if self._resume is not None else 0
 
     def _print(self, msg: str) -> None:
         if not self.verbose:
@@ -59,7 +67,8 @@ class Reporting:
         width = floor(log10(self.n_tasks)) + 1 if self.n_tasks else 3
         elapsed = time.time() - self._start_time
         took = f"| elapsed: {_short_time(elapsed)}"
-        done = self.n_completed_tasks
+        found = self._count_found()
+        done = self.n_completed_tasks + found
         if self._is_completed():
             self._print(f"Done {done:{width}d} out of {done:{width}d} {took} finished")
         elif self._original_iterator is not None:
@@ -70,7 +79,7 @@ class Reporting:
             else:
                 self._print(f"Done {done:{width}d} tasks {' ' * (width + 2)}{took}")
         else:
-            total = self.n_dispatched_tasks
+            total = self.n_dispatched_tasks + found
             # All is handed out: now and then, counted from the end of that.
             if done and (
                 (total - done + 1 - self._pre_dispatch_amount) % (total // self.verbose + 1) or done + 1 == total

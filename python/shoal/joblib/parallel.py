@@ -93,18 +93,18 @@ if has_processes():
 
 
 def _register_dask() -> None:
-    """joblib's own adapter, where joblib and dask are installed."""
-    try:
-        from joblib._dask import DaskDistributedBackend
-    except ImportError as error:
-        raise ImportError(
-            "To use the dask.distributed backend you must install both the `dask` and distributed modules.\n\n"
-            "See https://dask.pydata.org/en/latest/install.html for more information."
-        ) from error
+    from shoal.joblib._dask import DaskDistributedBackend
+
     register_parallel_backend("dask", DaskDistributedBackend)
 
 
-EXTERNAL_BACKENDS = {"dask": _register_dask}
+def _register_mpi() -> None:
+    from shoal.joblib._mpi import MPIBackend
+
+    register_parallel_backend("mpi", MPIBackend)
+
+
+EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 
 _AHEAD = "2 * n_jobs"
 _OurCallBack = BatchCompletionCallBack
@@ -164,6 +164,10 @@ class Parallel(Dispatching, Reporting):
     seed: an int, or a numpy SeedSequence: each task is called with one more keyword argument, `rng`, a numpy Generator
     of its own that depends on the seed and the task's place among the tasks alone: the same for any `n_jobs` and
     back-end.
+    memory: a folder, or a `Memory`: what each task returns is kept there as soon as it has ended, by the worker; a task
+    whose result is there already is not run. So a call that was interrupted or killed goes on where it stopped.
+    trace: True: `Parallel(…).trace` is the timeline of the last call, also while it runs: which worker ran which task
+    when. It can be saved as a picture, a page, or a file for Perfetto. Workers of other machines are not in it.
 
     A call raises the first exception of a task, in order, with the remote traceback as its cause, and ends the rest. A
     worker that dies fails the task it held alone, and the error says which. One object runs one call at a time
@@ -190,6 +194,8 @@ class Parallel(Dispatching, Reporting):
         retries: int = 0,
         return_exceptions: bool = False,
         seed: Any = None,
+        memory: Any = None,
+        trace: bool = False,
         **backend_kwargs: Any,
     ) -> None:
         if n_jobs is None:
@@ -247,6 +253,14 @@ class Parallel(Dispatching, Reporting):
         self._retries = _options.retries(retries)
         self._return_exceptions = return_exceptions
         self._seed = seed
+        self._memory: Any = None
+        if memory is not None:
+            from shoal.joblib import _resume
+
+            self._memory = _resume.open_memory(memory)
+        self._resume: Any = None
+        self._traced = bool(trace)
+        self._recorder: Any = None
         self._prepare_batches()
         self._running = False
         self._managed_backend = False
@@ -353,9 +367,21 @@ class Parallel(Dispatching, Reporting):
             self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             n_jobs = self._effective_n_jobs() if self._managed_backend else self._initialize_backend()
             on_crew = n_jobs > 1 and self._is_on_crew()
-            whole = on_crew and not self.return_generator and not self._progress
+            whole = on_crew and not self.return_generator and not self._progress and self._memory is None
             if self._seed is not None:
                 iterable = with_seeds(iterable, self._seed, Seed if on_crew else _workers.make_generator)
+            self._resume = None
+            if self._memory is not None:
+                from shoal.joblib._resume import Resume
+
+                self._resume = Resume(self._memory, self._seed)
+                iterable = self._resume.tasks(iterable)
+            self._recorder = None
+            if self._traced:
+                from shoal.joblib._trace import Recorder
+
+                self._recorder = Recorder(f"{self}")
+                iterable = self._recorder.tasks(iterable, self._resume)
             if self._return_exceptions and n_jobs > 1 and not on_crew:
                 iterable = ((_workers.call_guarded, task, {}) for task in iterable)
             if n_jobs == 1:
@@ -375,6 +401,10 @@ class Parallel(Dispatching, Reporting):
                     output = self._run_on_crew(iterable, ahead, whole)
                 else:
                     output = self._run_batches(iter(iterable), ahead)
+            if self._recorder is not None:
+                output = self._recorder.follow(output)
+            if self._resume is not None:
+                output = self._resume.merge(output, self.return_ordered)
             if self._progress:
                 output = self._show(output)
             self._call_ref = weakref.ref(output)
@@ -526,6 +556,8 @@ class Parallel(Dispatching, Reporting):
             except Exception as error:
                 if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
                     raise _workers.make_timeout() from None
+                if self._recorder is not None:
+                    self._recorder.failed(error)
                 if not self._return_exceptions:
                     raise
                 taken = [error] if lists else error
@@ -603,6 +635,20 @@ class Parallel(Dispatching, Reporting):
                 "You could benefit from adjusting the input task iterator to limit unnecessary computation time."
             )
             warnings.warn(" ".join(parts), stacklevel=2)
+
+    @property
+    def trace(self) -> Any:
+        """The timeline of the last call, or of the one that runs: a `Trace`, whose `save` writes it to a file.
+
+        RuntimeError: nothing was recorded.
+        """
+        if self._recorder is None:
+            raise RuntimeError(
+                "there was no call yet whose timeline could be shown"
+                if self._traced
+                else "no timeline is recorded: make it with Parallel(..., trace=True)"
+            )
+        return self._recorder.trace()
 
 
 # Whoever changes one of these wants to see batches.

@@ -1,0 +1,225 @@
+"""`parallel_config(backend="dask")`: batches go to the workers of a Dask cluster, each of which has them run by Shoal's
+own pool on its machine (`_node.py`).
+
+Dask does what it is there for: it knows the machines, moves data, gives out again what was lost with a worker. The
+pool of a worker has a process for each of the worker's threads, which wait for it: so tasks run in parallel whatever
+they do with the interpreter's lock, and one that crashes takes only its own batch with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from shoal.joblib import _around, _node
+from shoal.joblib._backends import AutoBatchingMixin, ParallelBackendBase
+from shoal.joblib._batches import BatchedCalls
+
+try:
+    import distributed
+    from dask.sizeof import sizeof
+except ImportError as error:
+    raise ImportError("The back-end 'dask' needs the packages dask and distributed: pip install distributed") from error
+
+_NEVER_APART = (int, float, complex, str, bytes, bool, type(None), list, tuple, dict, set, frozenset, type)
+
+
+def _probe() -> None:
+    """A task that shows that there is a worker."""
+
+
+def _run_on_worker(
+    call: str, nesting_level: int, threads: int | None, payload: _node.Payload, numbers: list[int], *values: Any
+) -> bytes:
+    """A batch, in a thread of a Dask worker. The values are of what travelled apart, under these numbers."""
+    jobs = distributed.get_worker().state.nthreads
+    known = dict(zip(numbers, values, strict=True))
+    return _node.run(call, jobs, nesting_level, threads, [payload], known)[0]
+
+
+async def _abandon(call: str) -> None:
+    await asyncio.to_thread(_node.abandon, call)
+
+
+class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
+    """The workers of a Dask cluster, with a pool of Shoal's each.
+
+    client: the `distributed.Client` to use; by default that of this place, or one for `scheduler_host`, an address.
+    scatter: a list of objects that tasks get as arguments and that all workers are sent beforehand, once. Others above
+    `max_nbytes` go to the workers that need them, once a call.
+    wait_for_workers_timeout: seconds to wait for a first worker where there is none; then TimeoutError.
+    submit_kwargs: for `Client.submit`: `resources`, `priority`, `workers`, `retries` …
+
+    ValueError: there is no client.
+    """
+
+    MAX_IDEAL_BATCH_DURATION = 1.0
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    default_n_jobs = -1
+
+    def __init__(
+        self,
+        scheduler_host: Any = None,
+        scatter: Any = None,
+        client: Any = None,
+        loop: Any = None,
+        wait_for_workers_timeout: float | None = 10,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **submit_kwargs: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        if scatter is not None and not isinstance(scatter, (list, tuple)):
+            raise TypeError(f"scatter must be a list/tuple, got `{type(scatter).__name__}`")
+        self.client = client if client is not None else _find_client(scheduler_host, loop)
+        self.wait_for_workers_timeout = wait_for_workers_timeout
+        self.submit_kwargs = submit_kwargs
+        self._limit: int | None = 1 << 20
+        self._call = ""
+        self._lock = threading.Lock()
+        self._out: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._scattered: list[Any] = list(scatter or ())  # held, so that their ids stay theirs
+        futures = self.client.scatter(self._scattered, broadcast=True) if self._scattered else []
+        self._everywhere = {id(value): future for value, future in zip(self._scattered, futures, strict=True)}
+        self._apart: dict[int, tuple[Any, Any]] = {}  # by id of a living object: a weak reference, and its future
+
+    def __reduce__(self) -> Any:
+        return DaskDistributedBackend, ()
+
+    # -- how many --
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """The threads of all workers, however many are asked for: Dask decides. At least 2, as a single job would be
+        done here and not by the cluster."""
+        total = self._count_threads()
+        if total == 0 and self.wait_for_workers_timeout:
+            # A task, not a look: a cluster that grows with its work starts a worker for it.
+            try:
+                self.client.submit(_probe, key=f"shoal-probe-{uuid.uuid4().hex}").result(
+                    timeout=self.wait_for_workers_timeout
+                )
+            except (TimeoutError, distributed.TimeoutError) as error:
+                wait = self.wait_for_workers_timeout
+                raise TimeoutError(
+                    f"DaskDistributedBackend has no worker after {wait} seconds. Start workers that can reach the "
+                    "scheduler, or wait longer for them: "
+                    f"parallel_config(backend='dask', wait_for_workers_timeout={max(10, 2 * wait)})"
+                ) from error
+            total = self._count_threads()
+        return max(total, 2) if total else 0
+
+    def _count_threads(self) -> int:
+        return sum(self.client.nthreads().values())
+
+    # -- a call --
+
+    def configure(  # type: ignore[override]
+        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | None = 1 << 20, **options: Any
+    ) -> int:
+        self.parallel = parallel
+        self._limit = max_nbytes
+        return self.effective_n_jobs(n_jobs)
+
+    def start_call(self) -> None:
+        self._call = uuid.uuid4().hex
+
+    def stop_call(self) -> None:
+        with self._lock:
+            self._apart.clear()
+
+    def terminate(self) -> None:
+        self.reset_batch_stats()
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
+        futures: dict[int, Any] = {}
+        payload = _node.pack(func, lambda value: self._put_apart(value, futures))
+        name = _around.name_of_task(func.items[0]) if isinstance(func, BatchedCalls) and func.items else "batch"
+        future = self.client.submit(
+            _run_on_worker,
+            self._call,
+            self.nesting_level or 0,
+            self.inner_max_num_threads,
+            payload,
+            list(futures),
+            *futures.values(),
+            key=f"{name.replace('-', '_')}-{uuid.uuid4().hex}",
+            pure=False,
+            **self.submit_kwargs,
+        )
+        self._out.add(future)
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        return _node.unpack(out.result())
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        call, self._call = self._call, uuid.uuid4().hex
+        with contextlib.suppress(Exception):  # the cluster may be what failed
+            self.client.cancel(list(self._out), asynchronous=False)
+            # Dask lets a task that runs go on; the pool that is at it can end it.
+            self.client.run(_abandon, call, wait=False, on_error="ignore")
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """In a task of Dask: while it waits for its results another may have its thread, or these might never run."""
+        try:
+            distributed.get_worker()
+        except ValueError:
+            yield
+            return
+        distributed.secede()
+        try:
+            yield
+        finally:
+            distributed.rejoin()
+
+    # -- large arguments --
+
+    def _put_apart(self, value: Any, futures: dict[int, Any]) -> _node.Apart | None:
+        """What stands for an argument that goes to the workers by itself, whose future is put to `futures`."""
+        future = self._everywhere.get(id(value))
+        if future is None:
+            future = self._scatter(value)
+        if future is None:
+            return None
+        futures[id(value)] = future
+        return _node.Apart(id(value))
+
+    def _scatter(self, value: Any) -> Any:
+        if self._limit is None or isinstance(value, _NEVER_APART):
+            return None
+        number = id(value)
+        with self._lock:
+            known = self._apart.get(number)
+            if known is not None and known[0]() is value:
+                return known[1]
+            try:
+                if sizeof(value) <= self._limit:
+                    return None
+                reference = weakref.ref(value, lambda _: self._apart.pop(number, None))
+            except Exception:  # of which nobody can tell when it is gone, or how large it is
+                return None
+            future = self.client.scatter(value, hash=False)
+            self._apart[number] = (reference, future)
+            return future
+
+
+def _find_client(scheduler_host: Any, loop: Any) -> Any:
+    if scheduler_host:
+        return distributed.Client(scheduler_host, loop=loop, set_as_default=False)
+    try:
+        return distributed.get_client()
+    except ValueError as error:
+        raise ValueError(
+            "To use Joblib with Dask first create a Dask Client\n\n"
+            "    from dask.distributed import Client\n    client = Client()\nor\n"
+            "    client = Client('scheduler-address:8786')"
+        ) from error

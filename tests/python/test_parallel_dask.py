@@ -1,0 +1,248 @@
+"""`parallel_config(backend="dask")`: a Dask cluster, each of whose workers has a pool of Shoal's."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import pytest
+import shoal
+from helpers import run_program
+from shoal.joblib import Parallel, delayed, parallel_config
+from shoal.joblib.parallel import BACKENDS
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+    BACKENDS.pop("dask", None)  # it was registered when it was first asked for
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(client: Any) -> Iterator[None]:
+    """The cluster's processes outlive each test of this file; what is looked for is what the tests leave in it."""
+    yield
+    gc.collect()  # an exception holds the frames that it went through
+    deadline = time.monotonic() + 20
+    while client.run_on_scheduler(count_tasks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.run_on_scheduler(count_tasks) == 0
+
+
+def count_tasks(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.tasks)
+
+
+def where(x: Any = None) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def double(x: Any) -> Any:
+    return x + x
+
+
+def total(x: Any, more: int = 0) -> tuple[float, bool, int]:
+    return float(x.sum()) + more, bool(x.flags.writeable), os.getpid()
+
+
+def fail(x: int) -> int:
+    raise LookupError(f"no {x}")
+
+
+def die_at(x: int, bad: int) -> int:
+    if x == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+class Odd(Exception):
+    """Pickled, but not made again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("odd")
+
+
+def raise_odd() -> None:
+    raise Odd(1, 2)
+
+
+def linger(folder: str) -> None:
+    Path(folder, f"{os.getpid()}.begun").touch()
+    time.sleep(30)
+
+
+def test_tasks_run_in_the_pools_of_the_workers(client: Any) -> None:
+    workers = set(client.run(os.getpid).values())
+    with parallel_config(backend="dask"):
+        pids = Parallel(batch_size=1)(delayed(where)(i) for i in range(24))
+        assert Parallel()(delayed(double)(i) for i in range(100)) == [2 * i for i in range(100)]
+    assert not set(pids) & (workers | {os.getpid()})
+    # Children of the zygotes of both workers, no more than there are threads.
+    assert 2 <= len(set(pids)) <= 4
+    assert Parallel(backend="dask", n_jobs=2)(delayed(double)(i) for i in range(3)) == [0, 2, 4]
+
+
+def test_results_come_in_order_and_as_they_are_ready(client: Any) -> None:
+    with parallel_config(backend="dask"):
+        for way in ("generator", "generator_unordered"):
+            got = list(Parallel(return_as=way)(delayed(double)(i) for i in range(50)))
+            assert (got if way == "generator" else sorted(got)) == [2 * i for i in range(50)]
+
+
+def test_an_error_comes_with_its_traceback_and_ends_the_call(client: Any) -> None:
+    with parallel_config(backend="dask"):
+        with pytest.raises(LookupError, match="no 3") as caught:
+            Parallel(batch_size=1)([delayed(double)(1), delayed(fail)(3)])
+        assert "in fail" in str(caught.value.__cause__)
+        with pytest.raises(RuntimeError, match="Odd: odd"):
+            Parallel()([delayed(raise_odd)()])
+        got = Parallel(return_exceptions=True)(delayed(fail)(i) for i in range(3))
+    assert [repr(error) for error in got] == [f"LookupError('no {i}')" for i in range(3)]
+
+
+def test_a_process_that_dies_takes_only_its_batch_with_it(client: Any) -> None:
+    with parallel_config(backend="dask"):
+        with pytest.raises(shoal.WorkerDied, match="SIGKILL"):
+            Parallel(batch_size=1)(delayed(die_at)(x, 2) for x in range(6))
+        assert Parallel()(delayed(double)(i) for i in range(9)) == [2 * i for i in range(9)]
+
+
+def test_a_call_that_failed_ends_what_still_runs(client: Any, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with parallel_config(backend="dask"), pytest.raises(LookupError):
+        Parallel(batch_size=1)([delayed(linger)(str(tmp_path)), delayed(wait_then_fail)(str(tmp_path))])
+    pids = [int(path.stem) for path in tmp_path.glob("*.begun")]
+    assert len(pids) == 1
+    while os.path.exists(f"/proc/{pids[0]}/stat") and time.monotonic() < started + 25:
+        time.sleep(0.05)
+    assert time.monotonic() < started + 25  # it would have run for 30
+
+
+def wait_then_fail(folder: str) -> None:
+    deadline = time.monotonic() + 20
+    while not list(Path(folder).glob("*.begun")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise LookupError("enough")
+
+
+def test_large_arguments_go_once_and_are_shared_on_the_node(client: Any) -> None:
+    data = np.arange(400_000.0)
+    with parallel_config(backend="dask"):
+        got = Parallel(batch_size=1)(delayed(total)(data, more=i) for i in range(12))
+    assert [value for value, _, _ in got] == [data.sum() + i for i in range(12)]
+    assert not any(writeable for _, writeable, _ in got)  # a view of the node's shared memory
+    with parallel_config(backend="dask", scatter=[data]):
+        got = Parallel(batch_size=1)(delayed(total)(data) for _ in range(4))
+    assert {value for value, _, _ in got} == {data.sum()}
+    with pytest.raises(TypeError, match="scatter must be a list/tuple, got `ndarray`"):
+        parallel_config(backend="dask", scatter=data)
+
+
+def test_large_results_come_back(client: Any) -> None:
+    with parallel_config(backend="dask"):
+        got = Parallel()(delayed(np.full)(300_000, i) for i in range(4))
+    assert [int(array[0]) for array in got] == [0, 1, 2, 3]
+
+
+def test_a_call_in_a_task_of_dask_has_a_thread_to_wait_in(client: Any) -> None:
+    def nested(x: int) -> list[int]:
+        with parallel_config(backend="dask"):
+            return Parallel()(delayed(double)(x + i) for i in range(3))  # type: ignore[no-any-return]
+
+    futures = [client.submit(nested, x, pure=False) for x in range(6)]
+    assert client.gather(futures) == [[2 * (x + i) for i in range(3)] for x in range(6)]
+
+
+def test_a_call_in_a_task_of_ours_runs_in_threads() -> None:
+    def nested() -> list[tuple[int, str]]:
+        calls = Parallel(n_jobs=2)
+        return calls(delayed(lambda: (os.getpid(), type(calls._backend).__name__))() for _ in range(2))  # type: ignore[no-any-return]
+
+    with parallel_config(backend="dask"):
+        (got,) = Parallel()([delayed(nested)()])
+    assert len({pid for pid, _ in got}) == 1
+    assert {name for _, name in got} == {"ThreadingBackend"}
+
+
+def test_a_worker_that_is_killed_is_made_up_for(client: Any, tmp_path: Path) -> None:
+    def slowly(x: int) -> int:
+        time.sleep(0.2)
+        return x
+
+    workers = list(client.run(os.getpid).values())
+    with parallel_config(backend="dask"):
+        results = Parallel(return_as="generator", batch_size=1)(delayed(slowly)(i) for i in range(24))
+        first = next(results)
+        os.kill(workers[0], signal.SIGKILL)
+        assert [first, *results] == list(range(24))
+    client.wait_for_workers(2, timeout=30)
+
+
+def test_with_a_memory_the_workers_keep_the_results(client: Any, tmp_path: Path) -> None:
+    calls = Parallel(backend="dask", memory=tmp_path)
+    first = calls(delayed(where)(i) for i in range(6))
+    assert calls(delayed(where)(i) for i in range(6)) == first
+
+
+def test_joblibs_own_adapter_can_be_registered(client: Any) -> None:
+    joblib_dask = pytest.importorskip("joblib._dask")
+    from shoal.joblib import register_parallel_backend
+
+    register_parallel_backend("their-dask", joblib_dask.DaskDistributedBackend)
+    try:
+        with parallel_config(backend="their-dask"):
+            assert Parallel()(delayed(double)(i) for i in range(10)) == [2 * i for i in range(10)]
+    finally:
+        del BACKENDS["their-dask"]
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import sys
+        from shoal.joblib import Parallel, parallel_config
+
+        try:
+            parallel_config(backend="dask")
+        except ValueError as error:
+            print(str(error).splitlines()[0])
+        for name in [name for name in sys.modules if name.startswith(("distributed", "shoal.joblib._dask"))]:
+            del sys.modules[name]
+        import shoal.joblib.parallel
+        shoal.joblib.parallel.BACKENDS.pop("dask")
+        sys.modules["distributed"] = None
+        try:
+            Parallel(backend="dask")
+        except ImportError as error:
+            print(error)
+        """,
+    )
+    assert done.stdout.splitlines() == [
+        "To use Joblib with Dask first create a Dask Client",
+        "The back-end 'dask' needs the packages dask and distributed: pip install distributed",
+    ], done.stderr
+
+
+def test_a_cluster_without_workers_is_an_error_in_time() -> None:
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster,
+        distributed.Client(cluster, set_as_default=False) as empty,
+        parallel_config(backend="dask", client=empty, wait_for_workers_timeout=0.2),
+        pytest.raises(TimeoutError, match=r"no worker after 0\.2 seconds"),
+    ):
+        Parallel()(delayed(double)(i) for i in range(2))
