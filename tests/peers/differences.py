@@ -3,6 +3,10 @@
 A pattern is SUITE:CLASS.TEST, where `*` stands for anything. The runner reports one that is listed here and passes.
 """
 
+_NOT_SENT = (
+    "the calls hold a semaphore, which cannot be pickled: Shoal finds that out before it starts a worker for them"
+)
+
 DIFFERENCES = {
     "*:WithProcessesTestPool.test_imap_handle_iterable_exception": (
         "an iterable that raises ends imap after the results of the items before it, all of which come first; the test "
@@ -33,12 +37,11 @@ DIFFERENCES = {
     "futures:*ProcessPoolExecutorTest.test_python_finalization_error": (
         "has the start of the standard library's threads fail by a mock; Shoal starts none at that point"
     ),
-    "futures:*ProcessPoolExecutorTest.test_saturation": (
-        "the calls hold a semaphore, which cannot be pickled: Shoal finds that out before it starts a worker for them"
-    ),
-    "futures:*ProcessPoolShutdownTest.test_processes_terminate": (
-        "the calls hold a semaphore, which cannot be pickled: Shoal finds that out before it starts a worker for them"
-    ),
+    # With fork all workers start at the first call.
+    "futures:ProcessPoolSpawn*.test_saturation": _NOT_SENT,
+    "futures:ProcessPoolForkserver*.test_saturation": _NOT_SENT,
+    "futures:ProcessPoolSpawn*.test_processes_terminate": _NOT_SENT,
+    "futures:ProcessPoolForkserver*.test_processes_terminate": _NOT_SENT,
     "futures:*ProcessPoolShutdownTest.test_cancel_futures": (
         "shutdown(cancel_futures=True) cancels every call that no worker has begun, which may be all"
     ),
