@@ -164,7 +164,7 @@ def test_what_killed_writers_of_named_files_leave_is_swept(tmp_path: Path, dice:
         assert list(temporary.iterdir()) == []
         for n in range(40):
             parts = store.get("f", bytes([n]) * 16)
-            assert parts is None or set(bytes(parts[0])) == {n}
+            assert parts is None or not bytes(parts[0]).strip(bytes([n]))
     end(writers)
     print(f"{kills} kills, {strays} stray files, all swept")
 
