@@ -21,6 +21,12 @@ DIFFERENCES = {
     "*:TestPoolNotLeakOnFailure.test_release_unused_processes": (
         "the test's process is a mock without a pid; Shoal watches its workers by theirs"
     ),
+    "*:TestResourceTracker.test_resource_tracker": (
+        "looks for the name of a semaphore; Shoal's have none: they lie in memory that goes with its last process"
+    ),
+    "*:TestResourceTracker.test_resource_tracker_sigkill": (
+        "has a semaphore find out that the resource tracker died; Shoal's have nothing to tell it"
+    ),
     "*:TestFlags.test_flags": (
         "the test starts a Python with -S, which finds no installed package, so not Shoal either"
     ),
