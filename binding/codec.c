@@ -401,14 +401,12 @@ static inline bool take(struct reader *reader, void *out, size_t size)
 static PyObject *decode_plain(struct reader *reader, uint8_t tag)
 {
     uint32_t size;
-    int64_t integer;
-    double number;
+    uint8_t number[8];
     PyObject *result;
     switch (tag) {
     case 'i':
-        return take(reader, &integer, 8) ? PyLong_FromLongLong(integer) : malformed();
     case 'd':
-        return take(reader, &number, 8) ? PyFloat_FromDouble(number) : malformed();
+        return take(reader, number, sizeof number) ? codec_decode_number(tag, number) : malformed();
     case 'N':
         return Py_NewRef(Py_None);
     case 'T':
@@ -529,7 +527,7 @@ static PyObject *decode_large_bytes(shoal_heap *heap, const shoal_item *item, st
     return PyBytes_FromStringAndSize(memory, (Py_ssize_t)length);
 }
 
-PyObject *codec_decode(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how)
+PyObject *codec_decode_other(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how)
 {
     struct reader reader = {item->data, (const uint8_t *)item->data + item->size};
     uint32_t consumed = 0; /* blocks that a loan gives back by itself */

@@ -38,26 +38,6 @@ void codec_writer_end(struct codec_writer *writer, bool keep_blocks);
  * bytes; 0: it is something else, nothing was written. */
 size_t codec_encode_small(PyObject *object, uint8_t *at);
 
-/* The object in bytes that codec_encode_small wrote for an int or a float; NULL without an exception: they are
- * something else, for codec_decode. */
-static inline PyObject *codec_decode_small(const void *data, size_t size)
-{
-    const uint8_t *bytes = data;
-    if (size != CODEC_SMALL)
-        return NULL;
-    if (bytes[0] == 'i') {
-        int64_t integer;
-        memcpy(&integer, bytes + 1, sizeof integer);
-        return PyLong_FromLongLong(integer);
-    }
-    if (bytes[0] == 'd') {
-        double number;
-        memcpy(&number, bytes + 1, sizeof number);
-        return PyFloat_FromDouble(number);
-    }
-    return NULL;
-}
-
 /* Append one object. 0, or -1 with an exception set (the blocks taken so far stay the writer's). */
 int codec_encode(module_state *state, struct codec_writer *writer, PyObject *object);
 
@@ -68,8 +48,31 @@ enum codec_blocks {
     CODEC_COPY, /* copied into memory of the process's own; the blocks are left alone */
 };
 
-/* Read one object from [data, data + size), all of which it must fill. NULL with an exception set; nothing in the
- * message can crash the reader. */
-PyObject *codec_decode(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how);
+/* An int or a float from the eight bytes behind its tag. */
+static inline PyObject *codec_decode_number(uint8_t tag, const uint8_t *bytes)
+{
+    int64_t integer;
+    double number;
+    if (tag == 'i') {
+        memcpy(&integer, bytes, sizeof integer);
+        return PyLong_FromLongLong(integer);
+    }
+    memcpy(&number, bytes, sizeof number);
+    return PyFloat_FromDouble(number);
+}
+
+/* codec_decode for what is no number. */
+PyObject *codec_decode_other(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how);
+
+/* Read one object from an item, all of which it must fill. NULL with an exception set; nothing in the message can crash
+ * the reader. Numbers here, as most short tasks have nothing else and a call would take longer than the rest. */
+static inline PyObject *codec_decode(module_state *state, shoal_heap *heap, const shoal_item *item,
+                                     enum codec_blocks how)
+{
+    const uint8_t *bytes = item->data;
+    if (item->size == CODEC_SMALL && item->block_count == 0 && (bytes[0] == 'i' || bytes[0] == 'd'))
+        return codec_decode_number(bytes[0], bytes + 1);
+    return codec_decode_other(state, heap, item, how);
+}
 
 #endif

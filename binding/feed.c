@@ -119,8 +119,8 @@ static bool is_over(const PoolObject *pool, const JobObject *job)
 static bool encode_small(struct feeder *feeder, PyObject *item)
 {
     uint8_t bytes[CODEC_SMALL];
-    const size_t size = codec_encode_small(item, bytes);
-    return size > 0 && shoal_batch_add(feeder->batch, bytes, size) == 0;
+    const shoal_item word = {.data = bytes, .size = codec_encode_small(item, bytes)};
+    return word.size > 0 && shoal_batch_add(feeder->batch, &word) == 0;
 }
 
 /* Append items of a sequence as long as they are words, up to `count` in all: what most short tasks are given. */
@@ -137,18 +137,14 @@ static void encode_words(struct feeder *feeder, JobObject *job, uint32_t count)
 static int encode_item(PoolObject *pool, struct feeder *feeder, PyObject *item)
 {
     struct codec_writer *writer = &feeder->writer;
-    void *data;
     if (encode_small(feeder, item))
         return 0;
     if (codec_encode(pool->state, writer, item) != 0) {
         codec_writer_end(writer, false);
         goto failed;
     }
-    int error = shoal_batch_begin_item(feeder->batch, writer->size, &data);
-    if (error == 0) {
-        memcpy(data, writer->data, writer->size);
-        error = shoal_batch_end_item(feeder->batch, writer->size, writer->blocks, writer->block_count);
-    }
+    const shoal_item encoded = {writer->data, writer->size, writer->blocks, writer->block_count};
+    int error = shoal_batch_add(feeder->batch, &encoded);
     if (error != 0) {
         codec_writer_end(writer, false);
         module_raise(error, "cannot hand out an item (a large one goes best as an array or bytes)");
@@ -489,11 +485,6 @@ static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *f
         return NULL;
     }
     *failed = bytes[0] == RESULT_ERROR;
-    if (!*failed) {
-        PyObject *value = codec_decode_small(bytes + 1, item->size - 1);
-        if (value != NULL || PyErr_Occurred())
-            return value;
-    }
     const shoal_item message = {bytes + 1, item->size - 1, item->blocks, item->block_count};
     return codec_decode(pool->state, shoal_pool_heap(pool->pool), &message, CODEC_VIEW);
 }

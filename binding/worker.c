@@ -291,9 +291,7 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
 {
     const uint32_t flags = shoal_task_flags(task);
     const enum codec_blocks how = (flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ? CODEC_COPY : CODEC_VIEW;
-    PyObject *argument = codec_decode_small(item->data, item->size);
-    if (argument == NULL && !PyErr_Occurred())
-        argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
+    PyObject *argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
     PyObject *result = NULL;
     worker->unread = argument == NULL;
     if (argument != NULL) {

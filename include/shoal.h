@@ -665,15 +665,9 @@ SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 typedef struct shoal_batch shoal_batch;
 SHOAL_API int shoal_batch_create(shoal_batch **out);
 SHOAL_API void shoal_batch_close(shoal_batch *batch);
-/** Append an item of `size` bytes without blocks. -ENOMEM; -EMSGSIZE: over 2 GiB, use blocks. */
-SHOAL_API int shoal_batch_add(shoal_batch *batch, const void *data, size_t size);
-/** The same for what is written in place: begin an item of up to `capacity` bytes; write it at *data. A second call
- * before shoal_batch_end_item makes the room larger, keeping what was written. -ENOMEM; -EMSGSIZE: over 2 GiB in one
- * item, use blocks. */
-SHOAL_API int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data);
-/** The item is `size` bytes long and refers to these blocks, which it owns from now on (their owner must be 0).
- * -ENOMEM. */
-SHOAL_API int shoal_batch_end_item(shoal_batch *batch, size_t size, const shoal_block *blocks, uint32_t block_count);
+/** Append a copy of an item; its blocks, whose owner must be 0, are the batch's from now on. -ENOMEM; -EMSGSIZE: over
+ * 2 GiB in one item, use blocks. */
+SHOAL_API int shoal_batch_add(shoal_batch *batch, const shoal_item *item);
 SHOAL_API uint32_t shoal_batch_count(const shoal_batch *batch);
 SHOAL_API size_t shoal_batch_size(const shoal_batch *batch);
 /** Forget the items; their blocks are freed in `heap`, unless it is NULL (they were submitted, or are kept by others).

@@ -41,61 +41,23 @@ static int make_room(shoal_batch *batch, size_t more)
     return 0;
 }
 
-int shoal_batch_add(shoal_batch *batch, const void *data, size_t size)
+int shoal_batch_add(shoal_batch *batch, const shoal_item *item)
 {
-    if (size > INT32_MAX)
+    if (item->size > INT32_MAX)
         return -EMSGSIZE;
-    const size_t span = item_span(size, 0);
-    if (batch->capacity - batch->size < span) {
-        int error = make_room(batch, span);
-        if (error != 0)
-            return error;
-    }
-    uint8_t *at = batch->bytes + batch->size;
-    const uint64_t zero = 0;
-    if (size > 0) /* what pads it: as in shoal_batch_end_item */
-        memcpy(at + span - sizeof zero, &zero, sizeof zero);
-    const shoal_item item = {.data = data, .size = size};
-    item_write(at, &item);
-    batch->size += span;
-    batch->count++;
-    batch->open = 0;
-    return 0;
-}
-
-int shoal_batch_begin_item(shoal_batch *batch, size_t capacity, void **data)
-{
-    if (capacity > INT32_MAX)
-        return -EMSGSIZE;
-    int error = make_room(batch, item_span(capacity, 0) + sizeof(uint64_t)); /* see shoal_batch_end_item */
-    if (error != 0)
-        return error;
-    batch->open = capacity;
-    *data = batch->bytes + batch->size + sizeof(struct item_header);
-    return 0;
-}
-
-int shoal_batch_end_item(shoal_batch *batch, size_t size, const shoal_block *blocks, uint32_t block_count)
-{
-    if (size > batch->open)
-        return -EINVAL;
-    size_t span = item_span(size, block_count);
-    int error = block_count > 0 ? make_room(batch, span + sizeof(uint64_t)) : 0;
+    const size_t span = item_span(item->size, item->block_count);
+    int error = make_room(batch, span);
     if (error != 0)
         return error;
     uint8_t *at = batch->bytes + batch->size;
-    struct item_header header = {(uint32_t)size, block_count};
-    memcpy(at, &header, sizeof header);
-    at += sizeof header;
-    /* What pads an item goes to other processes: never what this memory held before. A whole word, for which there is
-     * room: where few bytes pad, a call of memset takes longer than all the rest. */
+    /* What pads an item goes to other processes: never what this memory held before. A whole word, whose other part the
+     * data overwrites: where few bytes pad, a call of memset takes longer than all the rest. */
     const uint64_t zero = 0;
-    memcpy(at + size, &zero, sizeof zero);
-    if (block_count > 0)
-        memcpy(at + ITEM_PAD(size), blocks, block_count * sizeof *blocks);
+    if (item->size > 0)
+        memcpy(at + item_span(item->size, 0) - sizeof zero, &zero, sizeof zero);
+    item_write(at, item);
     batch->size += span;
     batch->count++;
-    batch->open = 0;
     return 0;
 }
 
@@ -124,5 +86,4 @@ void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap)
     }
     batch->size = 0;
     batch->count = 0;
-    batch->open = 0;
 }

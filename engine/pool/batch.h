@@ -7,7 +7,6 @@
 struct shoal_batch {
     uint8_t *bytes;
     size_t size, capacity;
-    size_t open; /* room promised to the item that is being written */
     uint32_t count;
 };
 

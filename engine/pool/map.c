@@ -49,13 +49,8 @@ static int fill_batch(struct map_job *job, uint32_t count)
 {
     shoal_batch_clear(job->batch, NULL);
     for (uint32_t i = 0; i < count; i++) {
-        void *data;
-        int error = shoal_batch_begin_item(job->batch, job->input_size, &data);
-        if (error != 0)
-            return error;
-        if (job->input_size > 0)
-            memcpy(data, job->inputs + (job->next + i) * job->input_size, job->input_size);
-        error = shoal_batch_end_item(job->batch, job->input_size, NULL, 0);
+        const shoal_item item = {.data = job->inputs + (job->next + i) * job->input_size, .size = job->input_size};
+        int error = shoal_batch_add(job->batch, &item);
         if (error != 0)
             return error;
     }

@@ -346,7 +346,7 @@ static inline uint64_t bytes_of(const shoal_worker *worker, const shoal_item *it
 }
 
 /* Make the item's blocks this worker's. If it dies half way, the owner, who sees that `taken` lags behind `handing`,
- * does it to the end (finish_handing), so that they are swept. */
+ * does it to the end (pool_finish_handing), so that they are swept. */
 static void hand_over(shoal_worker *worker, struct shoal_task *task, const shoal_item *item)
 {
     atomic_store_explicit(&task->slot->handing, task->given, memory_order_relaxed);

@@ -333,11 +333,8 @@ static void only_tasks_that_no_worker_has_begun_can_be_recalled(void **state)
     assert_int_equal(shoal_batch_create(&batch), 0);
     const uint64_t groups[] = {FIRST, SECOND, FIRST, SECOND};
     for (uint64_t tag = 0; tag < 4; tag++) {
-        void *data;
         shoal_batch_clear(batch, NULL);
-        assert_int_equal(shoal_batch_begin_item(batch, 1, &data), 0);
-        *(char *)data = 'x';
-        assert_int_equal(shoal_batch_end_item(batch, 1, NULL, 0), 0);
+        assert_int_equal(shoal_batch_add(batch, &(shoal_item){.data = "x", .size = 1}), 0);
         assert_int_equal(shoal_pool_submit(pool, batch, &(shoal_task_options){.tag = tag, .group = groups[tag]}), 0);
     }
     assert_false(shoal_pool_begun(pool, FIRST));

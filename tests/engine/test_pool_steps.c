@@ -60,12 +60,10 @@ static void submit_items(shoal_pool *pool)
     CHECK(shoal_batch_create(&batch) == 0);
     for (uint64_t i = 0; i < ITEMS; i++) {
         shoal_block block;
-        void *data;
-        CHECK(shoal_batch_begin_item(batch, sizeof i, &data) == 0);
-        memcpy(data, &i, sizeof i);
         if (i == WITH_BLOCK)
             CHECK(shoal_heap_allocate(shoal_pool_heap(pool), LARGE, 0, &block) == 0);
-        CHECK(shoal_batch_end_item(batch, sizeof i, &block, i == WITH_BLOCK) == 0);
+        const shoal_item item = {.data = &i, .size = sizeof i, .blocks = &block, .block_count = i == WITH_BLOCK};
+        CHECK(shoal_batch_add(batch, &item) == 0);
     }
     const shoal_task_options options = {.tag = 7};
     CHECK(shoal_pool_submit(pool, batch, &options) == 0);
