@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import as_completed
 from typing import Any
 
@@ -175,45 +176,37 @@ def executor_of(name: str) -> Any:
     return importlib.import_module("shoal.futures" if name == "shoal" else name).ProcessPoolExecutor(2)
 
 
-def futures_round_trip(name: str) -> float:
-    count = scaled(2_000)
+def futures_case(name: str, count: int, run: Callable[[Any, range], int]) -> float:
+    """Microseconds a call, of so many that `run` makes; it returns the sum of their results."""
+    expected = sum(i * i for i in range(count))
     with executor_of(name) as executor:
         executor.submit(f, 1).result()
 
         def measure() -> float:
             started = now()
-            for i in range(count):
-                executor.submit(f, i).result()
+            assert run(executor, range(count)) == expected
             return (now() - started) / count * 1e6
 
         return best_of(measure)
+
+
+def futures_round_trip(name: str) -> float:
+    return futures_case(
+        name, scaled(2_000), lambda executor, numbers: sum(executor.submit(f, i).result() for i in numbers)
+    )
 
 
 def futures_as_completed(name: str) -> float:
-    count = scaled(5_000)
-    with executor_of(name) as executor:
-        executor.submit(f, 1).result()
+    def run(executor: Any, numbers: range) -> int:
+        futures = [executor.submit(f, i) for i in numbers]
+        return sum(future.result() for future in as_completed(futures))
 
-        def measure() -> float:
-            started = now()
-            futures = [executor.submit(f, i) for i in range(count)]
-            assert sum(future.result() for future in as_completed(futures)) == sum(i * i for i in range(count))
-            return (now() - started) / count * 1e6
-
-        return best_of(measure)
+    return futures_case(name, scaled(5_000), run)
 
 
 def futures_map_chunk_1(name: str) -> float:
     count = scaled(40_000 if name == "shoal" else 5_000)
-    with executor_of(name) as executor:
-        executor.submit(f, 1).result()
-
-        def measure() -> float:
-            started = now()
-            assert sum(executor.map(f, range(count))) == sum(i * i for i in range(count))
-            return (now() - started) / count * 1e6
-
-        return best_of(measure)
+    return futures_case(name, count, lambda executor, numbers: sum(executor.map(f, numbers)))
 
 
 if __name__ == "__main__":

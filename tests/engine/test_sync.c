@@ -220,14 +220,21 @@ static void a_look_is_bounded_and_shrinks_where_it_does_not_help(void **state)
     assert_int_equal(budget.limit, SPIN_MOST);
 }
 
-static void there_is_no_look_on_the_peers_own_cpu(void **state)
+/* Out: the cpus that the process may use besides, to be given back to it. */
+static cpu_set_t stay_on_this_cpu(void)
 {
-    (void)state;
     cpu_set_t all, one;
     assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
     CPU_ZERO(&one);
     CPU_SET((size_t)spin_current_cpu(), &one);
     assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    return all;
+}
+
+static void there_is_no_look_on_the_peers_own_cpu(void **state)
+{
+    (void)state;
+    const cpu_set_t all = stay_on_this_cpu();
     struct spin_budget budget = SPIN_INITIALIZER;
     struct spin spin = spin_begin(&budget, spin_current_cpu());
     assert_false(spin_again(&spin));
@@ -239,11 +246,7 @@ static void there_is_no_look_on_the_peers_own_cpu(void **state)
 static void a_pinned_process_looks_for_a_peer_on_another_cpu(void **state)
 {
     (void)state;
-    cpu_set_t all, one;
-    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
-    CPU_ZERO(&one);
-    CPU_SET((size_t)spin_current_cpu(), &one);
-    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    const cpu_set_t all = stay_on_this_cpu();
     struct spin_budget budget = SPIN_INITIALIZER;
     struct spin spin = spin_begin(&budget, spin_current_cpu() + 1);
     assert_true(spin_again(&spin));

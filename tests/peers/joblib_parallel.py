@@ -38,7 +38,4 @@ DIFFERENCES: dict[str, str] = {
 }
 
 if __name__ == "__main__":
-    joblib_store.MODULES = MODULES
-    joblib_store.DIFFERENCES = DIFFERENCES
-    joblib_store.LIMIT = LIMIT
-    sys.exit(joblib_store.main())
+    sys.exit(joblib_store.main(MODULES, DIFFERENCES, LIMIT))

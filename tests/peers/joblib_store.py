@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 
 MODULES = (
     "test_memory", "test_memory_async", "test_hashing", "test_numpy_pickle", "test_numpy_pickle_compat",
@@ -81,11 +82,12 @@ results.note("", "ended")
 """
 
 
-def run(on: str, expression: str | None) -> dict[str, tuple[str, str]]:
-    """Outcome and reason of each test, run on "joblib" or on "shoal". A test that its process dies in has "died"."""
+def run(on: str, expression: str | None, modules: Sequence[str], limit: int) -> dict[str, tuple[str, str]]:
+    """Outcome and reason of each test, run on "joblib" or on "shoal". A test that its process dies in has "died".
+    limit: seconds for a module."""
     outcomes: dict[str, tuple[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for module in MODULES:
+        for module in modules:
             results = os.path.join(folder, f"{module}.results")
             arguments = ["-q", "-p", "no:cacheprovider", "--timeout=60", "--no-header", "--tb=line", "--pyargs"]
             arguments += [f"joblib.test.{module}", *(["-k", expression] if expression else [])]
@@ -94,7 +96,7 @@ def run(on: str, expression: str | None) -> dict[str, tuple[str, str]]:
                 # A folder of their own: they write to the current one.
                 subprocess.run(
                     [sys.executable, "-c", _RUN, results, on, "\n".join(found), *arguments],
-                    cwd=folder, timeout=LIMIT, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    cwd=folder, timeout=limit, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
                 with open(results) as file:
                     lines = [json.loads(line) for line in file]
@@ -105,31 +107,33 @@ def run(on: str, expression: str | None) -> dict[str, tuple[str, str]]:
     return outcomes
 
 
-def reason_for(name: str) -> str | None:
-    for pattern, reason in DIFFERENCES.items():
+def reason_for(name: str, differences: Mapping[str, str]) -> str | None:
+    for pattern, reason in differences.items():
         if fnmatch.fnmatchcase(name, pattern.replace("[", "[[]")):
             return reason
     return None
 
 
-def main() -> int:
+def main(modules: Sequence[str], differences: Mapping[str, str], limit: int) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="write all outcomes to this file")
     parser.add_argument("-k", dest="expression", help="only the tests that pytest's -k would take")
     options = parser.parse_args()
-    theirs = run("joblib", options.expression)
-    ours = run("shoal", options.expression)
+    theirs = run("joblib", options.expression, modules, limit)
+    ours = run("shoal", options.expression, modules, limit)
     missing = ("did not run", "")
     base = [name for name, (outcome, _) in theirs.items() if outcome == "passed"]
     different = [name for name in base if ours.get(name, missing)[0] != "passed"]
-    listed = {name: reason for name in different if (reason := reason_for(name)) is not None}
-    applies = [name for name in base if not (reason_for(name) or "").startswith(NOT_OURS) or name not in different]
+    listed = {name: reason for name in different if (reason := reason_for(name, differences)) is not None}
+    applies = [
+        name for name in base if not (reason_for(name, differences) or "").startswith(NOT_OURS) or name not in different
+    ]
     passed = [name for name in applies if name not in different]
     for name in different:
         what = listed.get(name)
         print(f"{'listed  ' if what else 'UNLISTED'} {name}: {what or ' '.join(ours.get(name, missing))[-200:]}")
     for name in base:
-        if name not in different and reason_for(name):
+        if name not in different and reason_for(name, differences):
             print(f"passes, though listed: {name}")
     share = 100 * len(passed) / max(len(applies), 1)
     print(
@@ -144,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(MODULES, DIFFERENCES, LIMIT))

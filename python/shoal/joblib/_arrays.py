@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 import time
 import weakref
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 KEPT = 10.0  # seconds that the file of a living array is kept after the call
 _BESIDE = 1 << 16  # bytes from which buffers travel beside the pickle
 _WRITE = 1 << 30  # bytes a system call: it does not take 2 GiB at once
-_PLAIN = frozenset((int, float, str, bytes, bool, type(None), complex))
 
 _lock = threading.Lock()
 _kept: dict[int, _Segment] = {}  # by id of the array, which is alive: files of calls that have ended
@@ -195,13 +193,6 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def may_have_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether it is worth while to look for large arrays in these arguments."""
-    if "numpy" not in sys.modules:
-        return False
-    return not _PLAIN.issuperset(map(type, args)) or not (kwargs and _PLAIN.issuperset(map(type, kwargs.values())))
 
 
 # ---------------------------------------------------------------- arrays in the user's files

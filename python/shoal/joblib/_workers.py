@@ -387,10 +387,6 @@ def drop_crew(crew: Crew) -> None:
     crew.terminate()
 
 
-def is_kept(crew: Crew) -> bool:
-    return any(known is crew for known in list(_crews.values()))
-
-
 def look_after() -> None:
     """Have somebody end the workers that nobody needs any more."""
     global _reaper
