@@ -199,10 +199,10 @@ def test_with_a_memory_the_workers_keep_the_results(client: Any, tmp_path: Path)
 
 
 def test_joblibs_own_adapter_can_be_registered(client: Any) -> None:
-    joblib_dask = pytest.importorskip("joblib._dask")
+    import joblib._dask
     from shoal.joblib import register_parallel_backend
 
-    register_parallel_backend("their-dask", joblib_dask.DaskDistributedBackend)
+    register_parallel_backend("their-dask", joblib._dask.DaskDistributedBackend)
     try:
         with parallel_config(backend="their-dask"):
             assert Parallel()(delayed(double)(i) for i in range(10)) == [2 * i for i in range(10)]
