@@ -363,7 +363,7 @@ static int feed_job(PoolObject *pool, struct feeder *feeder, JobObject *job, boo
     } while (result == 1 && shoal_clock_now() < end);
     job->feeding = false;
     if (result == 1) {
-        *more = true;
+        *more = *more || !all_handed_out(job);
         result = 0;
     }
     if (all_handed_out(job) && job->queued && leave_queue(pool, job) != 0)
@@ -436,6 +436,7 @@ int feed_jobs(PoolObject *pool)
     bool more = false;
     int result = 0;
     if (PyList_GET_SIZE(pool->queue) == 0 || shoal_pool_full(pool->pool)) {
+        pool->more = false; /* or who waits would come here again and again instead of sleeping */
         shoal_pool_wake(pool->pool);
         return 0;
     }

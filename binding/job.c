@@ -161,8 +161,12 @@ void job_make_ready(JobObject *job)
 
 int job_check(JobObject *job)
 {
-    if (job->waiters > 0 && job->iterates)
-        shoal_pool_nudge(job->pool->pool);
+    if (job->iterates &&
+        job->told != job->arrived) { /* or who waits, and feeds meanwhile, would wake itself for ever */
+        job->told = job->arrived;
+        if (job->waiters > 0)
+            shoal_pool_nudge(job->pool->pool);
+    }
     if (job->complete || job->length < 0 || job->settled < job->length)
         return 0;
     job->complete = true;

@@ -84,6 +84,7 @@ struct JobObject {
     Py_ssize_t settled; /* items that have a result or an error */
     Py_ssize_t taken;   /* results that the reader of an iterator took */
     Py_ssize_t arrived; /* results that can be taken now (unordered) */
+    Py_ssize_t told;    /* of these, when who waits for the next one was told last */
     Py_ssize_t window;  /* results ahead of the reader, 0: no limit */
     uint32_t chunk;     /* 0: by measured time */
     uint32_t shared, flags, retries;

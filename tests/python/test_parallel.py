@@ -191,6 +191,13 @@ def test_functions_of_a_program_itself_work_and_a_killed_program_leaves_nothing(
     assert not alive
 
 
+def test_who_waits_for_results_sleeps_also_while_there_is_more_to_hand_out() -> None:
+    Parallel(n_jobs=2)(delayed(square)(i) for i in range(2))
+    before = time.process_time()
+    Parallel(n_jobs=2)(delayed(time.sleep)(0.1) for _ in range(40))
+    assert time.process_time() - before < 0.2
+
+
 def test_a_first_call_imports_nothing_that_takes_longer_than_the_call(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

@@ -202,7 +202,7 @@ def test_the_iterable_is_read_no_further_than_pre_dispatch_says(backend: str) ->
 
     calls = Counted(n_jobs=2, backend=backend, batch_size=1, pre_dispatch=3)
     assert calls(tasks()) == [i * i for i in range(40)]
-    assert most <= 5  # of three, two may be done that were not counted yet
+    assert most <= 6  # all three may be done and not counted yet, when three others are handed out
 
 
 def test_a_replaced_callback_sees_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
