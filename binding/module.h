@@ -72,6 +72,7 @@ int process_add(PyObject *module);
 int store_add(PyObject *module);
 int compute_add(PyObject *module);
 int delayed_add(PyObject *module);
+int files_add(PyObject *module);
 int tasks_add(PyObject *module);
 
 #endif

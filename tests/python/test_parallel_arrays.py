@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shoal import _engine
 from shoal.joblib import Parallel, _arrays, delayed
 
 
@@ -214,3 +215,55 @@ def test_arrays_after_many_tasks_without_any_are_there_until_their_tasks_began()
             yield delayed(total)(np.full(200_000, float(i)))
 
     assert Parallel(n_jobs=2)(tasks())[40:] == [200_000.0 * i for i in range(30)]
+
+
+def change(array: Any, add: int) -> tuple[bytes, bytes]:
+    before = array.tobytes()
+    if add:
+        array += add
+    return before, array.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+def test_an_array_may_lie_in_several_files(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_arrays, "_PART", 1 << 19)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)))
+    count: list[int] = []
+    real = _arrays._Segment.__init__
+    monkeypatch.setattr(_arrays._Segment, "__init__", lambda self, array: (real(self, array), count.append(files()))[0])
+    # One byte past a chunk, so that the last file has one byte; others are left without any.
+    array = np.random.default_rng(1).integers(0, 200, (4 << 20) + 1).astype(np.uint8)
+    tasks = 1 if mode == "r+" else 2  # whose changes the other would see
+    got = Parallel(n_jobs=2, mmap_mode=mode)(delayed(change)(array, mode != "r") for _ in range(tasks))
+    assert count == [7]
+    assert got == [(array.tobytes(), (array + (mode != "r")).tobytes())] * tasks
+    fortran = np.asfortranarray(array[:-1].reshape(1 << 11, 1 << 11))
+    assert Parallel(n_jobs=2)(delayed(change)(fortran, 0) for _ in range(2))[1][0] == fortran.tobytes()
+
+
+def test_an_array_that_was_changed_between_calls_is_written_anew() -> None:
+    array = np.zeros(300_000)
+    for change_it in (
+        lambda: None,
+        lambda: array.__setitem__(299_999, 5),
+        lambda: setattr(array, "shape", (1000, 300)),
+    ):
+        change_it()
+        got = Parallel(n_jobs=2)(delayed(np.copy)(array) for _ in range(2))
+        assert all(np.array_equal(one, array) for one in got)
+
+
+def test_files_that_are_too_short_or_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    short = os.memfd_create("short")
+    try:
+        os.truncate(short, 4095)
+        with pytest.raises(OSError, match="cannot map"):
+            _engine.Mapping([short], 4096, "r")
+        for files, size, mode in (([], 1, "r"), ([short], 0, "r"), ([short], 1, "w"), ([-1], 1, "r")):
+            with pytest.raises((ValueError, OSError)):
+                _engine.Mapping(files, size, mode)
+    finally:
+        os.close(short)
+    with open(tmp_path / "file", "xb"), open(tmp_path / "file", "rb") as file, pytest.raises(OSError, match="store"):
+        _engine.write_files(b"x" * 10, [file.fileno()])
+    assert _engine.digest_bytes(b"a" * (3 << 20)) != _engine.digest_bytes(b"a" * ((3 << 20) - 1) + b"b")

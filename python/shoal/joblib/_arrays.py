@@ -3,7 +3,8 @@
 What joblib does with memory-mapped files, in memory files without a name: an array above `max_nbytes` is written to one
 when the first task that has it is pickled, and the tasks carry its descriptor's number in this process. A worker opens
 it through /proc, checks that it is that file, and maps it as `mmap_mode` says; its array is a `numpy.memmap`. What is
-mapped stays whole for as long as somebody has it, whatever becomes of this process.
+mapped stays whole for as long as somebody has it, whatever becomes of this process. Of very large arrays several
+threads write parts, to a file each (binding/files.c); the parts are mapped one behind the other.
 
 A file lives as long as tasks of the call may need it. That of an array which is still there after the call is kept some
 seconds longer: if the same array comes again, and its digest says that nothing has changed, nothing is written.
@@ -12,6 +13,7 @@ seconds longer: if the same array comes again, and its digest says that nothing 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import time
@@ -23,40 +25,55 @@ if TYPE_CHECKING:
 
 KEPT = 10.0  # seconds that the file of a living array is kept after the call
 _BESIDE = 1 << 16  # bytes from which buffers travel beside the pickle
-_WRITE = 1 << 30  # bytes a system call: it does not take 2 GiB at once
+_PART = 1 << 25  # bytes from which a part of an array is worth a file and a thread of its own
+_PARTS = 8
 
 _lock = threading.Lock()
 _kept: dict[int, _Segment] = {}  # by id of the array, which is alive: files of calls that have ended
 
 
 class _Segment:
-    """A memory file with one array's bytes."""
+    """Memory files with one array's bytes."""
 
     def __init__(self, array: Any) -> None:
-        import numpy
+        from shoal import _engine
 
-        self.order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        contiguous = numpy.ascontiguousarray(array.T if self.order == "F" else array)
-        data = memoryview(contiguous.reshape(-1).view(numpy.uint8))  # type: ignore[arg-type]
-        self.fd = os.memfd_create("shoal-array")
+        self.kind, data = _parts_of(array)
+        self.files: list[tuple[int, int]] = []  # descriptor, inode
         try:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self.fd, data[done : done + _WRITE], done)
+            parts = min(len(os.sched_getaffinity(0)), _PARTS, array.nbytes // _PART)
+            for _ in range(max(parts, 1)):
+                fd = os.memfd_create("shoal-array")
+                self.files.append((fd, os.fstat(fd).st_ino))
+            self.digest: bytes = _engine.write_files(data, [fd for fd, _ in self.files])
         except BaseException:
             self.close()
             raise
-        self.inode = os.fstat(self.fd).st_ino
-        self.digest: bytes | None = None
         self.array = weakref.ref(array)
         self.until = 0.0  # when kept: until then
 
+    def holds(self, array: Any) -> bool:
+        """Whether this is what the array is like now."""
+        from shoal import _engine
+
+        kind, data = _parts_of(array)
+        return kind == self.kind and _engine.digest_bytes(data) == self.digest
+
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
+        files, self.files = self.files, []
+        for fd, _ in files:
             os.close(fd)
 
     __del__ = close
+
+
+def _parts_of(array: Any) -> tuple[tuple[Any, ...], Any]:
+    """What an array is beside its bytes (type, shape, order), and these in order."""
+    import numpy
+
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    contiguous = numpy.ascontiguousarray(array.T if order == "F" else array)
+    return (array.dtype, array.shape, order), contiguous.reshape(-1).view(numpy.uint8)
 
 
 class Sharing:
@@ -68,6 +85,7 @@ class Sharing:
     def __init__(self, limit: int, mode: str) -> None:
         self._limit = limit
         self._mode = mode
+        self._reuses = mode in ("r", "c")  # nobody can have written to the files
         self._segments: dict[int, _Segment] = {}  # by id of the array, which is alive
         self._loose: list[tuple[int, _Segment]] = []  # their arrays died when so many tasks had been made
         self._deaths: list[_Segment] = []  # told by the collector, at any moment
@@ -99,27 +117,20 @@ class Sharing:
             segment = self._segment(array)
         except OSError:  # too many descriptors, or no memory for files: it goes with the task
             return array.__reduce_ex__(5)
-        where = (os.getpid(), segment.fd, segment.inode)
-        return load, (*where, array.dtype, array.shape, segment.order, self._mode)
+        return load, (os.getpid(), tuple(segment.files), *segment.kind, self._mode)
 
     def _segment(self, array: Any) -> _Segment:
         number = id(array)
         segment = self._segments.get(number)
         if segment is not None and segment.array() is array:
             return segment
-        from shoal import _engine
-
         with _lock:
             segment = _kept.pop(number, None)
-        digest = None
-        if segment is not None and segment.array() is array:
-            digest = _engine.hash_object(array)
-        if segment is None or digest is None or digest != segment.digest or self._mode in ("r+", "w+"):
-            if segment is not None:
-                segment.close()
+        if segment is not None and not (segment.array() is array and self._reuses and segment.holds(array)):
+            segment.close()
+            segment = None
+        if segment is None:
             segment = _Segment(array)
-            if self._mode in ("r", "c"):
-                segment.digest = digest or _engine.hash_object(array)
         dead = self._deaths
         one = segment
         segment.array = weakref.ref(array, lambda _: dead.append(one))
@@ -152,7 +163,7 @@ class Sharing:
         until = time.monotonic() + KEPT
         for number, segment in self._segments.items():
             array = segment.array()
-            if array is None or segment.digest is None:
+            if array is None or not self._reuses:
                 segment.close()
                 continue
             segment.array = weakref.ref(array, functools.partial(_forget, number))
@@ -248,27 +259,29 @@ _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDi
 _results_registered = False
 
 
-def load(pid: int, fd: int, inode: int, dtype: Any, shape: Any, order: str, mode: str) -> Any:
-    """Map an array that the process `pid` has stored under its descriptor `fd`."""
-    import mmap
-
+def load(pid: int, files: tuple[tuple[int, int], ...], dtype: Any, shape: Any, order: str, mode: str) -> Any:
+    """Map an array that the process `pid` has stored in `files` (its descriptors, and their inodes)."""
     import numpy
+
+    from shoal import _engine
 
     _register_results()
     mode = "r+" if mode == "w+" else mode  # as in joblib: its contents are there already
-    key = (pid, inode, shape, dtype.str, order, mode)
+    key = (pid, files, shape, dtype.str, order, mode)
     known = _loaded.get(key) if mode != "c" else None  # each one's own copy
     if known is not None:
         return known.view()
-    path = f"/proc/{pid}/fd/{fd}"
-    ours = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    ours: list[int] = []
     try:
-        if os.fstat(ours).st_ino != inode:
-            raise OSError(f"{path} is not the array that the task was given: it was closed before the task began")
-        access = {"r": mmap.ACCESS_READ, "r+": mmap.ACCESS_WRITE, "c": mmap.ACCESS_COPY}[mode]
-        memory = mmap.mmap(ours, 0, access=access)
+        for fd, inode in files:
+            path = f"/proc/{pid}/fd/{fd}"
+            ours.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            if os.fstat(ours[-1]).st_ino != inode:
+                raise OSError(f"{path} is not the array that the task was given: it was closed before the task began")
+        memory = _engine.Mapping(ours, math.prod(shape) * dtype.itemsize, mode)
     finally:
-        os.close(ours)
+        for fd in ours:
+            os.close(fd)
     array = numpy.ndarray.__new__(numpy.memmap, shape, dtype, memory, 0, None, order)  # type: ignore[call-overload, arg-type]
     array._mmap, array.filename, array.offset, array.mode = memory, path, 0, mode
     if mode != "c":
