@@ -1,20 +1,24 @@
-"""The tasks of a call of `Parallel`: `delayed`, which makes them, and their way into the engine."""
+"""The tasks of a call of `Parallel`: `delayed`, which makes them, and their way through the engine and back."""
 
 from __future__ import annotations
 
+import itertools
 import types
 
 from shoal import _engine, _pickling
-from shoal._crew import _found_by_name
+from shoal._crew import CALL_NAMED, _found_by_name
+from shoal.errors import TaskCancelled
 from shoal.joblib import _workers
+from shoal.joblib._reporting import Reporting
 
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import Any
 
     Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
+DEFAULT_AHEAD = "2 * n_jobs"
 _SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
 _SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # what has no state that changes between tasks
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
@@ -121,3 +125,125 @@ class CrewTasks:
                 self._crew.engine.unshare(number)
             except (ValueError, RuntimeError):  # closed
                 pass
+
+
+class OnCrew(Reporting):
+    """The part of `Parallel` that has Shoal's own processes run a call."""
+
+    _backend: Any
+    _exception: bool
+    _aborted: bool
+    _recorder: Any
+    _running: bool
+    _managed_backend: bool
+    _nb_consumed: int
+    _retries: int
+    _return_exceptions: bool
+    _task_timeout: float | None
+    batch_size: Any
+    pre_dispatch: Any
+    return_generator: bool
+    return_ordered: bool
+    timeout: float | None
+    _terminate_and_reset: Callable[[], None]
+    _warn_exit_early: Callable[[], None]
+
+    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None, whole: bool) -> Generator[Any, None, None]:
+        """As one job of the engine. whole: the results are yielded as one list."""
+        crew = self._backend._handle.crew
+        engine = crew.engine
+        size = self.batch_size if self.batch_size != "auto" else 0
+        # The engine's own bound is as good as the default; another one counts where batches do not grow.
+        window = ahead if ahead is not None and size and self.pre_dispatch != DEFAULT_AHEAD else 0
+        tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
+        job = _engine.Job(
+            engine,
+            tasks.items,
+            0,
+            CALL_NAMED,
+            size,
+            retries=self._retries,
+            iterate=1 if self.return_ordered else 2,
+            window=max(window, size) if window else 0,
+            time_limit=self._task_timeout,
+        )
+        self._job: Any = job
+        self._original_iterator = iterable
+        self._iterating = True
+        done = False
+        try:
+            job.submit()
+            yield None
+            if whole:
+                yield list(itertools.chain.from_iterable(self._read(job, tasks, whole)))
+            else:
+                for result in self._read(job, tasks, whole):
+                    yield result
+                    self._nb_consumed += 1
+            done = True
+        except GeneratorExit:
+            tasks.tell()
+            self._exception = self._aborting = self._aborted = True
+            self.n_completed_tasks = job.settled
+            if self.return_generator:
+                self._warn_exit_early()
+            raise
+        except BaseException:
+            self._exception = self._aborting = self._aborted = True
+            raise
+        finally:
+            self._running = False
+            self._iterating = False
+            self._original_iterator = None
+            self._job = None
+            if not done:
+                self._give_up(job)
+            tasks.end()
+            self._terminate_and_reset()
+
+    def _read(self, job: _engine.Job, tasks: CrewTasks, lists: bool) -> Iterator[Any]:
+        """The results of a job, with what goes along with them. lists: as many at once as are there, as a list."""
+        count = 0
+        take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
+        shows = bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
+        sharing = self._backend._sharing
+        timeout = self.timeout
+        while True:
+            try:
+                taken = take(timeout)
+            except StopIteration:
+                break
+            except Exception as error:
+                if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
+                    raise _workers.make_timeout() from None
+                if self._recorder is not None:
+                    self._recorder.failed(error)
+                if not self._return_exceptions:
+                    raise
+                taken = [error] if lists else error
+            tasks.tell()
+            if shows:
+                for _ in range(len(taken) if lists else 1):
+                    count += 1
+                    self.n_completed_tasks = self.n_dispatched_batches = count
+                    self.print_progress()
+            else:
+                count += len(taken) if lists else 1
+                self.n_completed_tasks = count
+            if sharing is not None and sharing.has_deaths and self.return_ordered:
+                sharing.received(count)
+            yield taken
+
+    def _give_up(self, job: _engine.Job) -> None:
+        """What is out is of no use to anybody: an error, Ctrl-C, or a reader that had enough."""
+        try:
+            job.withdraw(TaskCancelled("another task of the call failed, or its results were given up"), True)
+        except (ValueError, RuntimeError):  # the workers have ended
+            pass
+        if self._managed_backend:
+            self._backend.abort_everything(ensure_ready=True)
+
+
+def job_raised(error: BaseException) -> bool:
+    """Whether an error is a task's own, not the wait's."""
+    return error.__cause__ is not None or type(error) is not TimeoutError

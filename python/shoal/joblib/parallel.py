@@ -14,9 +14,6 @@ import os
 import time
 import weakref
 
-from shoal import _engine
-from shoal._crew import CALL_NAMED
-from shoal.errors import TaskCancelled
 from shoal.joblib import _config, _workers
 from shoal.joblib._backends import (
     AutoBatchingMixin,
@@ -46,8 +43,7 @@ from shoal.joblib._config import (
     register_parallel_backend,
 )
 from shoal.joblib._cpus import cpu_count
-from shoal.joblib._reporting import Reporting
-from shoal.joblib._tasks import CrewTasks, Seed, delayed, with_seeds
+from shoal.joblib._tasks import DEFAULT_AHEAD, OnCrew, Seed, delayed, with_seeds
 
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
@@ -106,7 +102,6 @@ def _register_mpi() -> None:
 
 EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 
-_AHEAD = "2 * n_jobs"
 _OurCallBack = BatchCompletionCallBack
 
 
@@ -134,7 +129,7 @@ def _default_context() -> Any:
 # ---------------------------------------------------------------------------- Parallel
 
 
-class Parallel(Dispatching, Reporting):
+class Parallel(OnCrew, Dispatching):
     """Run many calls over the cores of the machine; the interface of `joblib.Parallel`.
 
     n_jobs: processes (or threads) at a time; -1: one a cpu, -2: one less …; None or 1: run in this thread, unless a
@@ -181,7 +176,7 @@ class Parallel(Dispatching, Reporting):
         return_as: str = "list",
         verbose: Any = default_parallel_config["verbose"],
         timeout: float | None = None,
-        pre_dispatch: int | str = _AHEAD,
+        pre_dispatch: int | str = DEFAULT_AHEAD,
         batch_size: int | str = "auto",
         temp_folder: Any = default_parallel_config["temp_folder"],
         max_nbytes: Any = default_parallel_config["max_nbytes"],
@@ -422,7 +417,7 @@ class Parallel(Dispatching, Reporting):
         amount = self.pre_dispatch
         if amount == "all":
             return None
-        if amount == _AHEAD:
+        if amount == DEFAULT_AHEAD:
             amount = 2 * n_jobs  # importing a parser takes as long as starting a worker
         elif hasattr(amount, "endswith"):
             from shoal.joblib._expression import evaluate
@@ -487,101 +482,6 @@ class Parallel(Dispatching, Reporting):
             self._jobs_set.clear()
             self._running = False
             self._terminate_and_reset()
-
-    def _run_on_crew(self, iterable: Iterable[Task], ahead: int | None, whole: bool) -> Generator[Any, None, None]:
-        """As one job of the engine. whole: the results are yielded as one list."""
-        crew = self._backend._handle.crew
-        engine = crew.engine
-        size = self.batch_size if _is_integer(self.batch_size) else 0
-        # The engine's own bound is as good as the default; another one counts where batches do not grow.
-        window = ahead if ahead is not None and size and self.pre_dispatch != _AHEAD else 0
-        tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
-        job = _engine.Job(
-            engine,
-            tasks.items,
-            0,
-            CALL_NAMED,
-            size,
-            retries=self._retries,
-            iterate=1 if self.return_ordered else 2,
-            window=max(window, size) if window else 0,
-            time_limit=self._task_timeout,
-        )
-        self._job: Any = job
-        self._original_iterator = iterable
-        self._iterating = True
-        done = False
-        try:
-            job.submit()
-            yield None
-            if whole:
-                yield list(itertools.chain.from_iterable(self._read(job, tasks, whole)))
-            else:
-                for result in self._read(job, tasks, whole):
-                    yield result
-                    self._nb_consumed += 1
-            done = True
-        except GeneratorExit:
-            tasks.tell()
-            self._exception = self._aborting = self._aborted = True
-            self.n_completed_tasks = job.settled
-            if self.return_generator:
-                self._warn_exit_early()
-            raise
-        except BaseException:
-            self._exception = self._aborting = self._aborted = True
-            raise
-        finally:
-            self._running = False
-            self._iterating = False
-            self._original_iterator = None
-            self._job = None
-            if not done:
-                self._give_up(job)
-            tasks.end()
-            self._terminate_and_reset()
-
-    def _read(self, job: _engine.Job, tasks: CrewTasks, lists: bool) -> Iterator[Any]:
-        """The results of a job, with what goes along with them. lists: as many at once as are there, as a list."""
-        count = 0
-        take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
-        shows = bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
-        sharing = self._backend._sharing
-        timeout = self.timeout
-        while True:
-            try:
-                taken = take(timeout)
-            except StopIteration:
-                break
-            except Exception as error:
-                if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
-                    raise _workers.make_timeout() from None
-                if self._recorder is not None:
-                    self._recorder.failed(error)
-                if not self._return_exceptions:
-                    raise
-                taken = [error] if lists else error
-            tasks.tell()
-            if shows:
-                for _ in range(len(taken) if lists else 1):
-                    count += 1
-                    self.n_completed_tasks = self.n_dispatched_batches = count
-                    self.print_progress()
-            else:
-                count += len(taken) if lists else 1
-                self.n_completed_tasks = count
-            if sharing is not None and sharing.has_deaths and self.return_ordered:
-                sharing.received(count)
-            yield taken
-
-    def _give_up(self, job: _engine.Job) -> None:
-        """What is out is of no use to anybody: an error, Ctrl-C, or a reader that had enough."""
-        try:
-            job.withdraw(TaskCancelled("another task of the call failed, or its results were given up"), True)
-        except (ValueError, RuntimeError):  # the workers have ended
-            pass
-        if self._managed_backend:
-            self._backend.abort_everything(ensure_ready=True)
 
     def _is_on_crew(self) -> bool:
         """Whether Shoal's own processes run the tasks, and nobody wants to see each batch."""
@@ -667,11 +567,6 @@ _BACKEND_HOOKS = (
 
 def _slice(tasks: Iterator[Task], size: int) -> tuple[Task, ...]:
     return tuple(itertools.islice(tasks, size))
-
-
-def job_raised(error: BaseException) -> bool:
-    """Whether an error is a task's own, not the wait's."""
-    return error.__cause__ is not None or type(error) is not TimeoutError
 
 
 def _is_integer(value: Any) -> bool:
