@@ -27,6 +27,7 @@ void codec_writer_begin(struct codec_writer *writer, shoal_heap *heap, uint32_t 
     writer->data = writer->first;
     writer->size = 0;
     writer->capacity = sizeof writer->first;
+    writer->kind = CODEC_MESSAGE;
     writer->blocks = writer->first_blocks;
     writer->block_count = 0;
     writer->block_capacity = sizeof writer->first_blocks / sizeof writer->first_blocks[0];
@@ -248,16 +249,16 @@ enum plain { NOT_PLAIN = 1 }; /* beside 0 and -1: the object needs pickle; nothi
 static inline int encode_plain(struct codec_writer *writer, PyObject *object, bool nested)
 {
     PyTypeObject *type = Py_TYPE(object);
-    if (type == &PyLong_Type) {
-        int overflow;
-        long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
-        if (overflow != 0)
-            return NOT_PLAIN;
-        return put_word(writer, 'i', &value);
-    }
-    if (type == &PyFloat_Type) {
-        double value = PyFloat_AS_DOUBLE(object);
-        return put_word(writer, 'd', &value);
+    uint64_t word;
+    switch (codec_encode_word(object, &word)) {
+    case CODEC_INTEGER:
+        return put_word(writer, 'i', &word);
+    case CODEC_FLOAT:
+        return put_word(writer, 'd', &word);
+    case CODEC_CONSTANT:
+        return put_tag(writer, (uint8_t)word);
+    default:
+        break;
     }
     if (type == &PyUnicode_Type) {
         Py_ssize_t size;
@@ -270,12 +271,6 @@ static inline int encode_plain(struct codec_writer *writer, PyObject *object, bo
             return NOT_PLAIN;
         return put_short(writer, 's', text, (size_t)size);
     }
-    if (object == Py_None)
-        return put_tag(writer, 'N');
-    if (object == Py_True)
-        return put_tag(writer, 'T');
-    if (object == Py_False)
-        return put_tag(writer, 'F');
     if (type == &PyBytes_Type) {
         size_t size = (size_t)PyBytes_GET_SIZE(object);
         if (size < SHOAL_VIEW_MINIMUM || writer->heap == NULL) {
@@ -314,27 +309,17 @@ static int encode_tuple(struct codec_writer *writer, PyObject *object)
     return 0;
 }
 
-size_t codec_encode_small(PyObject *object, uint8_t *at)
-{
-    if (PyLong_CheckExact(object)) {
-        int overflow;
-        long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
-        *at = 'i';
-        memcpy(at + 1, &value, 8);
-        return overflow == 0 ? 9 : 0;
-    }
-    if (PyFloat_CheckExact(object)) {
-        double value = PyFloat_AS_DOUBLE(object);
-        *at = 'd';
-        memcpy(at + 1, &value, 8);
-        return 9;
-    }
-    *at = object == Py_None ? 'N' : object == Py_True ? 'T' : 'F';
-    return object == Py_None || PyBool_Check(object) ? 1 : 0;
-}
-
 int codec_encode(module_state *state, struct codec_writer *writer, PyObject *object)
 {
+    uint64_t word;
+    writer->kind = codec_encode_word(object, &word);
+    if (writer->kind != CODEC_MESSAGE) {
+        uint8_t *at = extend(writer, sizeof word);
+        if (at == NULL)
+            return -1;
+        memcpy(at, &word, sizeof word);
+        return 0;
+    }
     int result = PyTuple_CheckExact(object) ? encode_tuple(writer, object) : encode_plain(writer, object, false);
     if (result == NOT_PLAIN)
         result = encode_pickled(state, writer, object);
@@ -401,12 +386,14 @@ static inline bool take(struct reader *reader, void *out, size_t size)
 static PyObject *decode_plain(struct reader *reader, uint8_t tag)
 {
     uint32_t size;
-    uint8_t number[8];
+    int64_t integer;
+    double number;
     PyObject *result;
     switch (tag) {
     case 'i':
+        return take(reader, &integer, sizeof integer) ? PyLong_FromLongLong(integer) : malformed();
     case 'd':
-        return take(reader, number, sizeof number) ? codec_decode_number(tag, number) : malformed();
+        return take(reader, &number, sizeof number) ? PyFloat_FromDouble(number) : malformed();
     case 'N':
         return Py_NewRef(Py_None);
     case 'T':
@@ -527,13 +514,33 @@ static PyObject *decode_large_bytes(shoal_heap *heap, const shoal_item *item, st
     return PyBytes_FromStringAndSize(memory, (Py_ssize_t)length);
 }
 
-PyObject *codec_decode_other(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how)
+/* A word: what codec_encode_word writes. */
+static PyObject *decode_word(struct reader *reader, uint32_t kind)
+{
+    uint64_t name;
+    switch (kind) {
+    case CODEC_INTEGER:
+        return decode_plain(reader, 'i');
+    case CODEC_FLOAT:
+        return decode_plain(reader, 'd');
+    case CODEC_CONSTANT:
+        if (take(reader, &name, sizeof name) && (name == 'N' || name == 'T' || name == 'F'))
+            return decode_plain(reader, (uint8_t)name);
+        return malformed();
+    default:
+        return malformed();
+    }
+}
+
+PyObject *codec_decode_item(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how)
 {
     struct reader reader = {item->data, (const uint8_t *)item->data + item->size};
     uint32_t consumed = 0; /* blocks that a loan gives back by itself */
     uint8_t tag;
     PyObject *result;
-    if (!take(&reader, &tag, 1))
+    if (item->kind != CODEC_MESSAGE)
+        result = decode_word(&reader, item->kind);
+    else if (!take(&reader, &tag, 1))
         result = malformed();
     else if (tag == 't')
         result = decode_tuple(&reader);

@@ -116,11 +116,12 @@ static bool is_over(const PoolObject *pool, const JobObject *job)
 }
 
 /* Append an item that is a word. False: it is none, or there was no memory. Runs no code of the user's. */
-static bool encode_small(struct feeder *feeder, PyObject *item)
+static bool encode_word(struct feeder *feeder, PyObject *object)
 {
-    uint8_t bytes[CODEC_SMALL];
-    const shoal_item word = {.data = bytes, .size = codec_encode_small(item, bytes)};
-    return word.size > 0 && shoal_batch_add(feeder->batch, &word) == 0;
+    uint64_t word;
+    const enum codec_kind kind = codec_encode_word(object, &word);
+    const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
+    return kind != CODEC_MESSAGE && shoal_batch_add(feeder->batch, &item) == 0;
 }
 
 /* Append items of a sequence as long as they are words, up to `count` in all: what most short tasks are given. */
@@ -130,20 +131,20 @@ static void encode_words(struct feeder *feeder, JobObject *job, uint32_t count)
         return;
     PyObject *const *items = PySequence_Fast_ITEMS(job->source);
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(job->source);
-    while (shoal_batch_count(feeder->batch) < count && job->next < size && encode_small(feeder, items[job->next]))
+    while (shoal_batch_count(feeder->batch) < count && job->next < size && encode_word(feeder, items[job->next]))
         job->next++;
 }
 
 static int encode_item(PoolObject *pool, struct feeder *feeder, PyObject *item)
 {
     struct codec_writer *writer = &feeder->writer;
-    if (encode_small(feeder, item))
+    if (encode_word(feeder, item))
         return 0;
     if (codec_encode(pool->state, writer, item) != 0) {
         codec_writer_end(writer, false);
         goto failed;
     }
-    const shoal_item encoded = {writer->data, writer->size, writer->blocks, writer->block_count};
+    const shoal_item encoded = codec_item(writer);
     int error = shoal_batch_add(feeder->batch, &encoded);
     if (error != 0) {
         codec_writer_end(writer, false);
@@ -479,14 +480,12 @@ int feed_jobs(PoolObject *pool)
 
 static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *failed)
 {
-    const uint8_t *bytes = item->data;
-    if (item->size < 1 || (bytes[0] != RESULT_VALUE && bytes[0] != RESULT_ERROR)) {
-        PyErr_SetString(PyExc_ValueError, "a result in shared memory is malformed");
-        return NULL;
-    }
-    *failed = bytes[0] == RESULT_ERROR;
-    const shoal_item message = {bytes + 1, item->size - 1, item->blocks, item->block_count};
-    return codec_decode(pool->state, shoal_pool_heap(pool->pool), &message, CODEC_VIEW);
+    *failed = item->kind == RESULT_ERROR;
+    if (!*failed)
+        return codec_decode(pool->state, shoal_pool_heap(pool->pool), item, CODEC_VIEW);
+    shoal_item error = *item;
+    error.kind = CODEC_MESSAGE;
+    return codec_decode(pool->state, shoal_pool_heap(pool->pool), &error, CODEC_VIEW);
 }
 
 /* A result cannot be unpickled, for the reason that is set: the item's error, in the pool's own words if it has any. A
@@ -509,11 +508,13 @@ static int deliver_results(PoolObject *pool, struct task_note *note, shoal_compl
     while (shoal_completion_next(completion, &item) == 0) {
         bool failed = false;
         PyObject *value = decode_result(pool, &item, &failed);
+        const Py_ssize_t place = index++;
+        if (value != NULL && !failed && job_settle_place(note->job, place, value))
+            continue;
         int result =
-            value != NULL ? job_settle(note->job, index, value, failed) : settle_unreadable(pool, note->job, index);
+            value != NULL ? job_settle(note->job, place, value, failed) : settle_unreadable(pool, note->job, place);
         if (result != 0)
             return -1;
-        index++;
     }
     return 0;
 }

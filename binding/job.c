@@ -59,19 +59,8 @@ static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, e
 /* Not iterating: a place for the result of this item. */
 static int make_place(JobObject *job, Py_ssize_t index)
 {
-    if (index >= job->room) {
-        Py_ssize_t room = index + index / 2 + 64;
-        uint8_t *have = PyMem_Realloc(job->have, (size_t)room);
-        if (have == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        memset(have + job->room, 0, (size_t)(room - job->room));
-        job->have = have;
-        job->room = room;
-    }
     while (index >= PyList_GET_SIZE(job->results)) {
-        if (PyList_Append(job->results, Py_None) != 0)
+        if (PyList_Append(job->results, job->missing) != 0)
             return -1;
     }
     return 0;
@@ -110,18 +99,11 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         return settle_single(job, value, failed);
     if (job->iterates)
         return settle_iterating(job, index, value, failed ? ENTRY_ERROR : ENTRY_VALUE);
-    if (!failed && index >= 0 && index < job->room && index < PyList_GET_SIZE(job->results) && !job->have[index]) {
-        job->have[index] = 1; /* what most items are: a result in a place that is there */
-        job->settled++;
-        Py_DECREF(PyList_GET_ITEM(job->results, index)); /* None */
-        PyList_SET_ITEM(job->results, index, value);
-        return 0;
-    }
-    if (make_place(job, index) != 0) {
+    if (index >= 0 && make_place(job, index) != 0) {
         Py_DECREF(value);
         return -1;
     }
-    if (index < 0 || job->have[index]) {
+    if (index < 0 || PyList_GET_ITEM(job->results, index) != job->missing) {
         Py_DECREF(value);
         return 0;
     }
@@ -129,9 +111,8 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         Py_XSETREF(job->error, Py_NewRef(value));
         job->error_index = index;
     }
-    job->have[index] = 1;
-    job->settled++;
-    return PyList_SetItem(job->results, index, value);
+    (void)job_settle_place(job, index, value);
+    return 0;
 }
 
 int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error)
@@ -547,14 +528,9 @@ static int job_take_source(JobObject *job, PyObject *source)
     job->results = PyList_New(known);
     if (job->results == NULL)
         return -1;
+    job->missing = Py_NewRef(job->pool->state->missing);
     for (Py_ssize_t i = 0; i < known; i++)
-        PyList_SET_ITEM(job->results, i, Py_NewRef(Py_None));
-    job->have = PyMem_Calloc((size_t)known + 1, 1);
-    if (job->have == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    job->room = known;
+        PyList_SET_ITEM(job->results, i, Py_NewRef(job->missing));
     return 0;
 }
 
@@ -645,6 +621,7 @@ static int job_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(job->pool);
     Py_VISIT(job->source);
     Py_VISIT(job->results);
+    Py_VISIT(job->missing);
     Py_VISIT(job->keeper);
     Py_VISIT(job->error);
     Py_VISIT(job->cancelled);
@@ -659,6 +636,7 @@ static int job_clear(PyObject *self)
     JobObject *job = (JobObject *)self;
     Py_CLEAR(job->source);
     Py_CLEAR(job->results);
+    Py_CLEAR(job->missing);
     Py_CLEAR(job->keeper);
     Py_CLEAR(job->error);
     Py_CLEAR(job->cancelled);
@@ -675,7 +653,6 @@ static void job_dealloc(PyObject *self)
     PyObject_GC_UnTrack(self);
     (void)job_clear(self);
     PyMem_Free(job->entries);
-    PyMem_Free(job->have);
     if (job->call != NULL)
         PyThread_free_lock(job->call);
     if (job->pool != NULL)
@@ -757,7 +734,8 @@ int job_add(PyObject *module)
 {
     module_state *state = module_get_state(module);
     state->job_type = PyType_FromModuleAndSpec(module, &job_spec, NULL);
-    if (state->job_type == NULL)
+    state->missing = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    if (state->job_type == NULL || state->missing == NULL)
         return -1;
     return PyModule_AddObjectRef(module, "Job", state->job_type);
 }

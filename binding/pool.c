@@ -276,7 +276,7 @@ static PyObject *pool_share(PyObject *self, PyObject *args)
     PyObject *result = NULL;
     bool kept = false;
     if (codec_encode(pool->state, &writer, object) == 0) {
-        const shoal_item item = {writer.data, writer.size, writer.blocks, writer.block_count};
+        const shoal_item item = codec_item(&writer);
         uint32_t id;
         int error = shoal_pool_share(pool->pool, &item, &id);
         kept = error == 0;

@@ -27,8 +27,8 @@ enum job_feeder {
     FEEDER_OWN = 2     /* one of its own, in feed_source(): its source may block */
 };
 
-/* The first byte of a result. */
-enum { RESULT_VALUE = 'v', RESULT_ERROR = 'e' };
+/* The kind of a result that is a message with the item's error. */
+enum { RESULT_ERROR = CODEC_KINDS };
 
 typedef struct PoolObject PoolObject;
 typedef struct JobObject JobObject;
@@ -78,8 +78,7 @@ struct JobObject {
     PyObject *cancelled; /* what the items become that were not begun when the job was cancelled; NULL: it was not */
     Py_ssize_t error_index;
     PyObject *callback; /* what Python runs once the job is done, before it counts as ready; NULL */
-    uint8_t *have;      /* not iterating: which results are there */
-    Py_ssize_t room;    /* of `have`; `results` is as long as the last item that is settled needs */
+    PyObject *missing;  /* not iterating: what stands in `results` for those that are not there; never a result */
     Py_ssize_t length;  /* items; -1 while an iterator has not ended */
     Py_ssize_t next;    /* items handed out */
     Py_ssize_t settled; /* items that have a result or an error */
@@ -171,6 +170,19 @@ bool pool_is_idle(const PoolObject *pool);
 
 /* Item `index` has its result or error; steals `value`. */
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);
+
+/* The same for a result in a place that is there, as most are. False: it is another case; `value` is still the
+ * caller's. */
+static inline bool job_settle_place(JobObject *job, Py_ssize_t index, PyObject *value)
+{
+    if (job->missing == NULL || job->complete || index < 0 || index >= PyList_GET_SIZE(job->results) ||
+        PyList_GET_ITEM(job->results, index) != job->missing)
+        return false;
+    PyList_SET_ITEM(job->results, index, value);
+    Py_DECREF(job->missing); /* its place's; the job has one of its own */
+    job->settled++;
+    return true;
+}
 /* As job_settle, for an iterator's own error in the place of the item that it failed to give: raised in any case. */
 int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error);
 /* After items were settled or the source ended: is the job done? Then whoever waits is told. */

@@ -143,7 +143,7 @@ static int put_object(QueueObject *self, PyObject *item_object, int64_t deadline
         codec_writer_end(&writer, false);
         return -1;
     }
-    const shoal_item item = {writer.data, writer.size, writer.blocks, writer.block_count};
+    const shoal_item item = codec_item(&writer);
     error = shoal_queue_put_item(self->queue, &item, 0);
     if (error == -ETIMEDOUT && deadline > 0) {
         int more = 1;

@@ -106,11 +106,9 @@ static void drop_result(WorkerObject *worker)
     codec_writer_begin(&worker->writer, shoal_worker_heap(worker->worker), shoal_worker_owner(worker->worker));
 }
 
-static int encode_result(WorkerObject *worker, char kind, PyObject *object)
+static int encode_result(WorkerObject *worker, PyObject *object)
 {
     codec_writer_reset(&worker->writer);
-    worker->writer.data[0] = (uint8_t)kind;
-    worker->writer.size = 1;
     if (codec_encode(worker->state, &worker->writer, object) == 0)
         return 0;
     drop_result(worker);
@@ -147,13 +145,13 @@ static int encode_error(WorkerObject *worker, PyObject *result)
         return -1;
     PyObject *sent = result == NULL ? PyObject_CallFunctionObjArgs(worker->state->remote_error, error, NULL)
                                     : PyObject_CallFunctionObjArgs(worker->state->unsendable, error, result, NULL);
-    int code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
+    int code = sent == NULL ? -1 : encode_result(worker, sent);
     Py_XDECREF(sent);
     if (code != 0 && result == NULL && !ends_worker(worker)) {
         /* The exception itself cannot be sent: say so, and what it was. */
         PyObject *second = take_exception();
         sent = second == NULL ? NULL : PyObject_CallFunctionObjArgs(worker->state->unsendable, second, error, NULL);
-        code = sent == NULL ? -1 : encode_result(worker, RESULT_ERROR, sent);
+        code = sent == NULL ? -1 : encode_result(worker, sent);
         Py_XDECREF(sent);
         Py_XDECREF(second);
     }
@@ -161,13 +159,15 @@ static int encode_error(WorkerObject *worker, PyObject *result)
     return code;
 }
 
-static int answer(WorkerObject *worker, shoal_task *task)
+/* failed: what was written is the item's error. */
+static int answer(WorkerObject *worker, shoal_task *task, bool failed)
 {
-    struct codec_writer *writer = &worker->writer;
-    const shoal_item item = {writer->data, writer->size, writer->blocks, writer->block_count};
+    shoal_item item = codec_item(&worker->writer);
+    if (failed)
+        item.kind = RESULT_ERROR;
     int error = shoal_task_answer(task, &item);
     if (error == 0) {
-        codec_writer_reset(writer);
+        codec_writer_reset(&worker->writer);
         return 0;
     }
     drop_result(worker);
@@ -176,12 +176,12 @@ static int answer(WorkerObject *worker, shoal_task *task)
 }
 
 /* Answer with a result that is a word. False: it is none, or there was no memory; nothing was answered. */
-static bool answer_small(shoal_task *task, PyObject *result)
+static bool answer_word(shoal_task *task, PyObject *result)
 {
-    uint8_t bytes[1 + CODEC_SMALL] = {RESULT_VALUE};
-    const size_t size = codec_encode_small(result, bytes + 1);
-    const shoal_item item = {.data = bytes, .size = 1 + size};
-    return size > 0 && shoal_task_answer(task, &item) == 0;
+    uint64_t word;
+    const enum codec_kind kind = codec_encode_word(result, &word);
+    const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
+    return kind != CODEC_MESSAGE && shoal_task_answer(task, &item) == 0;
 }
 
 /* ---------------------------------------------------------------- functions ---- */
@@ -308,22 +308,21 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
         }
         Py_DECREF(argument);
     }
-    if (result != NULL && answer_small(task, result)) {
+    if (result != NULL && answer_word(task, result)) {
         Py_DECREF(result);
         return 0;
     }
-    int code = result != NULL ? encode_result(worker, RESULT_VALUE, result) : -1;
-    if (code != 0)
-        code = encode_error(worker, result);
+    const bool failed = result == NULL || encode_result(worker, result) != 0;
+    const int code = failed ? encode_error(worker, result) : 0;
     Py_XDECREF(result);
     if (code != 0)
         return -1;
-    if (answer(worker, task) == 0)
+    if (answer(worker, task, failed) == 0)
         return 0;
     /* The result does not fit into shared memory; that it does not will. */
     if (encode_error(worker, NULL) != 0)
         return -1;
-    return answer(worker, task);
+    return answer(worker, task, true);
 }
 
 static int do_task(WorkerObject *worker, shoal_task *task)

@@ -541,8 +541,11 @@ typedef struct shoal_item {
     const void *data;
     size_t size;
     const shoal_block *blocks;
-    uint32_t block_count;
+    uint32_t block_count; /* at most SHOAL_ITEM_BLOCKS */
+    uint32_t kind;        /* the caller's own mark, below SHOAL_ITEM_KINDS: goes along as it is */
 } shoal_item;
+#define SHOAL_ITEM_BLOCKS 0xffffffu
+#define SHOAL_ITEM_KINDS 128u
 
 /**
  * A queue between processes and threads: any number of producers and consumers, items of any size, first in, first out.
@@ -665,8 +668,9 @@ SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 typedef struct shoal_batch shoal_batch;
 SHOAL_API int shoal_batch_create(shoal_batch **out);
 SHOAL_API void shoal_batch_close(shoal_batch *batch);
-/** Append a copy of an item; its blocks, whose owner must be 0, are the batch's from now on. -ENOMEM; -EMSGSIZE: over
- * 2 GiB in one item, use blocks. */
+/** Append a copy of an item; its blocks, whose owner must be 0, are the batch's from now on. Items of 8 bytes and of one
+ * kind that follow each other take no more than these 8 bytes each. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use
+ * blocks; or too many of these. -EINVAL: kind. */
 SHOAL_API int shoal_batch_add(shoal_batch *batch, const shoal_item *item);
 SHOAL_API uint32_t shoal_batch_count(const shoal_batch *batch);
 SHOAL_API size_t shoal_batch_size(const shoal_batch *batch);
@@ -728,7 +732,7 @@ typedef struct shoal_completion {
     shoal_exit exit; /* how that worker ended, where it died */
     int64_t elapsed; /* nanoseconds that the worker spent on it since it took it */
     uint32_t slot;   /* the pool's own, as is the rest */
-    uint32_t left;
+    uint32_t left, run, kind;
     const uint8_t *next_result, *results_end;
 } shoal_completion;
 

@@ -14,6 +14,7 @@ int shoal_batch_create(shoal_batch **out)
     shoal_batch *batch = calloc(1, sizeof *batch);
     if (batch == NULL)
         return -ENOMEM;
+    batch->run = ITEM_NO_RUN;
     *out = batch;
     return 0;
 }
@@ -43,20 +44,12 @@ static int make_room(shoal_batch *batch, size_t more)
 
 int shoal_batch_add(shoal_batch *batch, const shoal_item *item)
 {
-    if (item->size > INT32_MAX)
-        return -EMSGSIZE;
-    const size_t span = item_span(item->size, item->block_count);
-    int error = make_room(batch, span);
+    int error = item_check(item);
+    if (error == 0)
+        error = make_room(batch, item_span(item->size, item->block_count));
     if (error != 0)
         return error;
-    uint8_t *at = batch->bytes + batch->size;
-    /* What pads an item goes to other processes: never what this memory held before. A whole word, whose other part the
-     * data overwrites: where few bytes pad, a call of memset takes longer than all the rest. */
-    const uint64_t zero = 0;
-    if (item->size > 0)
-        memcpy(at + item_span(item->size, 0) - sizeof zero, &zero, sizeof zero);
-    item_write(at, item);
-    batch->size += span;
+    batch->size = item_append(batch->bytes, batch->size, &batch->run, item);
     batch->count++;
     return 0;
 }
@@ -73,9 +66,9 @@ size_t shoal_batch_size(const shoal_batch *batch)
 
 void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap)
 {
-    const uint8_t *at = batch->bytes, *end = at + batch->size;
+    struct item_reader reader = {.at = batch->bytes, .end = batch->bytes + batch->size};
     shoal_item item;
-    while (heap != NULL && batch->size > 0 && item_read(&at, end, &item) == 0) {
+    while (heap != NULL && batch->size > 0 && item_next(&reader, &item) == 0) {
         for (uint32_t i = 0; i < item.block_count; i++)
             (void)shoal_heap_free(heap, item.blocks[i]);
     }
@@ -86,4 +79,5 @@ void shoal_batch_clear(shoal_batch *batch, shoal_heap *heap)
     }
     batch->size = 0;
     batch->count = 0;
+    batch->run = ITEM_NO_RUN;
 }

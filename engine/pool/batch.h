@@ -8,6 +8,7 @@ struct shoal_batch {
     uint8_t *bytes;
     size_t size, capacity;
     uint32_t count;
+    size_t run; /* item_append's */
 };
 
 #endif

@@ -143,14 +143,15 @@ void shoal_pool_fds(const shoal_pool *pool, int fds[3])
 int shoal_pool_share(shoal_pool *pool, const shoal_item *item, uint32_t *id)
 {
     shoal_block block;
-    size_t span = item_span(item->size, item->block_count);
-    if (item->size > INT32_MAX)
-        return -EMSGSIZE;
-    int error = shoal_heap_allocate(pool->heap, span, 0, &block);
+    const size_t span = item_span(item->size, item->block_count);
+    int error = item_check(item);
+    if (error == 0)
+        error = shoal_heap_allocate(pool->heap, span, 0, &block);
     if (error != 0)
         return error;
+    size_t run = ITEM_NO_RUN;
     /* Allocated just now and of this size: the pointer is never NULL. */
-    item_write(shoal_heap_pointer(pool->heap, block, NULL), item);
+    (void)item_append(shoal_heap_pointer(pool->heap, block, NULL), 0, &run, item);
 
     error = -EAGAIN;
     pthread_mutex_lock(&pool->lock);
@@ -186,8 +187,9 @@ void shoal_pool_unshare(shoal_pool *pool, uint32_t id)
     if (block == 0)
         return;
     const uint8_t *at = shoal_heap_pointer(pool->heap, block, NULL);
+    struct item_reader reader = {.at = at, .end = at == NULL ? NULL : at + share->size};
     shoal_item item;
-    if (at != NULL && item_read(&at, at + share->size, &item) == 0) {
+    if (item_next(&reader, &item) == 0) {
         for (uint32_t i = 0; i < item.block_count; i++)
             (void)shoal_heap_free(pool->heap, item.blocks[i]);
     }
@@ -447,30 +449,37 @@ void pool_drain(shoal_pool *pool, uint32_t place)
     }
 }
 
-bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end)
+bool pool_results(shoal_pool *pool, const struct slot *slot, struct item_reader *out)
 {
     shoal_block block = atomic_load_explicit(&slot->results_block, memory_order_relaxed);
     uint64_t size = atomic_load_explicit(&slot->results_size, memory_order_relaxed);
     if (block == 0) {
         if (slot->results_from > SLOT_INLINE || size > SLOT_INLINE - slot->results_from)
             return false;
-        *begin = slot->bytes + slot->results_from;
+        *out = (struct item_reader){.at = slot->bytes + slot->results_from};
     } else {
-        *begin = block_bytes(pool->heap, block, size);
-        if (*begin == NULL)
+        *out = (struct item_reader){.at = block_bytes(pool->heap, block, size)};
+        if (out->at == NULL)
             return false;
     }
-    *end = *begin + size;
+    out->end = out->at + size;
     return true;
 }
 
 /* The results' blocks go from the worker to the owner (0), at the latest here. */
-static void take_over_blocks(shoal_pool *pool, uint32_t worker, const uint8_t *at, const uint8_t *end, uint32_t count)
+static void take_over_blocks(shoal_pool *pool, uint32_t worker, struct item_reader *results, uint32_t count)
 {
     shoal_item item;
-    for (uint32_t i = 0; i < count && item_read(&at, end, &item) == 0; i++) {
-        for (uint32_t j = 0; j < item.block_count; j++)
-            (void)shoal_heap_give(pool->heap, item.blocks[j], worker, 0); /* -EPERM: taken over at a burial */
+    while (count > 0) {
+        const uint32_t skipped = item_skip_run(results, count);
+        count -= skipped;
+        if (skipped > 0)
+            continue;
+        if (item_next(results, &item) != 0)
+            return;
+        count--;
+        for (uint32_t i = 0; i < item.block_count; i++)
+            (void)shoal_heap_give(pool->heap, item.blocks[i], worker, 0); /* -EPERM: taken over at a burial */
     }
 }
 
@@ -481,11 +490,11 @@ void pool_take_over(shoal_pool *pool, uint32_t index)
     uint32_t worker = slot_owner_of(atomic_load_explicit(&slot->state, memory_order_relaxed));
     uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
     shoal_block block = atomic_load_explicit(&slot->results_block, memory_order_relaxed);
-    const uint8_t *begin, *end;
+    struct item_reader results;
     if (block != 0)
         (void)shoal_heap_give(pool->heap, block, worker, 0);
-    if (finished >= first && pool_results(pool, slot, &begin, &end))
-        take_over_blocks(pool, worker, begin, end, finished - first);
+    if (finished >= first && pool_results(pool, slot, &results))
+        take_over_blocks(pool, worker, &results, finished - first);
 }
 
 int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
@@ -529,7 +538,11 @@ int shoal_pool_collect(shoal_pool *pool, shoal_completion *out)
     };
     if (finished < order->items && out->outcome == 0)
         out->outcome = atomic_load_explicit(&slot->stop, memory_order_relaxed) != 0 ? SHOAL_ECANCELLED : SHOAL_ECORRUPT;
-    if (!pool_results(pool, slot, &out->next_result, &out->results_end)) {
+    struct item_reader results;
+    if (pool_results(pool, slot, &results)) {
+        out->next_result = results.at;
+        out->results_end = results.end;
+    } else {
         out->outcome = SHOAL_ECORRUPT;
         out->finished = out->first;
         out->left = 0;
@@ -541,22 +554,25 @@ int shoal_completion_next(shoal_completion *completion, shoal_item *out)
 {
     if (completion->left == 0)
         return -ENODATA;
-    int error = item_read(&completion->next_result, completion->results_end, out);
-    if (error != 0)
+    struct item_reader reader = {completion->next_result, completion->results_end, completion->run, completion->kind};
+    if (item_next(&reader, out) != 0)
         return SHOAL_ECORRUPT;
+    completion->next_result = reader.at;
+    completion->run = reader.run;
+    completion->kind = reader.kind;
     completion->left--;
     return 0;
 }
 
-/* A task's items as bytes; false: they are malformed. */
-static bool task_items(shoal_pool *pool, uint32_t index, const uint8_t **begin, const uint8_t **end)
+/* A task's items; false: they are malformed. */
+static bool task_items(shoal_pool *pool, uint32_t index, struct item_reader *out)
 {
     const struct slot_order *order = &pool->orders[index];
-    *begin = order->args_block == 0 ? pool->table.slots[index].bytes
-                                    : block_bytes(pool->heap, order->args_block, order->args_size);
-    if (*begin == NULL || (order->args_block == 0 && order->args_size > SLOT_INLINE))
+    const uint8_t *begin = order->args_block == 0 ? pool->table.slots[index].bytes
+                                                  : block_bytes(pool->heap, order->args_block, order->args_size);
+    if (begin == NULL || (order->args_block == 0 && order->args_size > SLOT_INLINE))
         return false;
-    *end = *begin + order->args_size;
+    *out = (struct item_reader){.at = begin, .end = begin + order->args_size};
     return true;
 }
 
@@ -565,13 +581,13 @@ static bool task_items(shoal_pool *pool, uint32_t index, const uint8_t **begin, 
  * perhaps somebody else's by now. */
 static void free_item_blocks(shoal_pool *pool, uint32_t index, uint32_t limit)
 {
-    const uint8_t *at, *end;
-    if (!task_items(pool, index, &at, &end))
+    struct item_reader items;
+    if (!task_items(pool, index, &items))
         return;
     const bool kept = (pool->orders[index].flags & SHOAL_TASK_KEEPS_BLOCKS) != 0;
     const uint32_t taken = atomic_load_explicit(&pool->table.slots[index].taken, memory_order_relaxed);
     shoal_item item;
-    for (uint32_t i = 0; i < limit && item_read(&at, end, &item) == 0; i++) {
+    for (uint32_t i = 0; i < limit && item_next(&items, &item) == 0; i++) {
         for (uint32_t j = 0; (kept || i >= taken) && j < item.block_count; j++)
             (void)shoal_heap_free(pool->heap, item.blocks[j]);
     }
@@ -580,14 +596,8 @@ static void free_item_blocks(shoal_pool *pool, uint32_t index, uint32_t limit)
 /* The `number`th item of a task. False: the task is malformed, or shorter. */
 static bool find_item(shoal_pool *pool, uint32_t index, uint32_t number, shoal_item *item)
 {
-    const uint8_t *at, *end;
-    if (!task_items(pool, index, &at, &end))
-        return false;
-    for (uint32_t i = 0; i <= number; i++) {
-        if (item_read(&at, end, item) != 0)
-            return false;
-    }
-    return true;
+    struct item_reader items;
+    return task_items(pool, index, &items) && item_skip(&items, number) == 0 && item_next(&items, item) == 0;
 }
 
 void pool_finish_handing(shoal_pool *pool, uint32_t index, uint32_t worker)

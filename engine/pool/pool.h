@@ -79,8 +79,8 @@ struct shoal_pool {
 void pool_drain(shoal_pool *pool, uint32_t place);
 /* Note that a slot is done. Locked. */
 void pool_list(shoal_pool *pool, uint32_t slot);
-/* The results of items [first, finished) of a slot that is DONE, as bytes; false: malformed. */
-bool pool_results(shoal_pool *pool, const struct slot *slot, const uint8_t **begin, const uint8_t **end);
+/* The results of items [first, finished) of a slot that is DONE; false: malformed. */
+bool pool_results(shoal_pool *pool, const struct slot *slot, struct item_reader *out);
 /* Whether this item of the task can be given out again: its blocks, if it has any, are still the task's. */
 bool pool_keeps_item(shoal_pool *pool, uint32_t slot, uint32_t item);
 /* A dead worker may have been making an item's blocks its own: they become so, to be swept with the rest. Locked. */

@@ -23,9 +23,10 @@ struct shoal_task {
     uint32_t flags, shared, items;
     bool limited;                  /* its items have a time limit */
     uint32_t given, finished;      /* items handed to the caller, and answered */
-    const uint8_t *next, *end;     /* the items left */
+    struct item_reader left;       /* the items left */
     uint8_t *results;              /* where results go */
     size_t results_size, capacity; /* written; there is room for */
+    size_t run;                    /* item_append's */
     shoal_block results_block;
     int64_t started;
 };
@@ -256,21 +257,17 @@ static int begin_task(shoal_worker *worker, uint32_t index)
     uint64_t size = slot->args_size;
     uint32_t first = slot->first, results_from = slot->results_from;
     shoal_block block = slot->args_block;
-    task->next = block == 0 ? slot->bytes : block_bytes(worker->heap, block, size);
-    if (task->next == NULL || (block == 0 && size > SLOT_INLINE) || results_from > SLOT_INLINE || first > task->items)
+    const uint8_t *begin = block == 0 ? slot->bytes : block_bytes(worker->heap, block, size);
+    if (begin == NULL || (block == 0 && size > SLOT_INLINE) || results_from > SLOT_INLINE || first > task->items)
         return SHOAL_ECORRUPT;
-    task->end = task->next + size;
+    task->left = (struct item_reader){.at = begin, .end = begin + size};
     task->given = task->finished = first;
     task->results = slot->bytes + results_from;
     task->results_size = 0;
     task->capacity = SLOT_INLINE - results_from;
     task->results_block = 0;
-    shoal_item skipped;
-    for (uint32_t i = 0; i < first; i++) {
-        if (item_read(&task->next, task->end, &skipped) != 0)
-            return SHOAL_ECORRUPT;
-    }
-    return 0;
+    task->run = ITEM_NO_RUN;
+    return item_skip(&task->left, first) == 0 ? 0 : SHOAL_ECORRUPT;
 }
 
 int shoal_worker_claim(shoal_worker *worker, int64_t timeout, shoal_task **out)
@@ -329,9 +326,8 @@ int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item *out)
         return -ENOENT;
     uint64_t size = share->size;
     const uint8_t *at = block_bytes(worker->heap, share->block, size);
-    if (at == NULL || item_read(&at, at + size, out) != 0)
-        return SHOAL_ECORRUPT;
-    return 0;
+    struct item_reader reader = {.at = at, .end = at == NULL ? NULL : at + size};
+    return item_next(&reader, out) == 0 ? 0 : SHOAL_ECORRUPT;
 }
 
 static inline uint64_t bytes_of(const shoal_worker *worker, const shoal_item *item)
@@ -360,21 +356,19 @@ int shoal_task_next(shoal_task *task, shoal_item *out)
     if (task->given >= task->items || atomic_load_explicit(&task->slot->stop, memory_order_relaxed) != 0)
         return -ENODATA;
     shoal_worker *worker = worker_of(task);
-    shoal_item item;
-    if (item_read(&task->next, task->end, &item) != 0)
+    if (item_next(&task->left, out) != 0)
         return SHOAL_ECORRUPT;
     task->given++;
-    worker->bytes_in += bytes_of(worker, &item);
+    worker->bytes_in += bytes_of(worker, out);
     if (task->limited)
         /* release: who sees the time sees the number of items finished before it */
         atomic_store_explicit(&task->slot->began, shoal_clock_now(), memory_order_release);
     if ((task->flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
-        if (item.block_count > 0)
-            hand_over(worker, task, &item);
+        if (out->block_count > 0)
+            hand_over(worker, task, out);
         /* release: who sees it sees that the blocks were handed over */
         atomic_store_explicit(&task->slot->taken, task->given, memory_order_release);
     }
-    *out = item;
     return 0;
 }
 
@@ -384,7 +378,7 @@ static int enlarge(shoal_task *task, size_t more)
     shoal_worker *worker = worker_of(task);
     size_t wanted = task->capacity * 2 < 1024 ? 1024 : task->capacity * 2;
     /* Results are often about as long as what they come from: one growth then does. */
-    size_t items_left = (size_t)(task->end - task->next);
+    size_t items_left = (size_t)(task->left.end - task->left.at);
     if (wanted < task->results_size + more + items_left)
         wanted = task->results_size + more + items_left;
     shoal_block block;
@@ -410,17 +404,14 @@ int shoal_task_answer(shoal_task *task, const shoal_item *result)
 {
     if (task->finished >= task->given)
         return -EINVAL;
-    if (result->size > INT32_MAX)
-        return -EMSGSIZE;
-    size_t span = item_span(result->size, result->block_count);
-    if (task->capacity - task->results_size < span) {
-        int error = enlarge(task, span);
-        if (error != 0)
-            return error;
-    }
+    int error = item_check(result);
+    const size_t span = item_span(result->size, result->block_count);
+    if (error == 0 && task->capacity - task->results_size < span)
+        error = enlarge(task, span);
+    if (error != 0)
+        return error;
     worker_of(task)->bytes_out += bytes_of(worker_of(task), result);
-    item_write(task->results + task->results_size, result);
-    task->results_size += span;
+    task->results_size = item_append(task->results, task->results_size, &task->run, result);
     atomic_store_explicit(&task->slot->results_size, task->results_size, memory_order_relaxed);
     if (task->limited) /* before `finished`: nobody may take this item's time for the next one's */
         atomic_store_explicit(&task->slot->began, 0, memory_order_relaxed);

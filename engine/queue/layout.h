@@ -72,10 +72,13 @@ static inline bool qslot_is_held(uint64_t word)
 }
 static_assert(PARTICIPANTS <= 0x1000, "an index fits into the word");
 
+#define QSLOT_KIND_SHIFT 24
+static_assert(SHOAL_ITEM_BLOCKS < 1u << QSLOT_KIND_SHIFT && SHOAL_ITEM_KINDS <= 256, "they fit into one word");
+
 struct queue_slot {
     _Atomic uint64_t state;
     uint32_t size;   /* of the item's data */
-    uint32_t blocks; /* how many go with it; not 0 only when their references are all there */
+    uint32_t form;   /* bits 0-23: blocks that go with it, not 0 only when their references are all there; then kind */
     uint64_t block;  /* 0: data and block references lie in `bytes`; else in this block, in the same form */
     uint8_t bytes[SHOAL_RECEIVED_INLINE];
 };

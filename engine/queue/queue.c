@@ -179,7 +179,7 @@ static size_t padded(size_t size)
 /* The contents of a slot that nobody writes; false: malformed. */
 static bool read_contents(shoal_queue *queue, const struct queue_slot *slot, shoal_item *out)
 {
-    const uint32_t size = slot->size, blocks = slot->blocks;
+    const uint32_t size = slot->size, form = slot->form, blocks = form & SHOAL_ITEM_BLOCKS;
     const shoal_block block = slot->block;
     const size_t span = padded(size) + (size_t)blocks * sizeof(shoal_block);
     const uint8_t *bytes = slot->bytes;
@@ -193,6 +193,7 @@ static bool read_contents(shoal_queue *queue, const struct queue_slot *slot, sho
         .size = size,
         .blocks = blocks == 0 ? NULL : (const shoal_block *)(const void *)(bytes + padded(size)),
         .block_count = blocks,
+        .kind = form >> QSLOT_KIND_SHIFT,
     };
     return true;
 }
@@ -541,8 +542,10 @@ static int allocate(shoal_queue *queue, size_t size, uint32_t owner, shoal_block
 
 int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t timeout)
 {
-    if (item->size > INT32_MAX)
+    if (item->size > INT32_MAX || item->block_count > SHOAL_ITEM_BLOCKS)
         return -EMSGSIZE;
+    if (item->kind >= SHOAL_ITEM_KINDS)
+        return -EINVAL;
     const int64_t deadline = deadline_after(timeout);
     uint32_t self;
     int error = participant_self(queue, &self);
@@ -574,7 +577,7 @@ int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t tim
     /* Should this process die from here on, who drops the item finds in the slot what was given to the queue. The fence
      * is one for the compiler: a dead process's stores are all there, in their order. */
     atomic_signal_fence(memory_order_release);
-    slot->blocks = item->block_count;
+    slot->form = item->block_count | item->kind << QSLOT_KIND_SHIFT;
     give_contents(queue, block, item, self + 1, 0);
     watch_tell(queue);
     uint64_t writing = qslot_word(position, self, QSLOT_WRITING);

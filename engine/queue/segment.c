@@ -108,7 +108,7 @@ int segment_provide(shoal_queue *queue, uint64_t position)
     for (uint32_t i = 0; i < SEGMENT_SLOTS; i++) {
         /* What the slot's last item referred to is not what a producer that dies early in the next one left. */
         segment->slots[i].block = 0;
-        segment->slots[i].blocks = 0;
+        segment->slots[i].form = 0;
         atomic_store_explicit(&segment->slots[i].state, qslot_word(number * SEGMENT_SLOTS + i, 0, QSLOT_FREE),
                               memory_order_relaxed);
     }

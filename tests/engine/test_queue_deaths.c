@@ -326,7 +326,7 @@ static int die_after_giving(void *context)
     CHECK(shoal_heap_allocate(heap, MEGABYTE, 0, &blocks[0]) == 0);
     CHECK(shoal_heap_allocate(heap, 100, 0, &blocks[1]) == 0);
     slot->size = 40000;
-    slot->blocks = 1;
+    slot->form = 1;
     slot->block = blocks[0];
     memcpy((uint8_t *)shoal_heap_pointer(heap, blocks[0], NULL) + 40000, &blocks[1], sizeof blocks[1]);
     die();
@@ -445,7 +445,7 @@ static void an_overwritten_item_is_told_of_and_the_queue_goes_on(void **state)
         if (kind % WRONG_KINDS == WRONG_SIZE)
             slot->size = UINT32_MAX;
         else if (kind % WRONG_KINDS == WRONG_BLOCKS)
-            slot->blocks = UINT32_MAX;
+            slot->form = UINT32_MAX;
         else if (kind % WRONG_KINDS == WRONG_REST)
             slot->size = 5200; /* more than there is room for, by a little */
         else
