@@ -76,8 +76,8 @@ enum codec_blocks {
     CODEC_COPY, /* copied into memory of the process's own; the blocks are left alone */
 };
 
-/* Read one object from an item, all of which it must fill. NULL with an exception set; nothing in the item can crash the
- * reader. */
+/* Read one object from an item, all of which it must fill. NULL with an exception set; nothing in the item can crash
+ * the reader. */
 PyObject *codec_decode_item(module_state *state, shoal_heap *heap, const shoal_item *item, enum codec_blocks how);
 
 /* The same: ints and floats here, as codec_encode_word. */

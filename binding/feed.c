@@ -11,10 +11,12 @@
 #include <string.h>
 
 #define TASKS_AHEAD 4u                   /* a worker, where the size of tasks follows measured time */
+#define TASKS_AHEAD_LEAST 32u            /* in all: who hands out may be without a core for some milliseconds */
 #define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
 #define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
 
 #define FEEDER_LOOKS 500000 /* us; a job's own thread looks for room by itself so often, should nobody call it */
+#define WORDS_AT_ONCE 64u
 /* For so long a thread goes on feeding from an iterator before it looks whether something else is due. */
 #define ITERATOR_TURN (2 * SHOAL_MILLISECOND)
 
@@ -83,7 +85,7 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
     uint32_t count = job->chunk;
     if (count == 0) {
         /* Until an item was measured there is no telling how long tasks take: few, and small. */
-        if (job->tasks_out >= (job->pace.items == 0 ? 2 * workers : TASKS_AHEAD * workers))
+        if (job->tasks_out >= (job->pace.items == 0 ? 2 * workers : Py_MAX(TASKS_AHEAD * workers, TASKS_AHEAD_LEAST)))
             return 0;
         count = shoal_pace_next(&job->pace, left);
     } else if (job->tasks_out >= FIXED_TASKS_AHEAD && job->tasks_out >= TASKS_AHEAD * workers) {
@@ -131,8 +133,22 @@ static void encode_words(struct feeder *feeder, JobObject *job, uint32_t count)
         return;
     PyObject *const *items = PySequence_Fast_ITEMS(job->source);
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(job->source);
-    while (shoal_batch_count(feeder->batch) < count && job->next < size && encode_word(feeder, items[job->next]))
-        job->next++;
+    while (count > 0 && job->next < size) {
+        uint64_t words[WORDS_AT_ONCE];
+        const uint32_t most = (uint32_t)Py_MIN(Py_MIN(size - job->next, (Py_ssize_t)count), (Py_ssize_t)WORDS_AT_ONCE);
+        enum codec_kind kind = CODEC_MESSAGE; /* of those in `words` */
+        uint32_t held = 0;
+        for (; held < most; held++) {
+            const enum codec_kind found = codec_encode_word(items[job->next + held], &words[held]);
+            if (found == CODEC_MESSAGE || (held > 0 && found != kind))
+                break;
+            kind = found;
+        }
+        if (held == 0 || shoal_batch_add_words(feeder->batch, kind, words, held) != 0)
+            return; /* where there is no memory for them they are left to who can say so */
+        job->next += held;
+        count -= held;
+    }
 }
 
 static int encode_item(PoolObject *pool, struct feeder *feeder, PyObject *item)
@@ -500,23 +516,35 @@ static int settle_unreadable(PoolObject *pool, JobObject *job, Py_ssize_t index)
     return error == NULL ? settle_raised(job, index) : job_settle(job, index, error, true);
 }
 
+static inline int deliver_result(PoolObject *pool, JobObject *job, Py_ssize_t index, const shoal_item *item)
+{
+    bool failed = false;
+    PyObject *value = decode_result(pool, item, &failed);
+    if (value == NULL)
+        return settle_unreadable(pool, job, index);
+    if (!failed && job_settle_place(job, index, value))
+        return 0;
+    return job_settle(job, index, value, failed);
+}
+
 /* The results of a task that came back, to the job's items. */
 static int deliver_results(PoolObject *pool, struct task_note *note, shoal_completion *completion)
 {
+    JobObject *job = note->job;
     Py_ssize_t index = note->start + (Py_ssize_t)completion->first;
-    shoal_item item;
-    while (shoal_completion_next(completion, &item) == 0) {
-        bool failed = false;
-        PyObject *value = decode_result(pool, &item, &failed);
-        const Py_ssize_t place = index++;
-        if (value != NULL && !failed && job_settle_place(note->job, place, value))
-            continue;
-        int result =
-            value != NULL ? job_settle(note->job, place, value, failed) : settle_unreadable(pool, note->job, place);
-        if (result != 0)
-            return -1;
+    int result = 0;
+    while (result == 0) {
+        shoal_item item = {.size = sizeof(uint64_t)};
+        uint32_t count = shoal_completion_words(completion, &item.kind, &item.data);
+        for (; count > 0 && result == 0; count--) {
+            result = deliver_result(pool, job, index++, &item);
+            item.data = (const uint8_t *)item.data + sizeof(uint64_t);
+        }
+        if (result != 0 || shoal_completion_next(completion, &item) != 0)
+            break;
+        result = deliver_result(pool, job, index++, &item);
     }
-    return 0;
+    return result;
 }
 
 /* Whether the item that a worker left undone is given out again. */

@@ -286,10 +286,10 @@ static PyObject *call(PyObject *function, enum call_mode mode, PyObject *argumen
 
 /* ---------------------------------------------------------------------- the loop ---- */
 
-/* Do one item. 0: answered; -1: an exception that ends the worker. */
-static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *item)
+/* Do one item of a task with these flags and this shared function. 0: answered; -1: an exception that ends the worker.
+ */
+static int do_item(WorkerObject *worker, shoal_task *task, uint32_t flags, uint32_t shared, const shoal_item *item)
 {
-    const uint32_t flags = shoal_task_flags(task);
     const enum codec_blocks how = (flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ? CODEC_COPY : CODEC_VIEW;
     PyObject *argument = codec_decode(worker->state, shoal_worker_heap(worker->worker), item, how);
     PyObject *result = NULL;
@@ -301,7 +301,7 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
             result = call_named(worker, argument);
         } else if (mode == CALL_WHOLE) {
             result = call(NULL, mode, argument);
-        } else if ((function = find_function(worker, shoal_task_shared(task))) != NULL) {
+        } else if ((function = find_function(worker, shared)) != NULL) {
             Py_INCREF(function); /* the call may drop the cache */
             result = call(function, mode, argument);
             Py_DECREF(function);
@@ -327,10 +327,11 @@ static int do_item(WorkerObject *worker, shoal_task *task, const shoal_item *ite
 
 static int do_task(WorkerObject *worker, shoal_task *task)
 {
+    const uint32_t flags = shoal_task_flags(task), shared = shoal_task_shared(task);
     shoal_item item;
     int error;
     while ((error = shoal_task_next(task, &item)) == 0) {
-        if (do_item(worker, task, &item) != 0)
+        if (do_item(worker, task, flags, shared, &item) != 0)
             return -1; /* the task stays this worker's, and fails with it */
     }
     shoal_task_finish(task);

@@ -668,10 +668,13 @@ SHOAL_API shoal_heap *shoal_pool_heap(const shoal_pool *pool);
 typedef struct shoal_batch shoal_batch;
 SHOAL_API int shoal_batch_create(shoal_batch **out);
 SHOAL_API void shoal_batch_close(shoal_batch *batch);
-/** Append a copy of an item; its blocks, whose owner must be 0, are the batch's from now on. Items of 8 bytes and of one
- * kind that follow each other take no more than these 8 bytes each. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use
+/** Append a copy of an item; its blocks, whose owner must be 0, are the batch's from now on. Items of 8 bytes and of
+ * one kind that follow each other take no more than these 8 bytes each. -ENOMEM; -EMSGSIZE: over 2 GiB in one item, use
  * blocks; or too many of these. -EINVAL: kind. */
 SHOAL_API int shoal_batch_add(shoal_batch *batch, const shoal_item *item);
+/** Append `count` items of 8 bytes, which need not be aligned, in one step. Errors as shoal_batch_add; -EINVAL: none.
+ */
+SHOAL_API int shoal_batch_add_words(shoal_batch *batch, uint32_t kind, const void *words, uint32_t count);
 SHOAL_API uint32_t shoal_batch_count(const shoal_batch *batch);
 SHOAL_API size_t shoal_batch_size(const shoal_batch *batch);
 /** Forget the items; their blocks are freed in `heap`, unless it is NULL (they were submitted, or are kept by others).
@@ -741,6 +744,9 @@ SHOAL_API int shoal_pool_collect(shoal_pool *pool, shoal_completion *out);
 /** The next result. Its blocks belong to owner 0 by now, and are the caller's to free or lend. -ENODATA: no more;
  * SHOAL_ECORRUPT. */
 SHOAL_API int shoal_completion_next(shoal_completion *completion, shoal_item *out);
+/** The next results in one step, as long as they are of 8 bytes, without blocks and of one kind: how many, and where
+ * they lie, one behind the other. 0: the next one, if there is one, is another; that is shoal_completion_next's. */
+SHOAL_API uint32_t shoal_completion_words(shoal_completion *completion, uint32_t *kind, const void **words);
 /** The slot is free again. */
 SHOAL_API void shoal_pool_release(shoal_pool *pool, shoal_completion *completion);
 /** Give the task out again from item `from` on (finished: the same item again; finished + 1: without it). */

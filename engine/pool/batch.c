@@ -54,6 +54,20 @@ int shoal_batch_add(shoal_batch *batch, const shoal_item *item)
     return 0;
 }
 
+int shoal_batch_add_words(shoal_batch *batch, uint32_t kind, const void *words, uint32_t count)
+{
+    if (kind >= SHOAL_ITEM_KINDS || count == 0)
+        return -EINVAL;
+    if (count > ITEM_COUNT)
+        return -EMSGSIZE;
+    int error = make_room(batch, item_span((size_t)count * ITEM_WORD, 0));
+    if (error != 0)
+        return error;
+    batch->size = item_append_words(batch->bytes, batch->size, &batch->run, kind, words, count);
+    batch->count += count;
+    return 0;
+}
+
 uint32_t shoal_batch_count(const shoal_batch *batch)
 {
     return batch->count;

@@ -70,7 +70,7 @@ struct slot {
     /* the owner's */
     _Atomic uint32_t handing;       /* the number, from 1, of the item whose blocks are being made the worker's */
     _Atomic uint32_t finished;      /* items done, counted from 0; its increment publishes the result */
-    _Atomic uint32_t taken;         /* items whose blocks are the worker's */
+    _Atomic uint32_t taken;         /* up to this number, from 1, blocks of items are the worker's */
     _Atomic uint64_t results_block; /* 0: in `bytes` */
     _Atomic uint64_t results_size;
     int64_t elapsed;       /* ns */
@@ -162,9 +162,9 @@ static inline uint8_t *block_bytes(shoal_heap *heap, shoal_block block, uint64_t
     return bytes != NULL && size <= capacity ? bytes : NULL;
 }
 
-/* -- items as bytes: struct item_header, the data padded to 8, then the blocks. Items of one word (8 bytes, no blocks) and
- * of one kind that follow each other are a run, with one header for all: numbers are most of what short tasks are given
- * and give, and memory that goes from core to core is most of what they cost. -- */
+/* -- items as bytes: struct item_header, the data padded to 8, then the blocks. Items of one word (8 bytes, no blocks)
+ * and of one kind that follow each other are a run, with one header for all: numbers are most of what short tasks are
+ * given and give, and memory that goes from core to core is most of what they cost. -- */
 
 struct item_header {
     uint32_t size;
@@ -284,28 +284,35 @@ static inline int item_skip(struct item_reader *reader, uint32_t count)
     return error;
 }
 
-/* Append an item, which was checked, to the `size` bytes that were written; there must be room for item_span() more.
- * *run: where the header of the run lies that ends there, or ITEM_NO_RUN. How many bytes are written now. What counts
- * an item as written is the caller's next step: nothing here is read before. */
+/* Append words, whose kind was checked, to the `size` bytes that were written; there must be room for a header and
+ * them. *run: where the header of the run lies that ends there, or ITEM_NO_RUN. How many bytes are written now. What
+ * counts them as written is the caller's next step: nothing here is read before. */
+static inline size_t item_append_words(uint8_t *bytes, size_t size, size_t *run, uint32_t kind, const void *words,
+                                       uint32_t count)
+{
+    struct item_header header = {.size = ITEM_WORD, .form = ITEM_RUN | kind << ITEM_KIND_SHIFT};
+    if (*run != ITEM_NO_RUN)
+        memcpy(&header, bytes + *run, sizeof header);
+    if (*run == ITEM_NO_RUN || (header.form & ~ITEM_RUN) >> ITEM_KIND_SHIFT != kind ||
+        ITEM_COUNT - (header.form & ITEM_COUNT) < count) {
+        header.form = ITEM_RUN | kind << ITEM_KIND_SHIFT;
+        *run = size;
+        size += sizeof header;
+    }
+    header.form += count;
+    memcpy(bytes + *run, &header, sizeof header);
+    memcpy(bytes + size, words, count * ITEM_WORD);
+    return size + count * ITEM_WORD;
+}
+
+/* The same for an item, which was checked; there must be room for item_span() more. */
 static inline size_t item_append(uint8_t *bytes, size_t size, size_t *run, const shoal_item *item)
 {
-    const bool is_word = item->size == ITEM_WORD && item->block_count == 0;
-    if (is_word && *run != ITEM_NO_RUN) {
-        struct item_header header;
-        memcpy(&header, bytes + *run, sizeof header);
-        if ((header.form & ~ITEM_RUN) >> ITEM_KIND_SHIFT == item->kind && (header.form & ITEM_COUNT) < ITEM_COUNT) {
-            header.form++;
-            memcpy(bytes + *run, &header, sizeof header);
-            memcpy(bytes + size, item->data, ITEM_WORD);
-            return size + ITEM_WORD;
-        }
-    }
+    if (item->size == ITEM_WORD && item->block_count == 0)
+        return item_append_words(bytes, size, run, item->kind, item->data, 1);
+    *run = ITEM_NO_RUN;
     uint8_t *at = bytes + size;
-    const struct item_header header = {
-        .size = (uint32_t)item->size,
-        .form = (is_word ? ITEM_RUN | 1 : item->block_count) | item->kind << ITEM_KIND_SHIFT,
-    };
-    *run = is_word ? size : ITEM_NO_RUN;
+    const struct item_header header = {(uint32_t)item->size, item->block_count | item->kind << ITEM_KIND_SHIFT};
     memcpy(at, &header, sizeof header);
     at += sizeof header;
     /* What pads an item goes to other processes: never what this memory held before. */

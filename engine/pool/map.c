@@ -48,6 +48,8 @@ static void settle(struct map_job *job, size_t item, int code)
 static int fill_batch(struct map_job *job, uint32_t count)
 {
     shoal_batch_clear(job->batch, NULL);
+    if (job->input_size == sizeof(uint64_t))
+        return shoal_batch_add_words(job->batch, 0, job->inputs + job->next * sizeof(uint64_t), count);
     for (uint32_t i = 0; i < count; i++) {
         const shoal_item item = {.data = job->inputs + (job->next + i) * job->input_size, .size = job->input_size};
         int error = shoal_batch_add(job->batch, &item);

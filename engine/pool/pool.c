@@ -564,6 +564,20 @@ int shoal_completion_next(shoal_completion *completion, shoal_item *out)
     return 0;
 }
 
+uint32_t shoal_completion_words(shoal_completion *completion, uint32_t *kind, const void **words)
+{
+    struct item_reader reader = {completion->next_result, completion->results_end, completion->run, completion->kind};
+    const uint32_t count = item_skip_run(&reader, completion->left);
+    if (count == 0)
+        return 0;
+    *words = reader.at - count * ITEM_WORD;
+    *kind = completion->kind = reader.kind;
+    completion->next_result = reader.at;
+    completion->run = reader.run;
+    completion->left -= count;
+    return count;
+}
+
 /* A task's items; false: they are malformed. */
 static bool task_items(shoal_pool *pool, uint32_t index, struct item_reader *out)
 {

@@ -363,9 +363,8 @@ int shoal_task_next(shoal_task *task, shoal_item *out)
     if (task->limited)
         /* release: who sees the time sees the number of items finished before it */
         atomic_store_explicit(&task->slot->began, shoal_clock_now(), memory_order_release);
-    if ((task->flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
-        if (out->block_count > 0)
-            hand_over(worker, task, out);
+    if (out->block_count > 0 && (task->flags & SHOAL_TASK_KEEPS_BLOCKS) == 0) {
+        hand_over(worker, task, out);
         /* release: who sees it sees that the blocks were handed over */
         atomic_store_explicit(&task->slot->taken, task->given, memory_order_release);
     }

@@ -77,9 +77,9 @@ static_assert(SHOAL_ITEM_BLOCKS < 1u << QSLOT_KIND_SHIFT && SHOAL_ITEM_KINDS <= 
 
 struct queue_slot {
     _Atomic uint64_t state;
-    uint32_t size;   /* of the item's data */
-    uint32_t form;   /* bits 0-23: blocks that go with it, not 0 only when their references are all there; then kind */
-    uint64_t block;  /* 0: data and block references lie in `bytes`; else in this block, in the same form */
+    uint32_t size;  /* of the item's data */
+    uint32_t form;  /* bits 0-23: blocks that go with it, not 0 only when their references are all there; then kind */
+    uint64_t block; /* 0: data and block references lie in `bytes`; else in this block, in the same form */
     uint8_t bytes[SHOAL_RECEIVED_INLINE];
 };
 static_assert(sizeof(struct queue_slot) == 128, "two cache lines");
