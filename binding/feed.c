@@ -361,8 +361,7 @@ static bool all_handed_out(const JobObject *job)
     return job->length >= 0 && job->next >= job->length;
 }
 
-/* Take a job whose items are all handed out off the queue. */
-static int leave_queue(PoolObject *pool, JobObject *job)
+int leave_queue(PoolObject *pool, JobObject *job)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue); i++) {
         if (PyList_GET_ITEM(pool->queue, i) == (PyObject *)job) {

@@ -411,9 +411,15 @@ static PyObject *take_back_rest(JobObject *job, bool any)
         job->length = job->next;
     while (result == 0 && job->next < job->length)
         result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
+    /* Only its own thread would take it off, and that one may be gone: the pool would never be idle. Who feeds it now
+     * takes it off himself. */
+    if (result == 0 && job->queued && !job->feeding)
+        result = leave_queue(job->pool, job);
     if (result == 0)
         result = job_check(job);
     request_help(job->pool);
+    if (job->pool->eager && !job->pool->ended && pool_is_idle(job->pool))
+        shoal_pool_request_attention(job->pool->pool, 0, 1); /* it was the last of a closed pool */
     pool_leave(job->pool);
     return result != 0 ? NULL : PyBool_FromLong(any);
 }
@@ -438,7 +444,7 @@ static PyObject *job_withdraw(PyObject *self, PyObject *args)
     if (job->cancelled == NULL)
         job->cancelled = Py_NewRef(error);
     bool any = shoal_pool_cancel(pool->pool, (uint64_t)(uintptr_t)job, kill) > 0;
-    return take_back_rest(job, any || job->next < job->length);
+    return take_back_rest(job, any || job->length < 0 || job->next < job->length);
 }
 
 /* As withdraw, but what workers are at goes on by all rules: with its retries, and its own error if its worker dies. */

@@ -135,6 +135,8 @@ int abandon_jobs(PoolObject *pool, PyObject *error);
 /* Feed one job until its source is used up or of no use any more, waiting for room: what a job's own thread does.
  * 0, or -1 with an exception. */
 int feed_source(PoolObject *pool, JobObject *job);
+/* Take a job whose items are all handed out off the queue. 0, or -1 with an exception. */
+int leave_queue(PoolObject *pool, JobObject *job);
 /* Call the job's own thread, if it has one, where there is room enough to call it for. */
 void call_feeder(const PoolObject *pool, JobObject *job);
 /* Free what feed.c keeps; NULL is allowed. */

@@ -14,7 +14,7 @@ typedef struct {
     PyObject_HEAD
     module_state *state;
     shoal_worker *worker;
-    PyObject *functions; /* id -> callable, or the exception that decoding raised */
+    PyObject *functions; /* id -> callable, of those decoded so far */
     uint32_t last_id;    /* of the function used last, which needs no look-up */
     PyObject *last_function;
     struct codec_writer writer;

@@ -641,7 +641,7 @@ SHOAL_API void shoal_queue_release(shoal_queue *queue, shoal_received *received)
  * caller decides for the item that it held and the rest. The process that made the pool is its owner: only it hands
  * out, collects and supervises, with any number of threads.
  *
- * C programs that map a function over an array need shoal_pool_start, shoal_pool_map and shoal_pool_close only.
+ * C programs that map a function over an array need shoal_pool_start, shoal_pool_map and shoal_pool_stop only.
  */
 typedef struct shoal_pool shoal_pool;
 

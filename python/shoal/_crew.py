@@ -241,6 +241,7 @@ class Crew:
         self._helper: threading.Thread | None = None
         self._help_wanted = threading.Event()
         self._over = False  # the supervisor has ended
+        self._closed = False  # so has everything
         try:
             with _threads.forking(forks_with):
                 for place in range(self.wanted):
@@ -547,6 +548,8 @@ class Crew:
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""
         thread = self._thread
+        if self._closed:
+            return
         if self.state == CLOSE:
             self.engine.wait_idle()
             self.engine.call_supervisor()
@@ -589,6 +592,7 @@ class Crew:
             self._close()
 
     def _close(self) -> None:
+        self._closed = True
         self.engine.close()
         crashes, self._crashes = self._crashes, [-1] * self.size
         for crash in crashes:

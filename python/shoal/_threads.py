@@ -40,8 +40,8 @@ def share(workers: int, wanted: int | None = None) -> int | None:
     wanted: what the caller asked for, which comes before everything else.
     """
     if wanted is not None:
-        if wanted < 1:
-            raise ValueError(f"threads must be at least 1, not {wanted}")
+        if not isinstance(wanted, int) or wanted < 1:
+            raise ValueError(f"threads must be at least 1, not {wanted!r}")
         return wanted
     if any(name in os.environ for name in VARIABLES):
         return None

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -432,6 +434,26 @@ def test_get_and_next_obey_their_timeouts(own_pool: Any) -> None:
     results = own_pool.imap(time.sleep, [5])
     with pytest.raises(multiprocessing.TimeoutError):
         results.next(timeout=0.05)
+
+
+def test_a_pool_can_be_joined_again(own_pool: Any) -> None:
+    own_pool.close()
+    own_pool.join()
+    own_pool.join()
+    own_pool.terminate()
+    own_pool.join()
+
+
+def test_a_wrong_argument_is_all_that_is_complained_of() -> None:
+    program = "from shoal.multiprocessing.pool import Pool\ntry: Pool(no_such_argument=1)\nexcept TypeError: pass"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "2"])
+def test_a_number_of_threads_is_a_number_of_threads(threads: Any) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        Pool(1, threads=threads)
 
 
 def test_close_and_join_do_what_was_handed_out(own_pool: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -234,9 +235,18 @@ def test_cancelling_with_kill_ends_what_is_running() -> None:
         assert other.get(10) == 1
 
 
-def test_an_endless_imap_can_be_cancelled() -> None:
-    import itertools
+@pytest.mark.parametrize("wait", [0.0, 0.2])
+def test_a_pool_whose_imap_was_cancelled_can_be_joined(wait: float) -> None:
+    pool = Pool(2)
+    results = pool.imap(abs, (number for number in itertools.count()))
+    assert next(results) == 0
+    time.sleep(wait)  # the iterator's thread sleeps by then, as its window is full
+    assert results.cancel()
+    pool.close()
+    pool.join()
 
+
+def test_an_endless_imap_can_be_cancelled() -> None:
     with Pool(2) as pool:
         results = pool.imap_unordered(nap, itertools.count())
         next(results)

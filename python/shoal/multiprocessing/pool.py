@@ -84,6 +84,7 @@ class Pool:
     """
 
     _wrap_exception = True
+    _state = "INIT"  # for __del__, if __init__ raises, or never ran
 
     @staticmethod
     def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:
@@ -104,7 +105,6 @@ class Pool:
         cpus: Iterable[int | Iterable[int]] | None = None,
         threads: int | None = None,
     ) -> None:
-        self._state = "INIT"  # for __del__, if something below raises
         if context is None:
             from shoal.multiprocessing.context import _default_context
 
