@@ -407,8 +407,8 @@ static PyObject *job_next_ready(PyObject *self, PyObject *args)
 static PyObject *take_back_rest(JobObject *job, bool any)
 {
     int result = 0;
-    if (job->length < 0)
-        job->length = job->next;
+    if (job->length < 0) /* who reads sees an error at the end, not an end that looks like the source's */
+        job->length = job->next + job->iterates;
     while (result == 0 && job->next < job->length)
         result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
     /* Only its own thread would take it off, and that one may be gone: the pool would never be idle. Who feeds it now

@@ -504,7 +504,8 @@ int pool_add(PyObject *module)
     module_state *state = module_get_state(module);
     state->pool_type = PyType_FromModuleAndSpec(module, &pool_spec, NULL);
     if (state->pool_type == NULL || PyModule_AddObjectRef(module, "Pool", state->pool_type) != 0 ||
-        PyModule_AddFunctions(module, functions) != 0)
+        PyModule_AddFunctions(module, functions) != 0 ||
+        PyModule_AddIntConstant(module, "POOL_WORKERS", SHOAL_POOL_WORKERS) != 0)
         return -1;
     return job_add(module);
 }

@@ -19,6 +19,7 @@ struct place {
     enum place_state state;
     int pidfd; /* a duplicate, in the epoll set; -1 */
     pid_t pid;
+    uint32_t owner;     /* the worker's number; the record's copy is for the worker, who may have overwritten it */
     uint64_t collected; /* tail of the worker's completion ring */
     /* Where the pool itself had the worker killed: for which item of which slot, and the outcome that this item gets.
      * It may have been done in the last instant; what the worker holds then is held by no fault of its own. */

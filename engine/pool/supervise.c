@@ -41,7 +41,7 @@ int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
         entry->state = PLACE_ENLISTED;
         entry->condemned_for = 0;
         entry->pid = 0;
-        *owner = number;
+        *owner = entry->owner = number;
     }
     pthread_mutex_unlock(&pool->lock);
     return error;
@@ -102,8 +102,7 @@ void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item
 {
     for (uint32_t place = 0; place < pool->table.worker_count; place++) {
         struct place *entry = &pool->places[place];
-        if (atomic_load_explicit(&pool->table.workers[place].owner, memory_order_relaxed) != owner ||
-            entry->state != PLACE_WATCHED || entry->condemned_for != 0)
+        if (entry->owner != owner || entry->state != PLACE_WATCHED || entry->condemned_for != 0)
             continue;
         entry->condemned_for = outcome;
         entry->condemned_slot = slot;
@@ -289,7 +288,7 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
         epoll_ctl(pool->epoll, EPOLL_CTL_DEL, entry->pidfd, NULL);
     if (entry->pidfd >= 0)
         close(entry->pidfd);
-    uint32_t owner = atomic_load_explicit(&record->owner, memory_order_relaxed);
+    const uint32_t owner = entry->owner;
     pool_drain(pool, place);
     *held = settle_slots(pool, owner, entry, how);
     entry->pidfd = -1;
@@ -325,7 +324,7 @@ int shoal_pool_worker_numbers(const shoal_pool *pool, uint32_t place, shoal_work
     const struct worker_record *record = &pool->table.workers[place];
     *out = (shoal_worker_numbers){
         .pid = atomic_load_explicit(&record->pid, memory_order_relaxed),
-        .owner = atomic_load_explicit(&record->owner, memory_order_relaxed),
+        .owner = pool->places[place].owner,
         .tasks = atomic_load_explicit(&record->tasks, memory_order_relaxed),
         .items = atomic_load_explicit(&record->items, memory_order_relaxed),
         .busy = atomic_load_explicit(&record->busy, memory_order_relaxed),

@@ -1,4 +1,4 @@
-"""`python -m shoal [-m MODULE | -c CODE | SCRIPT] ARGS…`: run a program on Shoal, as python itself would run it."""
+"""`python -m shoal [-m MODULE | -c CODE | SCRIPT | -] ARGS…`: run a program on Shoal, as python itself would run it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from types import CodeType, ModuleType
 
 _USAGE = """\
-usage: python -m shoal [-m MODULE | -c CODE | SCRIPT] ARGS...
+usage: python -m shoal [-m MODULE | -c CODE | SCRIPT | -] ARGS...
        python -m shoal cache COMMAND DIR
 
 Run a Python program with multiprocessing and joblib on Shoal.
@@ -15,6 +15,7 @@ Run a Python program with multiprocessing and joblib on Shoal.
   SCRIPT      a file, as `python SCRIPT` would run it
   -m MODULE   a module, as `python -m MODULE` would
   -c CODE     code, as `python -c CODE` would
+  -           what is read from standard input, as `python -` would
   cache       look after a cache of joblib's Memory: ls, stat, verify, prune, rm (a script of that name: ./cache)
   -h, --help  show this
   --version   show Shoal's version
@@ -89,7 +90,7 @@ def main() -> None:
     if option in ("-m", "-c") and len(arguments) < 2:
         print(f"python -m shoal: argument expected for the {option} option", file=sys.stderr)
         raise SystemExit(2)
-    if option.startswith("-") and option not in ("-m", "-c"):
+    if option.startswith("-") and option not in ("-", "-m", "-c"):
         print(f"python -m shoal: unknown option {option}\n{_USAGE}", end="", file=sys.stderr)
         raise SystemExit(2)
     shoal.install()
@@ -99,6 +100,10 @@ def main() -> None:
         sys.argv[:] = ["-c", *arguments[2:]]
         sys.path[0] = ""
         _run_code(compile(arguments[1], "<string>", "exec"), _new_main(None))
+    elif option == "-":
+        sys.argv[:] = arguments
+        sys.path[0] = ""
+        _run_code(compile(sys.stdin.buffer.read(), "<stdin>", "exec"), _new_main(None))
     else:
         _run_script(option, arguments[1:])
 

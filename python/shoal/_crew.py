@@ -71,6 +71,13 @@ class Duties:
     unreadable: makes the error of a call that cannot be unpickled from what that raised; None: that is the error.
     """
 
+    def __reduce__(self) -> Any:
+        # To a clean worker: functions of a notebook, lambdas and closures by value, as those that it is given to call.
+        import shoal._pickling
+
+        dumps = shoal._pickling.dumps_for_foreign_main if is_main_interactive() else shoal._pickling.dumps
+        return _load_duties, (dumps(vars(self), None),)
+
     def __init__(
         self,
         initializer: Callable[..., object] | None = None,
@@ -94,6 +101,14 @@ class Duties:
         self.unreadable = unreadable
 
 
+def _load_duties(pickled: bytes) -> Duties:
+    import shoal._pickling
+
+    duties = Duties()
+    vars(duties).update(shoal._pickling.loads(pickled, None))
+    return duties
+
+
 def serve(
     pool: _engine.Pool | tuple[int, int, int], place: int, owner: int, crash: int, duties: Duties | None = None
 ) -> None:
@@ -113,6 +128,7 @@ def serve(
         # Ctrl-C goes to the whole foreground group; the parent decides what becomes of its workers. A handler, not
         # SIG_IGN: what a task starts by exec must not inherit it.
         signal.signal(signal.SIGINT, _ignore_interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
     faulthandler.enable(crash)
     duties = duties or Duties()
     if duties.cpus:
@@ -121,14 +137,28 @@ def serve(
         _threads.limit(duties.threads)
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
-        duties.initializer(*duties.initargs)
+        call_initializer(duties.initializer, duties.initargs)
     worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits, duties.unreadable)
     if duties.worker_exit is not None:
         duties.worker_exit()
 
 
+def call_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
+    """In a worker: before its first task."""
+    initializer(*initargs)
+    if getattr(initializer, "__module__", None) in ("__main__", "__mp_main__"):
+        from shoal import _functions
+
+        _functions.keep_globals(initializer)
+
+
 # .supervises: this thread is a supervisor, which imports nothing; .starts_for: the crew that it starts a worker for.
 _thread = threading.local()
+
+
+def is_starting() -> bool:
+    """Whether this thread starts a worker, which leaves Ctrl-C to its parent from its first instruction on."""
+    return getattr(_thread, "starts_for", None) is not None
 
 
 def is_start_wanted() -> bool:
@@ -160,6 +190,8 @@ def _ignore_interrupt(signum: int, frame: object) -> None:
 def make_engine_pool(workers: int) -> _engine.Pool:
     import shoal._pickling  # noqa: F401  (configures the codec)
 
+    if workers > _engine.POOL_WORKERS:
+        raise ValueError(f"a pool has {_engine.POOL_WORKERS} workers at the most, not {workers}")
     return _engine.Pool(workers)
 
 
@@ -638,10 +670,43 @@ def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:
     return WorkerDied(item, pid, -signal if signal else code, _last_words.of(pid))
 
 
-def _remote_error(error: BaseException) -> Any:
-    from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+class _RemoteError:
+    """A task's exception on its way to who asked, with its traceback as text.
 
-    return ExceptionWithTraceback(error, error.__traceback__)
+    Pickled twice over: an exception that cannot be made again there (its class wants other arguments than it keeps, or
+    is not to be found) must not take the traceback with it.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+
+        self._error = error
+        self._text: str = ExceptionWithTraceback(error, error.__traceback__).tb
+
+    def __reduce__(self) -> Any:
+        import shoal._pickling
+
+        kind = type(self._error)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return _raise_again, (shoal._pickling.dumps(self._error, None), name, self._text)
+
+
+def _raise_again(pickled: bytes, name: str, text: str) -> BaseException:
+    """The exception, with the worker's traceback as its cause."""
+    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
+
+    import shoal._pickling
+
+    try:
+        error: BaseException = shoal._pickling.loads(pickled, None)
+    except Exception as reason:
+        from _pickle import UnpicklingError
+
+        raise UnpicklingError(
+            f"the task raised {name}, which cannot be unpickled here: {type(reason).__name__}: {reason}"
+        ) from RemoteTraceback(text)
+    error.__cause__ = RemoteTraceback(text)
+    return error
 
 
 def _unsendable(error: BaseException, value: object) -> BaseException:
@@ -654,4 +719,4 @@ def _unsendable(error: BaseException, value: object) -> BaseException:
     return made
 
 
-_engine.configure_pool(_worker_died, TaskTimeout, _remote_error, _unsendable)
+_engine.configure_pool(_worker_died, TaskTimeout, _RemoteError, _unsendable)

@@ -319,6 +319,7 @@ def serve_zygote(socket: int, call: Callable[[bytes, tuple[int, ...]], int | Non
 
 # ---- store: binding/store.c, memo.c, hash.c ----
 
+POOL_WORKERS: int
 STORE_DURABLE: int
 STORE_NAMED_FILES: int
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # what a module's own globals say of it
 
+MAIN = ("__main__", "__mp_main__")
+
 
 class NotPlain(Exception):
     """The object needs cloudpickle."""
@@ -53,7 +55,7 @@ class _Pickler(_pickle.Pickler):
         if obj is type(None) or obj is type(NotImplemented) or obj is type(...):
             return True  # pickle knows them, though no module shows them
         name = getattr(obj, "__module__", None)
-        if not isinstance(name, str) or (self._foreign_main and name in ("__main__", "__mp_main__")):
+        if not isinstance(name, str) or (self._foreign_main and name in MAIN):
             return False
         found: Any = sys.modules.get(name)
         for part in obj.__qualname__.split("."):
@@ -171,7 +173,7 @@ def _reduce_cell(cell: CellType) -> Any:
 
 
 def _reduce_module(module: ModuleType) -> Any:
-    if sys.modules.get(module.__name__) is not module or module.__name__ in ("__main__", "__mp_main__"):
+    if sys.modules.get(module.__name__) is not module or module.__name__ in MAIN:
         raise NotPlain
     if getattr(module, "__spec__", None) is None:
         raise NotPlain
@@ -189,6 +191,8 @@ def _make_function(code: bytes, namespace: dict[str, Any], name: str, cells: tup
 def _set_state(function: FunctionType, state: tuple[Any, ...]) -> None:
     used, submodules, defaults, keyword_defaults, attributes, annotations, qualified_name, module, text = state
     function.__globals__.update(used)
+    if _kept and module in MAIN:
+        function.__globals__.update(_kept)
     for name in submodules:
         __import__(name)
     function.__defaults__ = defaults
@@ -198,6 +202,30 @@ def _set_state(function: FunctionType, state: tuple[Any, ...]) -> None:
     function.__qualname__ = qualified_name
     function.__module__ = module
     function.__doc__ = text
+
+
+_kept: dict[str, Any] = {}  # globals of `__main__` that hold for functions that come later
+
+
+def keep_globals(initializer: Any) -> None:
+    """In a worker: an initializer of `__main__` has run. What it names, and the functions that it names, but for
+    functions, classes and modules, is what the functions that come after it find, whatever they bring along."""
+    if type(initializer) is not FunctionType or initializer.__module__ not in MAIN:
+        return
+    namespace = initializer.__globals__
+    seen: set[FunctionType] = set()
+    ahead = [initializer]
+    while ahead:
+        function = ahead.pop()
+        if function in seen or function.__globals__ is not namespace:
+            continue
+        seen.add(function)
+        for name in _global_names(function.__code__):
+            value = namespace.get(name, _kept)
+            if type(value) is FunctionType:
+                ahead.append(value)
+            elif value is not _kept and not isinstance(value, (type, ModuleType)):
+                _kept[name] = value
 
 
 def _make_cell() -> CellType:

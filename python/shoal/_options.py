@@ -28,6 +28,8 @@ def seconds(value: float | None) -> float | None:
     """A task's time limit: more than 0, or None for no limit."""
     if value is None:
         return None
+    if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise TypeError(f"task_timeout must be a number of seconds, not {value!r}")
     if not value > 0:  # also NaN
         raise ValueError(f"task_timeout must be more than 0 seconds, not {value!r}")
     return float(value)
@@ -51,8 +53,10 @@ def memory(value: int | str | None) -> int | None:
             size = float(text[:-1]) * _UNITS[text[-1]] if text[-1:] in _UNITS else float(text)
         except ValueError:
             raise ValueError(f"worker_memory_limit must be bytes or text like '500M', not {value!r}") from None
-    else:
+    elif isinstance(value, (int, float)) or hasattr(value, "__index__"):
         size = value
+    else:
+        raise TypeError(f"worker_memory_limit must be bytes or text like '500M', not {value!r}")
     if not 0 < size < 2**63:
         raise ValueError(f"worker_memory_limit must be more than 0 bytes, not {value!r}")
     return int(size)

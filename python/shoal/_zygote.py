@@ -7,7 +7,8 @@ what it forked, unless that may outlive us.
 
 What a process cannot simply put on afterwards (credentials, umask, nice value, resource limits: `_standing`) it has
 from the zygote. So a zygote serves only while ours are those it was started with. After a change another one is
-started, and the old one is set aside, not ended: its processes end with it, and the change may be undone.
+started, and the old one is set aside, not ended: its processes end with it, and the change may be undone. Of those set
+aside without processes the oldest ends once there are more than a few.
 
 There may be several, told apart by what they import beforehand ("warmth"): workers of `Parallel` need little and must
 be there soon, those of `spawn` and `forkserver` import the program's modules anyway.
@@ -33,6 +34,7 @@ _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
 _lock = threading.Lock()
 _LIMITS = 16  # RLIM_NLIMITS
+_ASIDE_MOST = 4  # zygotes set aside that may be of use again, beside those that have processes
 _FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
 _SIGCONT = 18  # by number: the module of that name costs each worker's start
 
@@ -66,6 +68,7 @@ class Zygote:
             theirs.close()
         self._engine = _engine.Zygote(ours.detach(), self.pid)
         self.owner = os.getpid()
+        self.closed = False
 
     def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
@@ -76,6 +79,7 @@ class Zygote:
         environment = dict(os.environ)
         cpus = os.sched_getaffinity(0)
         further = fds[_FDS_MOST:]
+        crew = sys.modules.get("shoal._crew")
         request = marshal.dumps(
             (
                 function,
@@ -86,9 +90,9 @@ class Zygote:
                 environment if environment != self._environment else None,
                 cpus if cpus != self._cpus else None,
                 len(further),
+                crew is not None and crew.is_starting(),
             )
         )
-        crew = sys.modules.get("shoal._crew")
         wanted = crew.is_start_wanted if crew else None
         if not further:
             return self._engine.start(request, fds, outlives, wanted)
@@ -97,8 +101,20 @@ class Zygote:
         with _descriptors.queue(further) as channel:
             return self._engine.start(request, [*fds[:_FDS_MOST], channel.fileno()], outlives, wanted)
 
+    def has_processes(self) -> bool:
+        """Whether something that it forked is still there, as far as can be told."""
+        try:
+            fd = os.open(f"/proc/{self.pid}/task/{self.pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            return bool(os.read(fd, 1))
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """End the zygote and everything it forked."""
+        self.closed = True
         self._engine.close()
         try:
             if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
@@ -173,22 +189,30 @@ class _Restarting:
         zygote = self.current()
         try:
             return zygote.start(function, payload, fds, outlives=outlives)
-        except BrokenPipeError:  # so it never runs: to ask again is safe
+        except (BrokenPipeError, ValueError) as error:  # so it never runs: to ask again is safe
+            if isinstance(error, ValueError) and not zygote.closed:
+                raise
             self._remove(zygote)
             return self.current().start(function, payload, fds, outlives=outlives)
 
     def current(self) -> Zygote:
         """The zygote itself, made if need be."""
         standing = _standing()
-        with _lock:
-            zygote = _zygotes.get(self._warmth)
-            if zygote is not None and zygote.owner == os.getpid():
-                if zygote.standing == standing:
-                    return zygote
-                _aside[self._warmth, zygote.standing] = _zygotes.pop(self._warmth)
-            zygote = _aside.pop((self._warmth, standing), None) or self._make()
-            _zygotes[self._warmth] = zygote
-            return zygote
+        ended: list[Zygote] = []
+        try:
+            with _lock:
+                zygote = _zygotes.get(self._warmth)
+                if zygote is not None and zygote.owner == os.getpid():
+                    if zygote.standing == standing:
+                        return zygote
+                    _aside[self._warmth, zygote.standing] = _zygotes.pop(self._warmth)
+                    ended = _take_useless()
+                zygote = _aside.pop((self._warmth, standing), None) or self._make()
+                _zygotes[self._warmth] = zygote
+                return zygote
+        finally:
+            for old in ended:
+                old.close()
 
     def _remove(self, zygote: Zygote) -> None:
         """Forget a zygote that is gone, and none that another thread has made since."""
@@ -200,6 +224,12 @@ class _Restarting:
             else:
                 return
         zygote.close()
+
+
+def _take_useless() -> list[Zygote]:
+    """Of the zygotes set aside those that are too many, the oldest first, and have no processes. Locked."""
+    idle = [key for key, zygote in _aside.items() if not zygote.has_processes()]
+    return [_aside.pop(key) for key in idle[: max(0, len(idle) - _ASIDE_MOST)]]
 
 
 def _drop() -> None:
@@ -282,11 +312,12 @@ def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     """In a process that the zygote forked."""
     import _signal as signal  # type: ignore[import-not-found]
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    function, payload, path, argv, directory, environment, cpus, further = marshal.loads(request)
+    function, payload, path, argv, directory, environment, cpus, further, is_worker = marshal.loads(request)
+    if not is_worker:  # a pool's leaves Ctrl-C to its asker, and sees to that itself once it serves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if further:
         from shoal import _descriptors
 

@@ -77,7 +77,7 @@ def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, d
 
 
 def _configure_as_usual() -> None:
-    _engine.configure_pool(_crew._worker_died, TaskTimeout, _crew._remote_error, _crew._unsendable)
+    _engine.configure_pool(_crew._worker_died, TaskTimeout, _crew._RemoteError, _crew._unsendable)
 
 
 def _remote_error(error: BaseException) -> Any:
@@ -91,7 +91,7 @@ def _unsendable(error: BaseException, value: object) -> Any:
 def _initialize(crash: int, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
     os.write(crash, _INITIALIZING)
     try:
-        initializer(*initargs)
+        _crew.call_initializer(initializer, initargs)
     except BaseException:
         import traceback
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import signal
@@ -297,3 +298,13 @@ def test_callbacks_run_while_an_iterator_blocks(pool: Any) -> None:
     assert called.wait(20)
     source.put(None)
     assert list(results) == []
+
+
+def test_who_reads_an_iterator_that_was_cancelled_is_told_so(pool: Any) -> None:
+    results = pool.imap(square, itertools.count())
+    assert next(results) == 0
+    assert results.cancel()
+    with pytest.raises(shoal.TaskCancelled):
+        list(results)
+    assert list(results) == []
+    assert pool.map(square, [3]) == [9]

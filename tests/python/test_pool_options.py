@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import signal
 import threading
 import time
@@ -45,6 +46,18 @@ def pool() -> Any:
 
 
 # -- task_timeout --
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"task_timeout": "1"}, "task_timeout must be a number of seconds, not '1'"),
+        ({"worker_memory_limit": []}, r"worker_memory_limit must be bytes or text like '500M', not \[\]"),
+    ],
+)
+def test_options_of_the_wrong_type_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Pool(1, **options)
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 3])
@@ -422,3 +435,23 @@ def test_an_installed_programs_pool_takes_them_too(tmp_path: Path) -> None:
     assert lines[0].startswith("[None, TaskTimeout(1, "), done.stderr
     assert lines[1].startswith("[None, TaskTimeout(1, ")
     assert lines[2] == "[1]"
+
+
+class TwoWords(Exception):
+    """Cannot be unpickled: it keeps one argument, and wants two."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def raise_two_words(x: int) -> int:
+    raise TwoWords("really", "happened")
+
+
+def test_of_an_exception_that_cannot_be_made_again_name_and_traceback_are_there(pool: Any) -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"TwoWords, which cannot be unpickled here: TypeError") as raised:
+        pool.apply(raise_two_words, (1,))
+    remote = str(raised.value.__cause__)
+    assert "in raise_two_words" in remote
+    assert "TwoWords: really happened" in remote
+    assert pool.map(square, [2]) == [4]

@@ -320,7 +320,10 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None,
     ) -> MapResult:
         items = _as_sequence(iterable)
-        result = self._submit_map(func, items, mode, chunksize, options, _callback(callback, error_callback))
+        called = (
+            _callback(callback, error_callback) if len(items) > 0 else None
+        )  # as in multiprocessing: of nothing, none
+        result = self._submit_map(func, items, mode, chunksize, options, called)
         if options.progress:
             _progress.follow(result, options.progress)
         return result

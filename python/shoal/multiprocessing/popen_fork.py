@@ -49,6 +49,11 @@ class Popen(popen_fork.Popen):
             finally:
                 util._flush_std_streams()  # type: ignore[attr-defined]
 
+        # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
+        crew = sys.modules.get("shoal._crew")
+        mask = None
+        if crew is not None and crew.is_starting():
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:
             self._process = _engine.fork_process(run, bool(process_obj.daemon))
         except BaseException:
@@ -56,6 +61,8 @@ class Popen(popen_fork.Popen):
             raise
         finally:
             os.close(parent_sentinel)
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.pid = self._process.pid
         self.sentinel = self._process.fd
         self.finalizer = util.Finalize(self, _close, (self._process, parent_end))

@@ -1,0 +1,144 @@
+"""How a pool's workers begin: initializers of a prompt, Ctrl-C before they serve, the zygotes that fork them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import run_program
+from shoal.multiprocessing import Pool
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("kind", ["Pool", "ProcessPoolExecutor"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_an_initializer_of_a_prompt_sets_up_is_there_for_its_functions(
+    tmp_path: Path, method: str, kind: str
+) -> None:
+    program = f"""
+from shoal import ProcessPoolExecutor
+from shoal.multiprocessing import get_context
+cache, model = {{}}, None
+def load(value):
+    global model
+    model = value * 2
+def begin(value):
+    cache["value"] = value
+    load(value)
+def use(x): return x + cache["value"] + model
+context = get_context({method!r})
+if {kind!r} == "Pool":
+    pool = context.Pool(2, begin, (10,))
+else:
+    pool = ProcessPoolExecutor(2, mp_context=context, initializer=begin, initargs=(10,))
+with pool:
+    print(list(pool.map(use, range(3))))
+    print(list(pool.map(lambda x: x + model, range(3))))
+print(cache, model)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["[30, 31, 32]", "[20, 21, 22]", "{} None"], done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lambdas_and_functions_of_a_prompt_may_be_a_workers_first_and_last_calls(tmp_path: Path, method: str) -> None:
+    program = f"""
+from shoal.multiprocessing import get_context
+def end(): print("the end", flush=True)
+with get_context({method!r}).Pool(1, initializer=lambda: print("begun", flush=True), worker_exit=end) as pool:
+    print(pool.map(abs, [-1]), flush=True)
+    pool.close()
+    pool.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["begun", "[1]", "the end"], done.stderr
+
+
+def test_ctrl_c_before_a_forked_worker_serves_is_the_parents_alone(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os, signal
+        from shoal.multiprocessing import Pool
+        # As Ctrl-C reaches the whole group, in each worker's first instant.
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+        with Pool(2) as pool:
+            print(pool.map(abs, range(-3, 0), chunksize=1))
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("[3, 2, 1]\n", "")
+
+
+def test_ctrl_c_still_interrupts_what_a_worker_starts(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import subprocess, signal, sys
+        from shoal.multiprocessing import Pool
+        def start(_):
+            child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(30)"],
+                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+            return child.wait(20)
+        with Pool(1) as pool:
+            print(pool.map(start, [0]))
+        """,
+    )
+    assert done.stdout == "[-2]\n", done.stderr
+
+
+def test_zygotes_of_other_umasks_do_not_pile_up(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os
+        from shoal.multiprocessing import get_context
+        def children():
+            folder = f"/proc/{os.getpid()}/task"
+            return sum(len(open(f"{folder}/{thread}/children").read().split()) for thread in os.listdir(folder))
+        def mask():
+            before = os.umask(0)
+            os.umask(before)
+            return before
+        if __name__ == "__main__":
+            context = get_context("spawn")
+            os.umask(0o50)
+            kept = context.Pool(1)  # its zygote has a process: it stays, however many come after it
+            for number in range(12):
+                os.umask(0o20 + number)
+                with context.Pool(1) as pool:
+                    assert pool.apply(mask) == 0o20 + number
+            print(children() <= 9, kept.apply(mask) == 0o50)
+            kept.terminate()
+        """,
+        limit=50,
+    )
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_a_pool_that_is_too_large_says_how_large_it_may_be() -> None:
+    with pytest.raises(ValueError, match="4096 workers at the most, not 100000"):
+        Pool(100_000)
+
+
+def test_a_program_may_come_from_standard_input(tmp_path: Path) -> None:
+    program = (
+        "import multiprocessing, sys\n"
+        "def f(x): return x + 1\n"
+        "with multiprocessing.Pool(1) as pool: print(sys.argv, multiprocessing.Pool.__module__, pool.map(f, [1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", "-", "a"],
+        input=program,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        cwd=tmp_path,
+        env={**os.environ},
+    )
+    assert done.stdout.startswith("['-', 'a'] shoal.") and done.stdout.endswith(" [2]\n"), done.stderr
