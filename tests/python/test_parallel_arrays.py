@@ -276,7 +276,7 @@ def test_the_file_of_a_living_array_goes_after_its_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(_arrays, "KEPT", 0.3)
     Parallel(n_jobs=2)(delayed(look)(array) for _ in range(2))
     assert files() == 1
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 6  # before it would look of itself, for the file of the first call
     while files() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert files() == 0
