@@ -681,6 +681,15 @@ int abandon_jobs(PoolObject *pool, PyObject *error)
     return 0;
 }
 
+/* Whether there are items to hand out that no thread will come back for. */
+static bool has_unattended(const PoolObject *pool)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue); i++)
+        if (!((JobObject *)PyList_GET_ITEM(pool->queue, i))->attended)
+            return true;
+    return false;
+}
+
 void request_help(PoolObject *pool)
 {
     if (pool->ended || pool->waiters > 0)
@@ -689,7 +698,7 @@ void request_help(PoolObject *pool)
         shoal_pool_request_attention(pool->pool, 0, 1);
     else if (pool->callbacks > 0)
         shoal_pool_request_attention(pool->pool, 0, PyList_GET_SIZE(pool->finished) > 0);
-    else if (PyList_GET_SIZE(pool->queue) > 0)
+    else if (has_unattended(pool))
         shoal_pool_request_attention(pool->pool, pool->workers, 0);
     else if (pool->eager && pool->tasks != NULL)
         shoal_pool_request_attention(pool->pool, 1, 0); /* the supervisor ends the workers when all is done */

@@ -203,7 +203,8 @@ int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
     const int64_t start = shoal_clock_now();
     const int64_t deadline = timeout >= SHOAL_FOREVER - start ? SHOAL_FOREVER : start + timeout;
     int result = -1;
-    pool->waiters++;
+    if (pool->waiters++ == 0 && pool->callbacks == 0)
+        shoal_pool_forgo_attention(pool->pool); /* what the supervisor was to be called for, this thread does */
     if (job != NULL)
         job->waiters++;
     for (;;) {
@@ -569,6 +570,7 @@ JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, cons
     job->window = options->window;
     job->values = options->values;
     job->owns_shared = options->owns_shared;
+    job->attended = options->attended;
     job->pace.workers = pool->workers;
     job->callback = Py_XNewRef(options->callback);
     if (job_take_source(job, source) != 0) {
@@ -595,14 +597,15 @@ int job_time_limit(PyObject *seconds, int64_t *limit)
 
 static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"pool",   "source",   "shared",      "mode",       "chunk",  "retries", "iterate", "window",
-                            "values", "callback", "owns_shared", "time_limit", "feeder", "single",  NULL};
+    static char *names[] = {"pool",    "source", "shared",   "mode",     "chunk",       "retries",
+                            "iterate", "window", "values",   "callback", "owns_shared", "time_limit",
+                            "feeder",  "single", "attended", NULL};
     PyObject *pool, *source, *callback = Py_None, *seconds = Py_None;
     struct job_options options = {0};
-    int mode = CALL_ONE, iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY, single = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|iIIinpOpOip:Job", names, &pool, &source, &options.shared,
+    int mode = CALL_ONE, iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY, single = 0, attended = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|iIIinpOpOipp:Job", names, &pool, &source, &options.shared,
                                      &mode, &options.chunk, &options.retries, &iterate, &options.window, &values,
-                                     &callback, &owns_shared, &seconds, &feeder, &single) ||
+                                     &callback, &owns_shared, &seconds, &feeder, &single, &attended) ||
         job_time_limit(seconds, &options.time_limit) != 0)
         return NULL;
     if (!pool_is_pool(pool)) {
@@ -616,6 +619,7 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     options.ordered = iterate == 1;
     options.values = values != 0;
     options.owns_shared = owns_shared != 0;
+    options.attended = attended != 0;
     options.callback = callback == Py_None ? NULL : callback;
     return (PyObject *)job_make(type, (PoolObject *)pool, source, &options);
 }

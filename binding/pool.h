@@ -102,6 +102,7 @@ struct JobObject {
     bool called, fed;
     bool values;      /* errors are results, not raised */
     bool owns_shared; /* `shared` is this job's alone: nobody needs it once the job is done */
+    bool attended;    /* a thread reads its results as they come, and does nothing else until it is done or withdrawn */
     bool queued, ready, complete;
     bool watched; /* `callback` came by watch(): the job is ready as soon as it is done, and the callback runs after */
     struct entry {
@@ -153,7 +154,7 @@ struct job_options {
     enum job_feeder feeder;
     int64_t time_limit; /* ns an item may take; 0: no limit */
     PyObject *callback; /* borrowed; or NULL */
-    bool single, iterates, ordered, values, owns_shared;
+    bool single, iterates, ordered, values, owns_shared, attended;
     Py_ssize_t window;
 };
 /* New reference to an instance of `type`, Job or a sub-class; NULL with an exception. */

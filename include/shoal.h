@@ -810,6 +810,8 @@ SHOAL_API int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool
 /** Have shoal_pool_supervise return once a task is done (low_water as in shoal_pool_wait), for work that nobody waits
  * for; or now. */
 SHOAL_API void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now);
+/** No task needs to be told of any more: somebody waits for them now. What was told already stays so. */
+SHOAL_API void shoal_pool_forgo_attention(shoal_pool *pool);
 /** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not
  * known). Out: how many tasks it held (0 when it ended in order). */
 SHOAL_API int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);

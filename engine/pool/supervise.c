@@ -221,6 +221,12 @@ void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now)
     (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
 }
 
+void shoal_pool_forgo_attention(shoal_pool *pool)
+{
+    /* relaxed: a worker that still sees the wish writes once in vain */
+    atomic_store_explicit(&pool->table.header->attention, 0, memory_order_relaxed);
+}
+
 /* What the dead worker's running slot is told of its end. */
 static void note_death(shoal_pool *pool, uint32_t index, const struct place *place, const shoal_exit *how)
 {

@@ -3,7 +3,7 @@
 `multiprocessing.Pool`, `ProcessPoolExecutor` and `joblib.Parallel` all stand on a `Crew`: it starts the processes (how
 is the caller's affair), replaces those that die, runs callbacks, and ends everything. Handing out work and collecting
 it is the engine's, in the thread that waits for it. A crew does not know its pool, so a pool that is dropped can be
-collected. `serve` is what its workers run.
+collected. `_serving.serve` is what its workers run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import time
 from types import BuiltinFunctionType, FunctionType
 
 from shoal import _engine, _threads
-from shoal.errors import TaskCancelled, TaskTimeout, WorkerDied
+from shoal._serving import last_words
+from shoal.errors import TaskCancelled
 
 TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         def kill(self) -> None: ...
 
     StartWorker = Callable[[_engine.Pool, int, int, int], WorkerProcess]
-    """(engine, place, owner, crash) -> the started process, which runs `serve` with the same place, owner and crash."""
+    """(engine, place, owner, crash) -> the started process, which runs `_serving.serve` with the same three numbers."""
 
 CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
 
@@ -58,100 +59,6 @@ def is_main_interactive() -> bool:
     return not hasattr(sys.modules.get("__main__"), "__file__")
 
 
-class Duties:
-    """What a crew's workers do beside working; the same for all of them, and sent to each.
-
-    initializer, initargs: called before the first task.
-    worker_exit: called when the worker ends in order, after its last task.
-    max_tasks: the worker ends after so many tasks (its place is filled again).
-    memory_limit: bytes of private memory above which it ends after a task.
-    cpus: the cpus that workers are pinned to, in turn; each an int or a collection of ints.
-    threads: of the numerical libraries in each worker; None: as they are.
-    keeps_exits: SystemExit, KeyboardInterrupt and the like in a task are its error, and do not end the worker.
-    unreadable: makes the error of a call that cannot be unpickled from what that raised; None: that is the error.
-    """
-
-    def __reduce__(self) -> Any:
-        # To a clean worker: functions of a notebook, lambdas and closures by value, as those that it is given to call.
-        import shoal._pickling
-
-        dumps = shoal._pickling.dumps_for_foreign_main if is_main_interactive() else shoal._pickling.dumps
-        return _load_duties, (dumps(vars(self), None),)
-
-    def __init__(
-        self,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        worker_exit: Callable[[], object] | None = None,
-        max_tasks: int | None = None,
-        memory_limit: int | None = None,
-        cpus: tuple[frozenset[int], ...] | None = None,
-        threads: int | None = None,
-        keeps_exits: bool = False,
-        unreadable: Callable[[BaseException], BaseException] | None = None,
-    ) -> None:
-        self.initializer = initializer
-        self.initargs = initargs
-        self.worker_exit = worker_exit
-        self.max_tasks = max_tasks
-        self.memory_limit = memory_limit
-        self.cpus = cpus
-        self.threads = threads
-        self.keeps_exits = keeps_exits
-        self.unreadable = unreadable
-
-
-def _load_duties(pickled: bytes) -> Duties:
-    import shoal._pickling
-
-    duties = Duties()
-    vars(duties).update(shoal._pickling.loads(pickled, None))
-    return duties
-
-
-def serve(
-    pool: _engine.Pool | tuple[int, int, int], place: int, owner: int, crash: int, duties: Duties | None = None
-) -> None:
-    """Run in a worker process: work until the pool shuts, or the worker's duties say that it ends.
-
-    crash: the descriptor that the Python stack goes to when the process crashes.
-    """
-    import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
-    import faulthandler
-
-    if getattr(_thread, "supervises", False):
-        _forget_imports_of_other_threads()
-
-    import shoal._pickling  # noqa: F401  (configures the codec)
-
-    if threading.current_thread() is threading.main_thread():
-        # Ctrl-C goes to the whole foreground group; the parent decides what becomes of its workers. A handler, not
-        # SIG_IGN: what a task starts by exec must not inherit it.
-        signal.signal(signal.SIGINT, _ignore_interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
-    faulthandler.enable(crash)
-    duties = duties or Duties()
-    if duties.cpus:
-        os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
-    if duties.threads is not None:
-        _threads.limit(duties.threads)
-    worker = _engine.Worker(pool, place, owner)
-    if duties.initializer is not None:
-        call_initializer(duties.initializer, duties.initargs)
-    worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits, duties.unreadable)
-    if duties.worker_exit is not None:
-        duties.worker_exit()
-
-
-def call_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
-    """In a worker: before its first task."""
-    initializer(*initargs)
-    if getattr(initializer, "__module__", None) in ("__main__", "__mp_main__"):
-        from shoal import _functions
-
-        _functions.keep_globals(initializer)
-
-
 # .supervises: this thread is a supervisor, which imports nothing; .starts_for: the crew that it starts a worker for.
 _thread = threading.local()
 
@@ -161,30 +68,15 @@ def is_starting() -> bool:
     return getattr(_thread, "starts_for", None) is not None
 
 
+def is_supervisor() -> bool:
+    """Whether this thread is a crew's supervisor, or was in the process that forked this one."""
+    return getattr(_thread, "supervises", False)
+
+
 def is_start_wanted() -> bool:
     """Whether the worker that this thread starts, and that takes its time, is to be waited for."""
     crew: Crew | None = getattr(_thread, "starts_for", None)
     return crew is None or crew._waits_for_start()
-
-
-def _forget_imports_of_other_threads() -> None:
-    """In a child that a supervisor thread forked: an import that another thread was in the middle of will never end
-    here.
-
-    Its lock would be waited for for ever. So the locks go, and the half-made modules, which are then imported anew
-    when needed.
-    """
-    for name, module in list(sys.modules.items()):
-        spec = getattr(module, "__dict__", {}).get("__spec__")
-        if getattr(spec, "_initializing", False):
-            del sys.modules[name]
-    machinery = sys.modules.get("_frozen_importlib")
-    for table in ("_module_locks", "_blocking_on"):
-        getattr(machinery, table, {}).clear()
-
-
-def _ignore_interrupt(signum: int, frame: object) -> None:
-    pass
 
 
 def make_engine_pool(workers: int) -> _engine.Pool:
@@ -326,7 +218,7 @@ class Crew:
         """Whether nobody needs the lock, or the supervisor, more than the worker that is being started."""
         if self._lock_wanted or self._ending:
             return False
-        if getattr(_thread, "supervises", False):
+        if is_supervisor():
             try:
                 self._put_off += self.engine.supervise(0)
             except ValueError:  # closed
@@ -391,7 +283,7 @@ class Crew:
         process.join(5)  # it has ended: this reaps it
         took_tasks = self.engine.numbers(place)["tasks"] > 0
         if process.pid is not None:
-            _last_words.keep(process.pid, self._read_crash(place))
+            last_words.keep(process.pid, self._read_crash(place))
         held = self.engine.bury(place, process.exitcode)
         self.processes[place] = None
         # One that was killed from outside says little about the next one.
@@ -644,79 +536,3 @@ class Crew:
         for process in alive:
             process.join()
         self.processes = [None] * self.size
-
-
-class _LastWords:
-    """What crashed workers left, by pid, until their items' errors are made; of the last some hundred only."""
-
-    def __init__(self) -> None:
-        self._texts: dict[int, str] = {}
-
-    def keep(self, pid: int, text: str) -> None:
-        self._texts.pop(pid, None)  # of an earlier process with this pid
-        if text:
-            self._texts[pid] = text
-            while len(self._texts) > 256:
-                self._texts.pop(next(iter(self._texts)), None)
-
-    def of(self, pid: int) -> str:
-        return self._texts.get(pid, "")
-
-
-_last_words = _LastWords()
-
-
-def _worker_died(item: int, pid: int, code: int, signal: int) -> WorkerDied:
-    return WorkerDied(item, pid, -signal if signal else code, _last_words.of(pid))
-
-
-class _RemoteError:
-    """A task's exception on its way to who asked, with its traceback as text.
-
-    Pickled twice over: an exception that cannot be made again there (its class wants other arguments than it keeps, or
-    is not to be found) must not take the traceback with it.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
-
-        self._error = error
-        self._text: str = ExceptionWithTraceback(error, error.__traceback__).tb
-
-    def __reduce__(self) -> Any:
-        import shoal._pickling
-
-        kind = type(self._error)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        return _raise_again, (shoal._pickling.dumps(self._error, None), name, self._text)
-
-
-def _raise_again(pickled: bytes, name: str, text: str) -> BaseException:
-    """The exception, with the worker's traceback as its cause."""
-    from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
-
-    import shoal._pickling
-
-    try:
-        error: BaseException = shoal._pickling.loads(pickled, None)
-    except Exception as reason:
-        from _pickle import UnpicklingError
-
-        raise UnpicklingError(
-            f"the task raised {name}, which cannot be unpickled here: {type(reason).__name__}: {reason}"
-        ) from RemoteTraceback(text)
-    error.__cause__ = RemoteTraceback(text)
-    return error
-
-
-def _unsendable(error: BaseException, value: object) -> BaseException:
-    from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
-
-    try:
-        made: BaseException = MaybeEncodingError(error, value)
-    except Exception:  # its repr() fails too
-        made = MaybeEncodingError(error, f"<{type(value).__name__} object>")
-    return made
-
-
-_engine.configure_pool(_worker_died, TaskTimeout, _RemoteError, _unsendable)

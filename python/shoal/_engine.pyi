@@ -82,6 +82,7 @@ class Job:
         time_limit: float | None = None,
         feeder: int = 0,
         single: bool = False,
+        attended: bool = False,
     ) -> None: ...
     _pool: Any
     @property

@@ -39,6 +39,8 @@ def _reducers() -> dict[type, Any]:
     return _table
 
 
+BY_VALUE = "by value"  # the habit of what has to go so
+
 particular: dict[int, Callable[[Any, Any, bool], bytes]] = {}
 """By id of an object that somebody holds meanwhile: what pickles it, from (object, buffer_callback, foreign_main)."""
 
@@ -134,7 +136,7 @@ def dumps_with(
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
     if foreign_main and b"__main__" in pickled:
         if habits is not None:
-            habits.add("by value")
+            habits.add(BY_VALUE)
         return _dumps_by_value(obj, buffer_callback, True, table)
     return pickled
 

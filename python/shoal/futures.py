@@ -18,7 +18,7 @@ from concurrent.futures import _base, process
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from shoal import _crew, _engine, _options, _progress, _threads, errors
+from shoal import _crew, _engine, _options, _progress, _serving, _threads, errors
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, TERMINATE
 from shoal.errors import TaskCancelled, TaskTimeout
 from shoal.multiprocessing.pool import _Descriptors, _EngineHandle
@@ -64,20 +64,20 @@ def _outcome(error: BaseException) -> BaseException:
 # --------------------------------------------------------------------------- in the worker
 
 
-def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, duties: _crew.Duties) -> None:
+def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, duties: _serving.Duties) -> None:
     from multiprocessing import current_process
 
     # It ends with its parent like a daemon, but tasks may start processes of their own.
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    _engine.configure_pool(_crew._worker_died, TaskTimeout, _remote_error, _unsendable)
+    _engine.configure_pool(_serving._worker_died, TaskTimeout, _remote_error, _unsendable)
     os.register_at_fork(after_in_child=_configure_as_usual)
     if duties.initializer is not None:
         duties.initializer, duties.initargs = _initialize, (handle.crash, duties.initializer, duties.initargs)
-    _crew.serve(handle.engine, place, owner, handle.crash, duties)
+    _serving.serve(handle.engine, place, owner, handle.crash, duties)
 
 
 def _configure_as_usual() -> None:
-    _engine.configure_pool(_crew._worker_died, TaskTimeout, _crew._RemoteError, _crew._unsendable)
+    _engine.configure_pool(_serving._worker_died, TaskTimeout, _serving.RemoteError, _serving._unsendable)
 
 
 def _remote_error(error: BaseException) -> Any:
@@ -91,7 +91,7 @@ def _unsendable(error: BaseException, value: object) -> Any:
 def _initialize(crash: int, initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
     os.write(crash, _INITIALIZING)
     try:
-        _crew.call_initializer(initializer, initargs)
+        _serving.call_initializer(initializer, initargs)
     except BaseException:
         import traceback
 
@@ -102,7 +102,7 @@ def _initialize(crash: int, initializer: Callable[..., object], initargs: tuple[
     os.lseek(crash, 0, os.SEEK_SET)
 
 
-def _starter(context: Any, duties: _crew.Duties) -> _crew.StartWorker:
+def _starter(context: Any, duties: _serving.Duties) -> _crew.StartWorker:
     """What starts a worker; it does not know its executor, so that one that is dropped can be collected."""
 
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
@@ -495,7 +495,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         self._max_tasks_per_child = max_tasks_per_child
         self._task_timeout = _options.seconds(task_timeout)
         self._retries = _options.retries(retries)
-        self._duties = _crew.Duties(
+        self._duties = _serving.Duties(
             initializer=initializer,
             initargs=self._initargs,
             worker_exit=worker_exit,

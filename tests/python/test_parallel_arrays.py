@@ -267,3 +267,17 @@ def test_files_that_are_too_short_or_cannot_be_written_are_refused(tmp_path: Pat
     with open(tmp_path / "file", "xb"), open(tmp_path / "file", "rb") as file, pytest.raises(OSError, match="store"):
         _engine.write_files(b"x" * 10, [file.fileno()])
     assert _engine.digest_bytes(b"a" * (3 << 20)) != _engine.digest_bytes(b"a" * ((3 << 20) - 1) + b"b")
+
+
+def test_the_file_of_a_living_array_goes_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing else wakes the thread that ends what is not needed any more."""
+    array = np.ones(300_000)
+    Parallel(n_jobs=2)(delayed(look)(array) for _ in range(2))
+    monkeypatch.setattr(_arrays, "KEPT", 0.3)
+    Parallel(n_jobs=2)(delayed(look)(array) for _ in range(2))
+    assert files() == 1
+    deadline = time.monotonic() + 6  # before it would look of itself, for the file of the first call
+    while files() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert files() == 0
+    assert array[0] == 1  # it is alive

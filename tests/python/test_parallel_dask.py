@@ -121,6 +121,34 @@ def test_a_process_that_dies_takes_only_its_batch_with_it(client: Any) -> None:
         assert Parallel()(delayed(double)(i) for i in range(9)) == [2 * i for i in range(9)]
 
 
+def wait(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def die_once(folder: str, number: int) -> int:
+    path = Path(folder, str(number))
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), 9)
+    return number
+
+
+def test_limits_of_single_tasks_hold_on_the_workers(client: Any, tmp_path: Path) -> None:
+    """In batches too: each task has its own limit, and dies alone."""
+    tasks = [delayed(wait)(30 if i == 3 else 0) for i in range(6)]
+    with parallel_config(backend="dask"):
+        started = time.monotonic()
+        got = Parallel(batch_size=3, task_timeout=5, return_exceptions=True)(tasks)
+        with pytest.raises(shoal.TaskTimeout, match="took longer than 5 s"):
+            Parallel(batch_size=3, task_timeout=5)(tasks)
+        assert time.monotonic() - started < 28
+        assert got[:3] + got[4:] == [0] * 5
+        assert isinstance(got[3], shoal.TaskTimeout)
+        calls = (delayed(die_once)(str(tmp_path), i) for i in range(6))
+        assert Parallel(batch_size=3, retries=1)(calls) == list(range(6))
+
+
 def test_a_call_that_failed_ends_what_still_runs(client: Any, tmp_path: Path) -> None:
     started = time.monotonic()
     with parallel_config(backend="dask"), pytest.raises(LookupError):

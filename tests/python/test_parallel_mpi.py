@@ -102,6 +102,31 @@ def test_errors_come_back_and_the_ranks_go_on(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_limits_of_single_tasks_hold_on_the_ranks(tmp_path: Path) -> None:
+    done = mpi(
+        tmp_path,
+        """
+        def die_once(folder, x):
+            path = os.path.join(folder, str(x))
+            if not os.path.exists(path):
+                open(path, "w").close()
+                os.kill(os.getpid(), 9)
+            return x
+
+        if __name__ == "__main__":
+            with parallel_config(backend="mpi"):
+                got = Parallel(batch_size=3, task_timeout=4, return_exceptions=True)(
+                    delayed(time.sleep)(60 if i == 3 else 0) for i in range(6))
+                print([type(x).__name__ for x in got])
+                print(Parallel(batch_size=3, retries=1)(delayed(die_once)(sys.argv[1], i) for i in range(6)))
+        """,
+        str(tmp_path),
+    )
+    none = "NoneType"
+    assert done.stdout.splitlines() == [str([none] * 3 + ["TaskTimeout"] + [none] * 2), str([*range(6)])], done.stderr
+    assert done.returncode == 0
+
+
 def test_a_rank_runs_several_batches_at_a_time(tmp_path: Path) -> None:
     done = mpi(
         tmp_path,

@@ -173,6 +173,10 @@ class Sharing:
                 _kept[number] = segment
             if old is not None and old is not segment:
                 old.close()
+        if self._segments:
+            from shoal.joblib import _workers
+
+            _workers.look_after(KEPT)
         self._segments.clear()
 
 
@@ -306,16 +310,3 @@ def _reduce_result(array: Any) -> Any:
     import numpy
 
     return reduce_file(array) or numpy.asarray(array).__reduce_ex__(5)
-
-
-# ------------------------------------------------------------------------------ what is asked
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as '10G', '500M', '50K'."""
-    try:
-        return int(float(text[:-1]) * {"K": 1024, "M": 1024**2, "G": 1024**3}[text[-1]])
-    except (KeyError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"Invalid literal for size give: {text} (type {type(text)}) should be alike '10G', '500M', '50K'."
-        ) from error

@@ -13,7 +13,7 @@ import sys
 import threading
 from abc import ABCMeta, abstractmethod
 
-from shoal.joblib import _workers
+from shoal.joblib import _in_worker, _workers
 from shoal.joblib._cpus import cpu_count
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -42,6 +42,16 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+def parse_size(text: str) -> int:
+    """Bytes of a size such as '10G', '500M', '50K'."""
+    try:
+        return int(float(text[:-1]) * {"K": 1024, "M": 1024**2, "G": 1024**3}[text[-1]])
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Invalid literal for size give: {text} (type {type(text)}) should be alike '10G', '500M', '50K'."
+        ) from error
+
+
 class FallbackToBackend(Exception):
     """Raised by `configure`: another back-end fits better."""
 
@@ -67,6 +77,7 @@ class ParallelBackendBase(metaclass=ABCMeta):
 
     default_n_jobs = 1
     supports_inner_max_num_threads = False
+    supports_limits = False  # whether batches heed `task_timeout` and `retries` of `Parallel`
     # Whether results come through the callback of `submit`; if not, `retrieve_result` waits for each.
     supports_retrieve_callback = False
     nesting_level: int | None = None
@@ -381,7 +392,7 @@ class _CrewBackend(AutoBatchingMixin, ParallelBackendBase):
         limit, mode = self._options.get("max_nbytes", 1 << 20), self._options.get("mmap_mode", "r")
         if limit is None or mode is None:
             return None
-        from shoal.joblib._arrays import Sharing, parse_size
+        from shoal.joblib._arrays import Sharing
 
         return Sharing(parse_size(limit) if isinstance(limit, str) else limit, mode)
 
@@ -412,7 +423,7 @@ class MultiprocessingBackend(PoolManagerMixin, _CrewBackend):
         why = ""
         if _is_daemon():
             why = "Multiprocessing-backed parallel loops cannot be nested, setting n_jobs=1"
-        elif _workers.processes_above > 0:
+        elif _in_worker.processes_above > 0:
             why = "Multiprocessing-backed parallel loops cannot be nested, below loky, setting n_jobs=1"
         elif not (self.in_main_thread() or self.nesting_level == 0):
             why = "Multiprocessing-backed parallel loops cannot be nested below threads, setting n_jobs=1"

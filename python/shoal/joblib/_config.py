@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 
-from shoal.joblib import _workers
+from shoal.joblib import _in_worker
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def _current() -> dict[str, Any]:
     config = getattr(_backend, "config", None)
     if config is not None:
         return config  # type: ignore[no-any-return]
-    if _workers.level == 0:
+    if _in_worker.level == 0:
         return default_parallel_config
     from shoal.joblib._backends import SequentialBackend, ThreadingBackend
 
-    kind = SequentialBackend if _workers.level > 1 else ThreadingBackend
-    return {**default_parallel_config, "backend": kind(nesting_level=_workers.level)}
+    kind = SequentialBackend if _in_worker.level > 1 else ThreadingBackend
+    return {**default_parallel_config, "backend": kind(nesting_level=_in_worker.level)}
 
 
 def get_param(param: Any, config: dict[str, Any], key: str) -> Any:

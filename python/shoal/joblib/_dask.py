@@ -34,12 +34,18 @@ def _probe() -> None:
 
 
 def _run_on_worker(
-    call: str, nesting_level: int, threads: int | None, payload: _node.Payload, numbers: list[int], *values: Any
-) -> bytes:
+    call: str,
+    nesting_level: int,
+    threads: int | None,
+    limits: _node.Limits,
+    payload: _node.Payload,
+    numbers: list[int],
+    *values: Any,
+) -> list[bytes]:
     """A batch, in a thread of a Dask worker. The values are of what travelled apart, under these numbers."""
     jobs = distributed.get_worker().state.nthreads
     known = dict(zip(numbers, values, strict=True))
-    return _node.run(call, jobs, nesting_level, threads, [payload], known)[0]
+    return _node.run(call, jobs, nesting_level, threads, [payload], known, limits)[0]
 
 
 async def _abandon(call: str) -> None:
@@ -61,6 +67,7 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
     MAX_IDEAL_BATCH_DURATION = 1.0
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
+    supports_limits = True
     default_n_jobs = -1
 
     def __init__(
@@ -138,13 +145,15 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
         futures: dict[int, Any] = {}
-        payload = _node.pack(func, lambda value: self._put_apart(value, futures))
+        limits = _node.Limits.of(self.parallel)
+        payload = _node.pack(func, limits, lambda value: self._put_apart(value, futures))
         name = _around.name_of_task(func.items[0]) if isinstance(func, BatchedCalls) and func.items else "batch"
         future = self.client.submit(
             _run_on_worker,
             self._call,
             self.nesting_level or 0,
             self.inner_max_num_threads,
+            limits,
             payload,
             list(futures),
             *futures.values(),

@@ -67,12 +67,18 @@ def _count_jobs() -> int:
 
 
 def _run_on_rank(
-    call: str, jobs: int, nesting_level: int, threads: int | None, path: list[str], payloads: list[_node.Payload]
-) -> list[bytes]:
+    call: str,
+    jobs: int,
+    nesting_level: int,
+    threads: int | None,
+    path: list[str],
+    limits: _node.Limits,
+    payloads: list[_node.Payload],
+) -> list[list[bytes]]:
     sys.path += [entry for entry in path if entry not in sys.path]  # where tasks find the program's modules
     if threads is None:
         threads = max(_count_jobs() // jobs, 1)
-    return _node.run(call, jobs, nesting_level, threads, payloads)
+    return _node.run(call, jobs, nesting_level, threads, payloads, limits=limits)
 
 
 # --------------------------------------------------------------------- in rank 0
@@ -91,6 +97,7 @@ class MPIBackend(AutoBatchingMixin, ParallelBackendBase):
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
+    supports_limits = True
     default_n_jobs = -1
 
     def __init__(
@@ -142,7 +149,7 @@ class MPIBackend(AutoBatchingMixin, ParallelBackendBase):
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Any:
         sender = self._sender
         if sender is not None:  # else the call was given up just now
-            sender.put(_node.pack(func), callback)
+            sender.put(_node.pack(func, _node.Limits.of(self.parallel)), callback)
 
     def retrieve_result_callback(self, out: Any) -> Any:
         if isinstance(out, BaseException):
@@ -162,6 +169,7 @@ class _Sender:
         self._submit, self._rank_jobs, self._free = backend._executor.submit, backend._jobs, backend._ranks
         self._fixed = (
             uuid.uuid4().hex, backend._jobs, backend.nesting_level or 0, backend.inner_max_num_threads, list(sys.path),
+            _node.Limits.of(backend.parallel),
         )  # fmt: skip
         self._limit = limit  # batches that may be out
         self._out: dict[Any, int] = {}  # a future -> how many batches it has

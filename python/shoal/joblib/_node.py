@@ -11,6 +11,7 @@ import _pickle
 import functools
 import threading
 
+from shoal.errors import TaskCancelled
 from shoal.joblib import _workers
 from shoal.joblib._backends import _Failed
 from shoal.joblib._batches import BatchedCalls
@@ -29,13 +30,34 @@ _lock = threading.Lock()
 
 
 class Payload:
-    """A pickled batch: what carries it further puts its bytes beside its own pickle, not into it."""
+    """A pickled batch: what carries it further puts its bytes beside its own pickle, not into it. In several parts
+    where each task has limits of its own."""
 
-    def __init__(self, data: Any) -> None:
-        self.data = data  # anything with the buffer interface
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts  # of anything with the buffer interface
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return Payload, (_pickle.PickleBuffer(self.data) if protocol >= 5 else bytes(self.data),)
+        return Payload, tuple(map(_pickle.PickleBuffer if protocol >= 5 else bytes, self.parts))
+
+
+class Limits:
+    """What a call of Parallel says of each of its tasks."""
+
+    def __init__(self, task_timeout: float | None = None, retries: int = 0, return_exceptions: bool = False) -> None:
+        self.task_timeout = task_timeout
+        self.retries = retries
+        self.return_exceptions = return_exceptions
+
+    @classmethod
+    def of(cls, parallel: Any) -> Limits:
+        return cls(parallel._task_timeout, parallel._retries, parallel._return_exceptions)
+
+    @property
+    def are_set(self) -> bool:
+        return self.task_timeout is not None or self.retries > 0
+
+
+_NO_LIMITS = Limits()
 
 
 class Apart:
@@ -48,7 +70,9 @@ class Apart:
 # --------------------------------------------------------------------- in the caller
 
 
-def pack(batch: Callable[[], Any], apart: Callable[[Any], Apart | None] | None = None) -> Payload:
+def pack(
+    batch: Callable[[], Any], limits: Limits = _NO_LIMITS, apart: Callable[[Any], Apart | None] | None = None
+) -> Payload:
     """A batch on its way. apart: says of an argument what stands for it, where it is not to travel inside."""
     from shoal import _pickling
 
@@ -62,17 +86,23 @@ def pack(batch: Callable[[], Any], apart: Callable[[Any], Apart | None] | None =
             for function, args, kwargs in batch.items
         ]
         batch = BatchedCalls(items, (batch._backend, batch._n_jobs))
-    return Payload(_pickling.dumps_for_foreign_main(batch, None))
+    parts = [batch]
+    if limits.are_set and isinstance(batch, BatchedCalls):
+        parts = [BatchedCalls([item], (batch._backend, batch._n_jobs)) for item in batch.items]
+    return Payload(*(_pickling.dumps_for_foreign_main(part, None) for part in parts))
 
 
-def unpack(data: bytes) -> Any:
+def unpack(parts: Sequence[bytes]) -> Any:
     """What a batch returned; raises what it raised, with the remote traceback as its cause."""
     from shoal import _pickling
 
-    done, value = _pickling.loads(data, None)
-    if not done:
-        raise value
-    return value
+    values = []
+    for part in parts:
+        done, value = _pickling.loads(part, None)
+        if not done:
+            raise value
+        values.append(value)
+    return values[0] if len(values) == 1 else [result for value in values for result in value]
 
 
 # --------------------------------------------------------------------- on the node
@@ -85,8 +115,10 @@ def run(
     threads: int | None,
     payloads: Sequence[Payload],
     values: Mapping[int, Any] = _NONE,
-) -> list[bytes]:
-    """Have some batches run by the node's pool, and wait for all of them.
+    limits: Limits = _NO_LIMITS,
+) -> list[list[bytes]]:
+    """Have some batches run by the node's pool, and wait for all of them. What each part of each returned, for
+    `unpack`.
 
     call: names the call of Parallel, for `abandon`. jobs: processes of the pool; the same for all who use it.
     threads: of the numerical libraries in each; None: the cpus shared out.
@@ -101,8 +133,21 @@ def run(
     with _lock:
         _uses.setdefault(call, set()).add(use)
     try:
-        futures = [use.submit(functools.partial(_run_packed, payload, values), None, sharing) for payload in payloads]
-        return [_wait(future) for future in futures]
+        # All are handed out before the first is waited for.
+        futures = [
+            [
+                use.submit(
+                    functools.partial(_run_packed, Payload(part), values),
+                    None,
+                    sharing,
+                    task_timeout=limits.task_timeout,
+                    retries=limits.retries,
+                )
+                for part in payload.parts
+            ]
+            for payload in payloads
+        ]
+        return [[_wait(future, limits) for future in parts] for parts in futures]
     finally:
         with _lock:
             uses = _uses.get(call, set())
@@ -114,11 +159,15 @@ def run(
             sharing.end()
 
 
-def _wait(future: _workers.Future) -> bytes:
+def _wait(future: _workers.Future, limits: Limits) -> bytes:
     try:
         result: bytes = future.result()
         return result
-    except Exception as error:  # its process died, or the call was abandoned
+    except Exception as error:  # its process died, it took too long, or the call was abandoned
+        if limits.are_set and limits.return_exceptions and not isinstance(error, TaskCancelled):
+            from shoal import _pickling
+
+            return _pickling.dumps_for_foreign_main((True, [error]), None)
         return _pack_failure(error)
 
 
@@ -137,7 +186,8 @@ def _run_packed(payload: Payload, values: Mapping[int, Any]) -> bytes:
     from shoal import _pickling
 
     try:
-        batch = _pickling.loads(payload.data, None)
+        (part,) = payload.parts
+        batch = _pickling.loads(part, None)
         if values:
             batch.items = [
                 (

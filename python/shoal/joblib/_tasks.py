@@ -8,7 +8,7 @@ import types
 from shoal import _engine, _pickling
 from shoal._crew import CALL_NAMED, _found_by_name
 from shoal.errors import TaskCancelled
-from shoal.joblib import _workers
+from shoal.joblib import _in_worker, _workers
 from shoal.joblib._reporting import Reporting
 
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
@@ -39,7 +39,7 @@ class Seed:
         self.spawn_key = spawn_key
 
     def __reduce__(self) -> Any:
-        return _workers.make_generator, (self.entropy, self.spawn_key)
+        return _in_worker.make_generator, (self.entropy, self.spawn_key)
 
 
 def with_seeds(tasks: Iterable[Task], seed: Any, made: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[Task]:
@@ -104,7 +104,8 @@ class CrewTasks:
             if _found_by_name(function) and not (foreign and function.__module__ in ("__main__", "__mp_main__")):
                 number, own = crew.share(function)
             else:
-                _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function)
+                habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
+                _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
                 try:
                     number, own = crew.engine.share(function, foreign), True
                 finally:
@@ -114,7 +115,7 @@ class CrewTasks:
             self._functions[id(function)] = known = (number, function)
             return known
         if not self._whole:
-            self._whole = crew.share(_workers.call)[0]
+            self._whole = crew.share(_in_worker.call)[0]
         return None
 
     def end(self) -> None:
@@ -166,6 +167,7 @@ class OnCrew(Reporting):
             iterate=1 if self.return_ordered else 2,
             window=max(window, size) if window else 0,
             time_limit=self._task_timeout,
+            attended=whole and not self._shows_progress(),
         )
         self._job: Any = job
         self._original_iterator = iterable
@@ -205,7 +207,7 @@ class OnCrew(Reporting):
         """The results of a job, with what goes along with them. lists: as many at once as are there, as a list."""
         count = 0
         take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
-        shows = bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
+        shows = self._shows_progress()
         sharing = self._backend._sharing
         timeout = self.timeout
         while True:
@@ -233,6 +235,9 @@ class OnCrew(Reporting):
             if sharing is not None and sharing.has_deaths and self.return_ordered:
                 sharing.received(count)
             yield taken
+
+    def _shows_progress(self) -> bool:
+        return bool(self.verbose) or type(self).print_progress is not Reporting.print_progress
 
     def _give_up(self, job: _engine.Job) -> None:
         """What is out is of no use to anybody: an error, Ctrl-C, or a reader that had enough."""

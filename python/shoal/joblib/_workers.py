@@ -3,8 +3,6 @@
 Clean workers (back-end "loky") come from the zygote and are kept by what they were started with; after some minutes
 without work they end, and with them all they and this process hold for them. Forked ones ("multiprocessing") are the
 pool's of one call, as what they have of this program is outdated by the next.
-
-Imported by each clean worker at its start: nothing here may cost much to import.
 """
 
 from __future__ import annotations
@@ -17,8 +15,9 @@ import threading
 import time
 import weakref
 
-from shoal import _crew, _engine
+from shoal import _crew, _engine, _serving
 from shoal._crew import Crew
+from shoal.joblib import _in_worker
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -28,97 +27,12 @@ if TYPE_CHECKING:
 IDLE = 300.0  # seconds after which workers without work end, as loky's do
 _CREWS_KEPT = 3  # for calls that differ (n_jobs, initializer …); the one that was used longest ago goes
 
-level = 0  # how deep in calls of Parallel this process is: 1 in a worker of this program's, 2 in a worker's worker …
-processes_above = 0  # of these, how many are processes
-
 _crews: dict[tuple[Any, ...], Crew] = {}
 _lock = threading.Lock()
 _reaper: threading.Thread | None = None
 _reaper_wakes = threading.Event()
-
-
-# --------------------------------------------------------------------- in the worker
-
-
-def enter(nesting_level: int) -> None:
-    """This process is a worker of a back-end of that nesting level."""
-    global level, processes_above
-    level = nesting_level + 1
-    processes_above += 1
-    config = sys.modules.get("shoal.joblib._config")
-    if config is not None:  # a forked worker's: what holds for its parent's calls does not hold here
-        config._backend.__dict__.clear()
-
-
-def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return function(*args, **kwargs)
-
-
-def call_guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As `call`, but an exception is the result."""
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        return error
-
-
-def make_generator(entropy: Any, spawn_key: tuple[int, ...]) -> Any:
-    """The numpy Generator of one task."""
-    import numpy
-
-    return numpy.random.default_rng(numpy.random.SeedSequence(entropy, spawn_key=spawn_key))
-
-
-def begin_forked(nesting_level: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """The initializer of a worker of a `multiprocessing` pool."""
-    enter(nesting_level)
-    if initializer is not None:
-        initializer(*initargs)
-
-
-def _clean_main(payload: bytes, fds: tuple[int, ...]) -> int:
-    """What a worker that the zygote forked runs. A fifth descriptor holds what could not go in a few bytes."""
-    place, owner, threads, nesting_level, installed = (int(number) for number in payload.split())
-    table, heap, attention, crash, *more = fds
-    enter(nesting_level)
-    if installed:
-        sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
-    duties = _crew.Duties(threads=threads or None, keeps_exits=True)
-    if more:
-        duties.initializer, duties.initargs = _begin_clean, (more[0],)
-    _crew.serve((table, heap, attention), place, owner, crash, duties)
-    return 0
-
-
-class _InstallingFinder:
-    """Has Shoal installed when a task imports joblib: its nested calls are ours then. Not before, as it takes time."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "joblib":
-            return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        import importlib.util
-
-        import shoal
-
-        shoal.install()
-        return importlib.util.find_spec(name)
-
-
-def _begin_clean(fd: int) -> None:
-    import pickle
-
-    with open(fd, "rb", closefd=False) as file:
-        file.seek(0)
-        authkey, environment, call = pickle.loads(file.read())
-    os.environ.update(environment)
-    if authkey:
-        from multiprocessing import process
-
-        process.current_process().authkey = authkey
-    if call:
-        initializer, initargs = pickle.loads(call)
-        initializer(*initargs)
+_ANY_TIME = float("inf")
+_reaper_looks = _ANY_TIME  # when it looks again by itself
 
 
 # ----------------------------------------------------------------- starting processes
@@ -181,7 +95,7 @@ class _Start:
 
         payload = b"%d %d %d %d %d" % (place, owner, self._threads, self._level, _is_installed())
         fds = (*engine.fds(), crash) if self._fd < 0 else (*engine.fds(), crash, self._fd)
-        return _CleanProcess(_zygote.get().start("shoal.joblib._workers:_clean_main", payload, fds))
+        return _CleanProcess(_zygote.get().start("shoal.joblib._in_worker:main", payload, fds))
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -246,12 +160,13 @@ def get_crew(
             surplus.append(crew)
             crew = None
         if crew is None:
-            # It starts while this process imports what pickling a program's own functions takes.
+            # It starts while this process imports what the call itself takes, and pickling a program's own functions.
             _zygote.get().current()
             import opcode  # noqa: F401
 
             import shoal._functions
-            import shoal._pickling  # noqa: F401
+            import shoal._pickling
+            import shoal.joblib._arrays  # noqa: F401
 
             crew = Crew(n_jobs, _Start(shared or 0, nesting_level, begin), foreign_main=True)
             crew.calls = 0  # type: ignore[attr-defined]
@@ -263,7 +178,7 @@ def get_crew(
                 surplus.append(_crews.pop(other_key))
     for other in surplus:
         other.terminate()
-    look_after()
+    look_after(idle)
     return crew
 
 
@@ -279,17 +194,27 @@ class Handle:
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
-        self._futures: weakref.WeakSet[Future] = weakref.WeakSet()
+        self._futures: weakref.WeakSet[Future] | None = None
 
-    def submit(self, function: Callable[[], Any], callback: Callable[[Any], object] | None, sharing: Any) -> Future:
+    def submit(
+        self,
+        function: Callable[[], Any],
+        callback: Callable[[Any], object] | None,
+        sharing: Any,
+        *,
+        task_timeout: float | None = None,
+        retries: int = 0,
+    ) -> Future:
         """Have `function()` called by a worker, and `callback` here with the future. sharing: of the call's arrays."""
-        future = Future(self.crew, function, callback, sharing)
+        future = Future(self.crew, function, callback, sharing, task_timeout, retries)
+        if self._futures is None:
+            self._futures = weakref.WeakSet()
         self._futures.add(future)
         return future
 
     def abort(self) -> None:
         """What was submitted and is not done has no use any more."""
-        for future in list(self._futures):
+        for future in list(self._futures or ()):
             future.abort()
         self.end()
 
@@ -338,8 +263,8 @@ class ForkedWorkers(Handle):
         ):  # one that starts processes as ours
             method = context.get_start_method() if context is not None else None
             context = _default_context.get_context(method)
-        duties = _crew.Duties(
-            initializer=begin_forked,
+        duties = _serving.Duties(
+            initializer=_in_worker.begin_forked,
             initargs=(nesting_level, initializer, initargs),
             max_tasks=max_tasks,
             threads=_threads.share(n_jobs),
@@ -387,8 +312,8 @@ def drop_crew(crew: Crew) -> None:
     crew.terminate()
 
 
-def look_after() -> None:
-    """Have somebody end the workers that nobody needs any more."""
+def look_after(seconds: float) -> None:
+    """Have somebody end what nobody needs any more, some of it in so many seconds."""
     global _reaper
     if _reaper is None or not _reaper.is_alive():
         _reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
@@ -397,12 +322,15 @@ def look_after() -> None:
         except RuntimeError:  # at exit, when everything ends anyway
             _reaper = None
             return
-    else:
+    elif time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
         _reaper_wakes.set()
 
 
 def _reap() -> None:
+    global _reaper_looks
     while True:
+        _reaper_wakes.clear()
+        _reaper_looks = _ANY_TIME  # whoever comes from here on has it look once more
         now = time.monotonic()
         over = []
         wait = None
@@ -423,8 +351,9 @@ def _reap() -> None:
             wait = due if wait is None else min(wait, due)
         if wait is None:
             wait = IDLE
-        _reaper_wakes.wait(max(wait, 0.05))
-        _reaper_wakes.clear()
+        wait = max(wait, 0.05)
+        _reaper_looks = now + wait
+        _reaper_wakes.wait(wait)
 
 
 @atexit.register
@@ -436,10 +365,11 @@ def end_crews() -> None:
 
 def _forget_crews() -> None:
     # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
-    global _lock, _reaper, _reaper_wakes
+    global _lock, _reaper, _reaper_looks, _reaper_wakes
     _lock = threading.Lock()
     _reaper = None
     _reaper_wakes = threading.Event()
+    _reaper_looks = _ANY_TIME
     _crews.clear()
 
 
@@ -453,7 +383,13 @@ class Future:
     """A call that was handed to a crew; what back-ends return from `submit`."""
 
     def __init__(
-        self, crew: Crew, function: Callable[[], Any], callback: Callable[[Any], object] | None, sharing: Any
+        self,
+        crew: Crew,
+        function: Callable[[], Any],
+        callback: Callable[[Any], object] | None,
+        sharing: Any,
+        task_timeout: float | None = None,
+        retries: int = 0,
     ) -> None:
         from shoal import _pickling
 
@@ -465,6 +401,8 @@ class Future:
             0,
             _crew.CALL_WHOLE,
             1,
+            retries,
+            time_limit=task_timeout,
             single=True,
             callback=None if callback is None else functools.partial(self._call_back, callback),
         )

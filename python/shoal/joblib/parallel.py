@@ -14,7 +14,8 @@ import os
 import time
 import weakref
 
-from shoal.joblib import _config, _workers
+from shoal import _options
+from shoal.joblib import _config, _in_worker, _workers
 from shoal.joblib._backends import (
     AutoBatchingMixin,
     FallbackToBackend,
@@ -24,6 +25,7 @@ from shoal.joblib._backends import (
     SequentialBackend,
     ThreadingBackend,
     has_processes,
+    parse_size,
 )
 from shoal.joblib._batches import (
     TASK_DONE,
@@ -214,8 +216,6 @@ class Parallel(OnCrew, Dispatching):
             name: _config.get_param(value, config, name) for name, value in given.items()
         }
         if isinstance(self._backend_kwargs["max_nbytes"], str):
-            from shoal.joblib._arrays import parse_size
-
             self._backend_kwargs["max_nbytes"] = parse_size(self._backend_kwargs["max_nbytes"])
         self._backend_kwargs["verbose"] = max(0, self._backend_kwargs["verbose"] - 50)
         self._backend = self._choose_backend(backend, active)
@@ -241,8 +241,6 @@ class Parallel(OnCrew, Dispatching):
             and not self._backend.supports_return_generator
         ):
             raise ValueError(f"Backend {self._backend} does not support return_as={return_as}")
-        from shoal import _options
-
         self._progress = progress
         self._task_timeout = _options.seconds(task_timeout)
         self._retries = _options.retries(retries)
@@ -298,7 +296,8 @@ class Parallel(OnCrew, Dispatching):
         for name, value in asked:
             if value is None:
                 continue
-            if not (self._backend.supports_timeout if name == "timeout" else self._is_on_crew()):
+            has_limits = self._is_on_crew() or getattr(self._backend, "supports_limits", False)
+            if not (self._backend.supports_timeout if name == "timeout" else has_limits):
                 import warnings
 
                 warnings.warn(
@@ -364,7 +363,7 @@ class Parallel(OnCrew, Dispatching):
             on_crew = n_jobs > 1 and self._is_on_crew()
             whole = on_crew and not self.return_generator and not self._progress and self._memory is None
             if self._seed is not None:
-                iterable = with_seeds(iterable, self._seed, Seed if on_crew else _workers.make_generator)
+                iterable = with_seeds(iterable, self._seed, Seed if on_crew else _in_worker.make_generator)
             self._resume = None
             if self._memory is not None:
                 from shoal.joblib._resume import Resume
@@ -378,7 +377,7 @@ class Parallel(OnCrew, Dispatching):
                 self._recorder = Recorder(f"{self}")
                 iterable = self._recorder.tasks(iterable, self._resume)
             if self._return_exceptions and n_jobs > 1 and not on_crew:
-                iterable = ((_workers.call_guarded, task, {}) for task in iterable)
+                iterable = ((_in_worker.call_guarded, task, {}) for task in iterable)
             if n_jobs == 1:
                 output = self._run_here(iterable)
             else:

@@ -19,7 +19,7 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]
 )
 from typing import Any
 
-from shoal import _crew, _engine, _options, _progress, _threads
+from shoal import _crew, _engine, _options, _progress, _serving, _threads
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
 from shoal.errors import TaskCancelled
 
@@ -61,8 +61,8 @@ def _attach(*duplicates: Any) -> _Descriptors:
     return _Descriptors((table, heap, attention), crash)
 
 
-def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, duties: _crew.Duties) -> None:
-    _crew.serve(handle.engine, place, owner, handle.crash, duties)
+def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, duties: _serving.Duties) -> None:
+    _serving.serve(handle.engine, place, owner, handle.crash, duties)
 
 
 class Pool:
@@ -126,7 +126,7 @@ class Pool:
         self._maxtasksperchild = maxtasksperchild
         self._task_timeout = _options.seconds(task_timeout)
         self._retries = _options.retries(retries)
-        duties = _crew.Duties(
+        duties = _serving.Duties(
             initializer=initializer,
             initargs=self._initargs,
             worker_exit=worker_exit,
@@ -486,7 +486,7 @@ def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
     return iterable if type(iterable) in _PROMPT else list(iterable)  # type: ignore[return-value]
 
 
-def _starter(make_process: Callable[..., Any], context: Any, duties: _crew.Duties) -> _crew.StartWorker:
+def _starter(make_process: Callable[..., Any], context: Any, duties: _serving.Duties) -> _crew.StartWorker:
     """What starts a worker; it does not know its pool, so that a pool that is dropped can be collected."""
 
     def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:

@@ -1,0 +1,117 @@
+"""What a zygote is: a fresh Python that waits for requests and forks a process for each (`_zygote.py` asks).
+
+How soon the first worker of a program runs is how soon this is imported, with all that it needs.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from shoal import _engine
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
+    """Be a zygote on descriptor 0 until the asker is gone."""
+    import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
+
+    # A forked child of the asker may hold the socket's other end longer than the asker lives.
+    _engine.die_with(asker)
+    # Ctrl-C goes to the whole foreground group; the asker decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    # What every worker needs, once for all of them.
+    import faulthandler  # noqa: F401
+
+    import shoal._functions
+    import shoal._pickling
+    import shoal._serving
+    import shoal.joblib._in_worker  # noqa: F401
+
+    if modules or main is not None:
+        _warm(modules, main)
+    _engine.serve_zygote(0, _run)
+    os._exit(0)
+
+
+def _warm(modules: Sequence[str], main: str | None) -> None:
+    """Import what the workers will, so that they find it there. What fails here fails again where it matters."""
+    for name in modules:
+        try:
+            __import__(name)
+        except BaseException:
+            pass
+    from shoal import _threads
+
+    _threads.prepare_fork()
+    if main is not None:
+        from multiprocessing import process, spawn
+
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        try:
+            spawn.import_main_path(main)
+        except BaseException:
+            pass
+        finally:
+            del process.current_process()._inheriting  # type: ignore[attr-defined]
+
+
+def _run(request: bytes, fds: tuple[int, ...]) -> Any:
+    """In a process that the zygote forked."""
+    import _signal as signal  # type: ignore[import-not-found]
+
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    function, payload, path, argv, directory, environment, cpus, further, is_worker = marshal.loads(request)
+    if not is_worker:  # a pool's leaves Ctrl-C to its asker, and sees to that itself once it serves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if further:
+        from shoal import _descriptors
+
+        fds = (*fds[:-1], *_descriptors.take(fds[-1], further))
+    sys.path[:] = path
+    sys.argv[:] = argv
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    # Every process that imports it seeds its own.
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed()
+    try:
+        os.chdir(directory)
+    except OSError:
+        pass
+    module_name, _, name = function.partition(":")
+    __import__(module_name)
+    code = 1
+    try:
+        code = getattr(sys.modules[module_name], name)(payload, fds)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    finally:
+        _end_of_process()
+    return code
+
+
+def _end_of_process() -> None:
+    """What an interpreter does at its end and _exit() does not."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._exit_function()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass

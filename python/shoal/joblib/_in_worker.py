@@ -1,0 +1,100 @@
+"""In a worker process of `Parallel`: how it begins, how deep it is, and what tasks are called by.
+
+Imported by each clean worker at its start: nothing here may cost much to import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shoal import _serving
+
+TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+level = 0  # how deep in calls of Parallel this process is: 1 in a worker of this program's, 2 in a worker's worker …
+processes_above = 0  # of these, how many are processes
+
+
+def enter(nesting_level: int) -> None:
+    """This process is a worker of a back-end of that nesting level."""
+    global level, processes_above
+    level = nesting_level + 1
+    processes_above += 1
+    config = sys.modules.get("shoal.joblib._config")
+    if config is not None:  # a forked worker's: what holds for its parent's calls does not hold here
+        config._backend.__dict__.clear()
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def call_guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As `call`, but an exception is the result."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return error
+
+
+def make_generator(entropy: Any, spawn_key: tuple[int, ...]) -> Any:
+    """The numpy Generator of one task."""
+    import numpy
+
+    return numpy.random.default_rng(numpy.random.SeedSequence(entropy, spawn_key=spawn_key))
+
+
+def begin_forked(nesting_level: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """The initializer of a worker of a `multiprocessing` pool."""
+    enter(nesting_level)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def main(payload: bytes, fds: tuple[int, ...]) -> int:
+    """What a worker that the zygote forked runs. A fifth descriptor holds what could not go in a few bytes."""
+    place, owner, threads, nesting_level, installed = (int(number) for number in payload.split())
+    table, heap, attention, crash, *more = fds
+    enter(nesting_level)
+    if installed:
+        sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
+    duties = _serving.Duties(threads=threads or None, keeps_exits=True)
+    if more:
+        duties.initializer, duties.initargs = _begin_clean, (more[0],)
+    _serving.serve((table, heap, attention), place, owner, crash, duties)
+    return 0
+
+
+class _InstallingFinder:
+    """Has Shoal installed when a task imports joblib: its nested calls are ours then. Not before, as it takes time."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "joblib":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        import importlib.util
+
+        import shoal
+
+        shoal.install()
+        return importlib.util.find_spec(name)
+
+
+def _begin_clean(fd: int) -> None:
+    import pickle
+
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        authkey, environment, call = pickle.loads(file.read())
+    os.environ.update(environment)
+    if authkey:
+        from multiprocessing import process
+
+        process.current_process().authkey = authkey
+    if call:
+        initializer, initargs = pickle.loads(call)
+        initializer(*initargs)
