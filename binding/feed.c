@@ -10,8 +10,6 @@
 
 #include <string.h>
 
-#define TASKS_AHEAD 4u                   /* a worker, where the size of tasks follows measured time */
-#define TASKS_AHEAD_LEAST 32u            /* in all: who hands out may be without a core for some milliseconds */
 #define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
 #define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
 
@@ -85,7 +83,7 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
     uint32_t count = job->chunk;
     if (count == 0) {
         /* Until an item was measured there is no telling how long tasks take: few, and small. */
-        if (job->tasks_out >= (job->pace.items == 0 ? 2 * workers : Py_MAX(TASKS_AHEAD * workers, TASKS_AHEAD_LEAST)))
+        if (job->tasks_out >= (job->pace.items == 0 ? 2 * workers : tasks_ahead(pool)))
             return 0;
         count = shoal_pace_next(&job->pace, left);
     } else if (job->tasks_out >= FIXED_TASKS_AHEAD && job->tasks_out >= TASKS_AHEAD * workers) {

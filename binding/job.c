@@ -189,9 +189,10 @@ static uint32_t low_water(const PoolObject *pool, const JobObject *job, bool for
 {
     if (for_next)
         return 0;
+    /* By halves: or all that lies there would be collected at the end, while the workers have nothing to do. */
     if (PyList_GET_SIZE(pool->queue) == 0)
-        return 1;
-    return job == NULL || job->chunk == 0 ? 2 * pool->workers : 128;
+        return shoal_pool_ready(pool->pool) / 2 + 1;
+    return job == NULL || job->chunk == 0 ? tasks_ahead(pool) / 2 : 128;
 }
 
 int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)

@@ -127,6 +127,14 @@ bool pool_is_pool(PyObject *object);
 
 /* feed.c */
 
+/* How many tasks are out at the most where their size follows measured time. */
+#define TASKS_AHEAD 4u        /* a worker */
+#define TASKS_AHEAD_LEAST 32u /* in all: who hands out may be without a core for some milliseconds */
+static inline uint32_t tasks_ahead(const PoolObject *pool)
+{
+    return Py_MAX(TASKS_AHEAD * pool->workers, TASKS_AHEAD_LEAST);
+}
+
 /* Hand out what there is room for. 0, or -1 with an exception (only for what is nobody's item: memory). */
 int feed_jobs(PoolObject *pool);
 /* Collect what is done and deliver it. -1 with an exception as above. *any: whether something was. */

@@ -760,9 +760,9 @@ SHOAL_API int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, 
  *            n: only when fewer than n tasks are left to be taken: for a caller that needs all results and no single
  *            one.
  * nudges     what shoal_pool_nudges gave before the caller looked whether it has to wait at all
- * waited     ns that the caller has been waiting for the same thing by other calls: what low_water or a group keeps
- * back is told of after about an eighth of that again, within 0.2 and 20 ms. 0 is allowed. timeout    ns, or
- * SHOAL_FOREVER
+ * waited     ns that the caller has been waiting for the same thing by other calls, or 0: what low_water or a group
+ *            keeps back is told of after about an eighth of that again, within 0.2 and 20 ms.
+ * timeout    ns, or SHOAL_FOREVER
  *
  * Returns 0 (look again), -ETIMEDOUT, -EINTR.
  */
@@ -906,7 +906,9 @@ typedef struct shoal_map_options {
  *
  * Returns 0, or the code of the first item, in order, that failed (SHOAL_EWORKERDIED for one whose worker died more
  * than `retries` times, SHOAL_ETASKTIMEOUT for one that took too long, SHOAL_ECANCELLED for one that was not begun);
- * -ENOMEM; -EAGAIN and the like where no worker can be started any more.
+ * -ENOMEM; -EMSGSIZE: an input or an output of 2 GiB or more; -EAGAIN and the like where no worker can be started any
+ * more. The output of an item whose function failed is what the function wrote to it, else zeros; that of an item which
+ * has one of the codes named above is untouched.
  */
 SHOAL_API int shoal_pool_map(shoal_pool *pool, shoal_map_function function, const void *inputs, size_t input_size,
                              void *outputs, size_t output_size, size_t count, const shoal_map_options *options);
