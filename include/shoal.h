@@ -613,7 +613,8 @@ SHOAL_API int shoal_queue_watch(shoal_queue *queue);
 SHOAL_API shoal_heap *shoal_queue_heap(const shoal_queue *queue);
 SHOAL_API int shoal_queue_owner(shoal_queue *queue, uint32_t *owner);
 
-/** As shoal_queue_put; the item's blocks, which this process must own, go with it (on an error they stay its own). */
+/** As shoal_queue_put; the item's blocks, which this process must own, go with it (on an error they stay its own).
+ * -EMSGSIZE also for too many of them; -EINVAL: kind. */
 SHOAL_API int shoal_queue_put_item(shoal_queue *queue, const shoal_item *item, int64_t timeout);
 
 #define SHOAL_RECEIVED_INLINE 104u

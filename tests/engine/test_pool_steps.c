@@ -7,7 +7,7 @@
 
 #include "pool/pool.h"
 
-#define ITEMS 4u /* the last two are a run */
+#define ITEMS 4u      /* the last two are a run */
 #define WITH_BLOCK 1u /* the item that comes with a block, and whose result has one */
 #define LARGE 400u
 

@@ -423,6 +423,30 @@ static void an_items_blocks_go_from_the_producer_to_who_takes_it(void **state)
     shoal_queue_close(queue);
 }
 
+static void the_mark_of_an_item_goes_along(void **state)
+{
+    (void)state;
+    shoal_queue *queue = make_queue(0);
+    const uint32_t kinds[] = {0, 5, SHOAL_ITEM_KINDS - 1};
+    for (int i = 0; i < 3; i++) {
+        const shoal_item item = {.data = "mark", .size = 4, .kind = kinds[i]};
+        assert_int_equal(shoal_queue_put_item(queue, &item, 0), 0);
+    }
+    const shoal_item other = {.data = "mark", .size = 4, .kind = SHOAL_ITEM_KINDS};
+    assert_int_equal(shoal_queue_put_item(queue, &other, 0), -EINVAL);
+    const shoal_item large = {.data = "mark", .size = 4, .block_count = SHOAL_ITEM_BLOCKS + 1};
+    assert_int_equal(shoal_queue_put_item(queue, &large, 0), -EMSGSIZE);
+    for (int i = 0; i < 3; i++) {
+        shoal_received received;
+        assert_int_equal(shoal_queue_get_item(queue, 0, &received), 0);
+        assert_int_equal(received.item.kind, kinds[i]);
+        assert_int_equal(received.item.block_count, 0);
+        assert_memory_equal(received.item.data, "mark", 4);
+        shoal_queue_release(queue, &received);
+    }
+    shoal_queue_close(queue);
+}
+
 static void blocks_of_an_item_that_found_no_room_stay_the_producers(void **state)
 {
     (void)state;
@@ -570,6 +594,7 @@ int main(void)
         cmocka_unit_test_setup(who_waits_is_woken_by_what_it_waits_for, start_clock),
         cmocka_unit_test_setup(a_signal_interrupts_who_waits_for_ever, start_clock),
         cmocka_unit_test_setup(an_items_blocks_go_from_the_producer_to_who_takes_it, start_clock),
+        cmocka_unit_test_setup(the_mark_of_an_item_goes_along, start_clock),
         cmocka_unit_test_setup(blocks_of_an_item_that_found_no_room_stay_the_producers, start_clock),
         cmocka_unit_test_setup(a_watched_queue_is_readable_while_something_is_in_it, start_clock),
         cmocka_unit_test_setup(who_polls_for_items_gets_all_of_them, start_clock),
