@@ -47,12 +47,7 @@ class Zygote:
         import _socket  # the C module: the Python one imports selectors, enum and re, at a cost to each first call
 
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        path = list(map(str, sys.path))
-        program = (
-            f"import sys; sys.path[:] = {path!r}; from shoal import _zygote_process; "
-            f"_zygote_process.serve({os.getpid()}, {list(modules)!r}, {main!r})"
-        )
-        arguments = [sys.executable, *_interpreter_flags(), "-c", program]
+        arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main)
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
@@ -122,6 +117,15 @@ class Zygote:
                 os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass
+
+
+def command_line(path: list[str], asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> list[str]:
+    """What runs as a zygote, with its socket as descriptor 0. attempts: how often it has begun anew."""
+    program = (
+        f"import sys; sys.path[:] = {path!r}; from shoal import _zygote_process; "
+        f"_zygote_process.serve({asker}, {list(modules)!r}, {main!r}, {attempts})"
+    )
+    return [sys.executable, *_interpreter_flags(), "-c", program]
 
 
 def _standing() -> _Standing:

@@ -5,9 +5,11 @@ How soon the first worker of a program runs is how soon this is imported, with a
 
 from __future__ import annotations
 
+import _thread
 import marshal
 import os
 import sys
+import time
 
 from shoal import _engine
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
+_ATTEMPTS_MOST = 3  # at leaving out single modules; then all from the next one on are
+
+
+def serve(asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> None:
     """Be a zygote on descriptor 0 until the asker is gone."""
     import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
@@ -35,18 +40,40 @@ def serve(asker: int, modules: Sequence[str], main: str | None) -> None:
     import shoal.joblib._in_worker  # noqa: F401
 
     if modules or main is not None:
-        _warm(modules, main)
+        _warm(asker, modules, main, attempts)
     _engine.serve_zygote(0, _run)
     os._exit(0)
 
 
-def _warm(modules: Sequence[str], main: str | None) -> None:
-    """Import what the workers will, so that they find it there. What fails here fails again where it matters."""
-    for name in modules:
+def _warm(asker: int, modules: Sequence[str], main: str | None, attempts: int) -> None:
+    """Import what the workers will, so that they find it there. What fails here fails again where it matters.
+
+    A module that starts a thread as it is imported must not be among these: a forked process has its executor and not
+    the thread, and waits for it for ever. Such an import cannot be undone, so the zygote begins anew without it.
+    """
+    path, environment = list(sys.path), dict(os.environ)  # imports may change them
+    threads = _thread._count()
+
+    def begin_anew(modules: Sequence[str], main: str | None) -> None:
+        from shoal import _zygote
+
+        arguments = _zygote.command_line(path, asker, modules, main, attempts + 1)
+        os.execve(sys.executable, arguments, environment)
+
+    packages = set()
+    for number, name in enumerate(modules):
         try:
             __import__(name)
         except BaseException:
             pass
+        package = name.partition(".")[0]
+        if _are_more_threads_than(threads):
+            # They come in the order in which their imports ended. Where another one of this package went well it was
+            # this very one; else it may have been the package itself, which all of its modules import.
+            left_out = f"{name}." if package in packages else f"{package}."
+            later = [other for other in modules[number + 1 :] if not f"{other}.".startswith(left_out)]
+            begin_anew([*modules[:number], *(later if attempts < _ATTEMPTS_MOST else [])], main)
+        packages.add(package)
     from shoal import _threads
 
     _threads.prepare_fork()
@@ -60,6 +87,18 @@ def _warm(modules: Sequence[str], main: str | None) -> None:
             pass
         finally:
             del process.current_process()._inheriting  # type: ignore[attr-defined]
+        if _are_more_threads_than(threads):
+            begin_anew(modules, None)
+
+
+def _are_more_threads_than(count: int) -> bool:
+    """Whether Python runs more threads, beside the main one; those that are just ending do not count."""
+    # Not by what the kernel says: the threads of a numerical library find their way through a fork.
+    patience = 20
+    while _thread._count() > count and patience:
+        patience -= 1
+        time.sleep(0.001)
+    return _thread._count() > count
 
 
 def _run(request: bytes, fds: tuple[int, ...]) -> Any:

@@ -1,6 +1,6 @@
 """joblib's own tests of parallel work, run on joblib and then on Shoal (under `shoal.install()`), and compared.
 
-    .venv/bin/python tests/peers/joblib_parallel.py [--json FILE] [-k EXPRESSION]
+    .venv/bin/python tests/peers/joblib_parallel.py [--json FILE] [-k EXPRESSION] [--module MODULE]…
 
 How they are run, and what the outcome means, is joblib_store.py's; here is what differs, and why.
 """

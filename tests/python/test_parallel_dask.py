@@ -220,6 +220,22 @@ def test_a_worker_that_is_killed_is_made_up_for(client: Any, tmp_path: Path) -> 
     client.wait_for_workers(2, timeout=30)
 
 
+def test_a_cluster_of_spawned_processes_works_under_install(tmp_path: Path) -> None:
+    # The module that makes it starts a thread as it is imported, of an executor that Dask's scheduler needs.
+    program = """
+        from dask.distributed import Client
+        from distributed.utils_test import cluster
+        from joblib import Parallel, delayed, parallel_config
+
+        if __name__ == "__main__":
+            with cluster() as (scheduler, workers), Client(scheduler["address"]):
+                with parallel_config(backend="dask"):
+                    print(Parallel()(delayed(abs)(-i) for i in range(4)))
+    """
+    done = run_program(tmp_path, program, shoal=True)
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
+
+
 def test_with_a_memory_the_workers_keep_the_results(client: Any, tmp_path: Path) -> None:
     calls = Parallel(backend="dask", memory=tmp_path)
     first = calls(delayed(where)(i) for i in range(6))

@@ -426,6 +426,92 @@ def test_a_killed_zygote_harms_no_task() -> None:
         assert pool.map(abs, [-1, -2]) == [1, 2]  # by a worker of a new zygote
 
 
+# -- modules that start threads as they are imported --
+
+STARTS_A_THREAD = """
+from concurrent.futures import ThreadPoolExecutor
+executor = ThreadPoolExecutor(1)
+executor.submit(abs, -1).result()  # its thread runs from now on
+"""
+TELLS = """
+import importlib, os, sys
+def tell(payload, fds):
+    there = [name for name in payload.decode().split() if name in sys.modules]
+    for name in payload.decode().split():
+        if executor := getattr(importlib.import_module(name), "executor", None):
+            executor.submit(abs, -2).result(timeout=5)
+    os.write(fds[0], " ".join(there).encode())
+"""
+STARTS_AND_ENDS_A_THREAD = """
+import threading
+thread = threading.Thread(target=abs, args=(-1,))
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("modules", "warm"),
+    [
+        ("plain starts later", "plain later"),
+        ("plain ends_it later", "plain ends_it later"),
+        ("apart.plain apart.starts apart later", "apart.plain apart later"),  # but for the one, the package is harmless
+        ("plain whole.plain whole later", "plain later"),  # its modules bring the package with them
+        ("plain starts uses later", "plain later"),
+        ("plain starts starts1 starts2 starts3 starts4 later", "plain"),  # it does not begin anew for ever
+    ],
+)
+def test_a_zygote_does_without_modules_that_start_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: str, warm: str
+) -> None:
+    from shoal import _zygote
+
+    for name in ("plain", "later", "apart/__init__", "apart/plain", "whole/plain"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").touch()
+    for name in ("starts", *(f"starts{i}" for i in range(5)), "apart/starts", "whole/__init__"):
+        (tmp_path / f"{name}.py").write_text(STARTS_A_THREAD)
+    (tmp_path / "uses.py").write_text("import starts")
+    (tmp_path / "ends_it.py").write_text(STARTS_AND_ENDS_A_THREAD)
+    (tmp_path / "tells.py").write_text(TELLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    read, write = os.pipe()
+    zygote = _zygote.Zygote(modules.split())
+    try:
+        process = zygote.start("tells:tell", modules.encode(), [write])
+        os.close(write)
+        assert process.wait(20) == 0
+        with open(read, "rb") as pipe:
+            assert pipe.read().decode() == warm
+    finally:
+        zygote.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_main_module_may_start_a_thread_as_it_is_imported(tmp_path: Path, method: str) -> None:
+    program = f"""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from shoal.multiprocessing import get_context
+
+        executor = ThreadPoolExecutor(1)
+        executor.submit(abs, -1).result()
+
+        def use(queue):
+            queue.put(executor.submit(abs, -2).result(timeout=5))
+
+        if __name__ == "__main__":
+            context = get_context({method!r})
+            queue = context.Queue()
+            process = context.Process(target=use, args=(queue,))
+            process.start()
+            print(queue.get(timeout=10))
+            process.join()
+    """
+    done = run_program(tmp_path, program)
+    assert done.stdout == "2\n", done.stderr
+
+
 # -- a zygote that dies, and one that is out of date --
 
 
