@@ -103,6 +103,17 @@ def test_results_come_in_order_and_as_they_are_ready(client: Any) -> None:
             assert (got if way == "generator" else sorted(got)) == [2 * i for i in range(50)]
 
 
+def test_batches_have_the_names_that_joblibs_back_end_gives(client: Any) -> None:
+    def names(dask_scheduler: Any) -> list[str]:
+        return [key for key, *_ in dask_scheduler.transition_log if "_calls-" in key]
+
+    with parallel_config(backend="dask"):
+        # Enough of them that the last batches need not be smaller to keep all of the four threads busy.
+        Parallel(batch_size=2, pre_dispatch="all")([*(delayed(abs)(i) for i in range(7)), delayed(len)("")])
+    kinds = {name.partition("-")[0] for name in client.run_on_scheduler(names)}
+    assert {"batch_of_abs_2_calls", "mixed_batch_of_abs_2_calls"} <= kinds
+
+
 def test_an_error_comes_with_its_traceback_and_ends_the_call(client: Any) -> None:
     with parallel_config(backend="dask"):
         with pytest.raises(LookupError, match="no 3") as caught:

@@ -48,6 +48,16 @@ def _run_on_worker(
     return _node.run(call, jobs, nesting_level, threads, [payload], known, limits)[0]
 
 
+def _name_of(batch: Callable[[], Any]) -> str:
+    """What Dask's dashboard and logs call a batch; the names are those that joblib's back-end gives."""
+    if not isinstance(batch, BatchedCalls) or not batch.items:
+        return "batch"
+    names = [_around.name_of_task(item) for item in batch.items]
+    kind = "batch" if len(set(names)) == 1 else "mixed_batch"
+    # Up to the first "-" is what Dask shows as one kind of task.
+    return f"{kind}_of_{names[0].replace('-', '_')}_{len(names)}_calls"
+
+
 async def _abandon(call: str) -> None:
     await asyncio.to_thread(_node.abandon, call)
 
@@ -147,7 +157,6 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
         futures: dict[int, Any] = {}
         limits = _node.Limits.of(self.parallel)
         payload = _node.pack(func, limits, lambda value: self._put_apart(value, futures))
-        name = _around.name_of_task(func.items[0]) if isinstance(func, BatchedCalls) and func.items else "batch"
         future = self.client.submit(
             _run_on_worker,
             self._call,
@@ -157,7 +166,7 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
             payload,
             list(futures),
             *futures.values(),
-            key=f"{name.replace('-', '_')}-{uuid.uuid4().hex}",
+            key=f"{_name_of(func)}-{uuid.uuid4().hex}",
             pure=False,
             **self.submit_kwargs,
         )
