@@ -2,7 +2,7 @@
 #ifndef SHOAL_POOL_BATCH_H
 #define SHOAL_POOL_BATCH_H
 
-#include "pool/layout.h"
+#include "pool/item.h"
 
 struct shoal_batch {
     uint8_t *bytes;

@@ -1,4 +1,4 @@
-/* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out, collecting) and supervise.c (deaths).
+/* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out), collect.c and supervise.c (deaths).
  *
  * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions on the way
  * of a task, for a walk over the slots where a worker died or a time limit is enforced; never across a wait, and never
@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "pool/item.h"
 #include "pool/layout.h"
 #include "sync/spin.h"
 
@@ -76,6 +77,13 @@ struct shoal_pool {
     struct crew *crew;
 };
 
+/* Put a slot whose contents are complete into the ready ring. Locked. */
+void pool_publish(shoal_pool *pool, uint32_t slot);
+/* The ring has room for twice the slots, and entries that are taken are passed by workers only when they look. Locked.
+ */
+bool pool_ring_has_room(shoal_pool *pool);
+/* Where this process runs: a worker on the same core does not look for work but leaves the core to it. */
+void pool_note_owner_cpu(shoal_pool *pool);
 /* Move the slots that the workers pushed to their completion rings to `done`. Locked. */
 void pool_drain(shoal_pool *pool, uint32_t place);
 /* Note that a slot is done. Locked. */

@@ -3,7 +3,7 @@
  */
 #include "helpers.h"
 
-#include "pool/layout.h"
+#include "pool/item.h"
 
 #define MOST 40u /* bytes of an item */
 #define ITEMS 300u
