@@ -20,10 +20,8 @@
 
 #include <assert.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "shoal.h"
 #include "sync/eventcount.h"
