@@ -136,6 +136,35 @@ static int hash_reduction(struct hasher *hasher, struct sink *sink, PyObject *re
     return result;
 }
 
+/* The value of an attribute; None where the object has none. */
+static PyObject *attribute_or_none(PyObject *object, const char *name)
+{
+    PyObject *value = PyObject_GetAttrString(object, name);
+    if (value != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
+        return value;
+    PyErr_Clear();
+    return Py_NewRef(Py_None);
+}
+
+/* What reduces to the name of a global: the same name is another object in another module. A wrapper of functools has
+ * the name of what it wraps, also where that is a lambda and its name says nothing. */
+static int hash_global(struct hasher *hasher, struct sink *sink, PyObject *object, PyObject *name)
+{
+    PyObject *module = attribute_or_none(object, "__module__");
+    PyObject *wrapped = module != NULL ? attribute_or_none(object, "__wrapped__") : NULL;
+    int result =
+        wrapped == NULL || sink_tag(sink, 'g') != 0 ? -1 : hash_held(hasher, sink, (PyObject *)Py_TYPE(object));
+    if (result == 0)
+        result = hash_value(hasher, sink, name);
+    if (result == 0)
+        result = hash_value(hasher, sink, module);
+    if (result == 0)
+        result = hash_held(hasher, sink, wrapped);
+    Py_XDECREF(module);
+    Py_XDECREF(wrapped);
+    return result;
+}
+
 int hash_by_reduction(struct hasher *hasher, struct sink *sink, PyObject *object)
 {
     if (PyType_Check(object))
@@ -156,10 +185,8 @@ int hash_by_reduction(struct hasher *hasher, struct sink *sink, PyObject *object
     if (reduction == NULL)
         return -1;
     int result;
-    if (PyUnicode_Check(reduction)) { /* the name of a global */
-        result = sink_tag(sink, 'g') != 0 ? -1 : hash_held(hasher, sink, (PyObject *)Py_TYPE(object));
-        if (result == 0)
-            result = hash_value(hasher, sink, reduction);
+    if (PyUnicode_Check(reduction)) {
+        result = hash_global(hasher, sink, object, reduction);
     } else if (PyTuple_Check(reduction) && PyTuple_GET_SIZE(reduction) >= 2 && PyTuple_GET_SIZE(reduction) <= 6) {
         result = hash_reduction(hasher, sink, reduction);
     } else {

@@ -91,6 +91,30 @@ def _keep_the_insides_of(module: ModuleType) -> None:
                 _set(holder, name, type(value)(keep(value.__func__)))
 
 
+def _redirect_the_pool_that_others_hold(standard: Any, simple_queue: Any) -> None:
+    """Whoever imported the class itself before makes one of ours by it. What was derived from it before stays the
+    standard library's, on the standard library's queues: it rests on their insides."""
+    begin = standard.__init__
+
+    def __init__(self: Any, *args: Any, **keywords: Any) -> None:
+        if type(self) is standard:
+            import shoal.multiprocessing.pool
+
+            self.__class__ = shoal.multiprocessing.pool.Pool
+            self.__init__(*args, **keywords)
+        else:
+            begin(self, *args, **keywords)
+
+    def _setup_queues(self: Any) -> None:
+        self._inqueue = simple_queue(ctx=self._ctx)
+        self._outqueue = simple_queue(ctx=self._ctx)
+        self._quick_put = self._inqueue._writer.send
+        self._quick_get = self._outqueue._reader.recv
+
+    _set(standard, "__init__", functools.update_wrapper(__init__, begin))
+    _set(standard, "_setup_queues", _setup_queues)
+
+
 def _install_multiprocessing() -> None:
     # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before
     # it changes.
@@ -113,6 +137,7 @@ def _install_multiprocessing() -> None:
     import shoal.multiprocessing.synchronize
 
     _keep_the_insides_of(pool)
+    _redirect_the_pool_that_others_hold(pool.Pool, shoal.multiprocessing.queues.StandardSimpleQueue)
     _set(pool, "Pool", shoal.multiprocessing.pool.Pool)
     # The factories of the standard library know nothing of Shoal's own keyword arguments.
     import multiprocessing

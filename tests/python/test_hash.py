@@ -243,6 +243,43 @@ def test_functions_go_by_what_they_do():
     assert hash(adder(1)) == hash(adder(1)) != hash(adder(2))
 
 
+def test_functions_go_by_their_names_and_all_they_hold():
+    def make(module, name="f", text="def {0}(x): return helper(x)"):
+        scope = {"__name__": module}
+        exec(text.format(name), scope)
+        return scope[name]
+
+    assert hash(make("a")) == hash(make("a"))
+    assert hash(make("a")) != hash(make("b"))  # `helper` is another there
+    assert hash(make("a")) != hash(make("a", "g"))
+    assert hash(make("__mp_main__")) == hash(make("__main__"))
+    assert hash(functools.partial(make("a"))) != hash(functools.partial(make("b")))
+    assert hash(functools.lru_cache(make("a"))) == hash(functools.lru_cache(make("a")))
+    assert hash(functools.lru_cache(make("a"))) != hash(functools.lru_cache(make("b")))
+    assert hash(functools.lru_cache(lambda x: x + 1)) != hash(functools.lru_cache(lambda x: x + 2))
+
+    def holding(value):
+        return lambda x: x + value
+
+    def with_default(value):
+        def inner(x, y=value, *, z=value):
+            return x, y, z
+
+        return inner
+
+    for make_one in (holding, with_default):
+        for one, other in (([1], [2]), (np.ones(3), np.zeros(3)), (WithMethod(1), WithMethod(2)), ({"a": 1}, {"a": 2})):
+            assert hash(make_one(one)) == hash(make_one(copy.deepcopy(one))) != hash(make_one(other))
+
+    def recursive(end):
+        def inner(x):
+            return inner(x - 1) if x > end else end
+
+        return inner
+
+    assert hash(recursive(1)) == hash(recursive(1)) != hash(recursive(2))
+
+
 def test_what_cannot_be_reduced_says_so():
     with pytest.raises(TypeError, match="cannot pickle"):
         hash(i for i in range(3))

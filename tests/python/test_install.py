@@ -69,6 +69,51 @@ def test_install_reaches_those_who_imported_before_and_uninstall_undoes_it(tmp_p
     ], done.stderr
 
 
+def test_classes_that_others_imported_before_are_the_same_types(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing as mp
+        from multiprocessing.pool import AsyncResult, MapResult, Pool, ThreadPool
+        from multiprocessing.queues import JoinableQueue, Queue, SimpleQueue
+
+        class Derived(Pool):
+            pass
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            import shoal
+            shoal.install()
+            for method in ("fork", "spawn"):
+                context = mp.get_context(method)
+                print(
+                    isinstance(context.Queue(), Queue), isinstance(context.SimpleQueue(), SimpleQueue),
+                    isinstance(context.JoinableQueue(), JoinableQueue), isinstance(context.JoinableQueue(), Queue),
+                )
+                for kind in (Pool, Derived, mp.pool.Pool):
+                    with kind(2, context=context) as pool:
+                        applied, mapped = pool.apply_async(square, (3,)), pool.map_async(square, range(4))
+                        print(
+                            isinstance(pool, Pool), isinstance(applied, AsyncResult), isinstance(mapped, MapResult),
+                            applied.get(20), mapped.get(20),
+                        )
+                        pool.close()
+                        pool.join()
+                    print(hasattr(pool, "stats"))
+            with ThreadPool(2) as pool:
+                print(isinstance(pool, Pool), pool.map(square, range(3)))
+            shoal.uninstall()
+            with Pool(1) as pool:
+                print(type(pool) is Pool, pool.map(square, range(3)))
+        """,
+    )
+    results = "True True True 9 [0, 1, 4, 9]"
+    each = ["True True True True", results, "True", results, "False", results, "True"]
+    assert done.stdout.splitlines() == [*each, *each, "True [0, 1, 4]", "True [0, 1, 4]"], done.stderr
+
+
 def test_joblib_that_is_imported_later_is_ours_too(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

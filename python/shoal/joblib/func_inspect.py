@@ -166,6 +166,22 @@ def describe_function(function: types.FunctionType, seen: frozenset[int] = froze
     )
 
 
+def describe_argument(function: types.FunctionType) -> tuple[Any, ...]:
+    """What a function that is itself a value (an argument, an item of one) is equal to: its name, as with joblib, for
+    the same text means something else beside other globals; its code; and all that it holds at this moment, by
+    contents: unlike the cached function, which is looked at once, an argument is looked at in each call."""
+    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
+    contents: list[tuple[Any, ...]] = []
+    for cell in function.__closure__ or ():
+        try:
+            contents.append((cell.cell_contents,))
+        except ValueError:  # not assigned yet
+            contents.append(())
+    keyword_defaults = function.__kwdefaults__ or {}
+    names = (module, function.__qualname__)
+    return "function", *names, code_digest(function.__code__), function.__defaults__, keyword_defaults, contents
+
+
 def _main_name(filename: str) -> str:
     """What stands for `__main__` in a folder's name: the script, or that it is a notebook."""
     if re.match(r"<ipython-input-|<stdin>|<string>|<", filename) or "ipykernel_" in filename:
@@ -293,4 +309,4 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
     )  # fmt: skip
 
 
-_engine.configure_store(describe_function)
+_engine.configure_store(describe_argument)

@@ -10,7 +10,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing import TimeoutError, process, util
+from multiprocessing import TimeoutError, pool, process, util
 from multiprocessing.pool import (  # type: ignore[attr-defined]
     ExceptionWithTraceback,
     MaybeEncodingError,
@@ -24,6 +24,14 @@ from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
 from shoal.errors import TaskCancelled
 
 __all__ = ["Pool", "ThreadPool"]
+
+# Before `install()` puts ours in their place. Ours derive from these, so that isinstance agrees for whoever imported a
+# name earlier; nothing of what they do inside is used.
+_StandardPool: Any = pool.Pool
+_StandardApplyResult: Any = pool.ApplyResult  # type: ignore[attr-defined]
+_StandardMapResult: Any = pool.MapResult  # type: ignore[attr-defined]
+_StandardIMapIterator: Any = pool.IMapIterator
+_StandardIMapUnorderedIterator: Any = pool.IMapUnorderedIterator
 
 _CHUNK_MOST = 2**31
 _FEEDER_ANY, _FEEDER_CALLER, _FEEDER_OWN = range(3)  # as in the extension
@@ -65,7 +73,7 @@ def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, d
     _serving.serve(handle.engine, place, owner, handle.crash, duties)
 
 
-class Pool:
+class Pool(_StandardPool):  # type: ignore[misc]
     """A pool of worker processes; the interface of `multiprocessing.pool.Pool`. The keyword-only arguments are Shoal's.
 
     processes: how many; by default one a cpu.
@@ -196,7 +204,9 @@ class Pool:
         limit = self._task_timeout if task_timeout is None else _options.seconds(task_timeout)
         called = None if callback is error_callback is None else _callback(callback, error_callback)
         # A pool that its user dropped ends its workers: not before its results are there, so each holds it.
-        result = crew.engine.call(ApplyResult, self, crew.functions, func, args, kwds, retries, called, limit)
+        result: ApplyResult | None = crew.engine.call(
+            ApplyResult, self, crew.functions, func, args, kwds, retries, called, limit
+        )
         if result is None:
             item, mode, shared = crew.call_mode(func, args, kwds)
             result = ApplyResult(
@@ -341,7 +351,7 @@ class Pool:
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
         shared, owned = self._crew.share(func)
-        result = MapResult(
+        result: MapResult = MapResult(
             self._crew.engine,
             items,
             shared,
@@ -408,7 +418,7 @@ class Pool:
             raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
         iterator = iter(iterable)
         shared, owned = self._crew.share(func)
-        result = kind(
+        result: IMapIterator = kind(
             self._crew.engine,
             iterator,
             shared,
@@ -544,8 +554,10 @@ def _callback(
     return run
 
 
-class ApplyResult(_engine.Job):
+class ApplyResult(_engine.Job, _StandardApplyResult):  # type: ignore[misc]
     """The result of `apply_async`, perhaps not there yet."""
+
+    __init__ = _engine.Job.__init__  # that of the standard library's would come first otherwise
 
     def ready(self) -> bool:
         """Whether it is there; does not wait."""
@@ -580,15 +592,17 @@ class ApplyResult(_engine.Job):
 AsyncResult = ApplyResult
 
 
-class MapResult(ApplyResult):
+class MapResult(ApplyResult, _StandardMapResult):  # type: ignore[misc]
     """The results of `map_async`, perhaps not all there yet."""
 
     def _value(self) -> list[Any]:
         return self.results()
 
 
-class IMapIterator(_engine.Job):
+class IMapIterator(_engine.Job, _StandardIMapIterator):  # type: ignore[misc]
     """Results of `imap`, as they come."""
+
+    __init__ = _engine.Job.__init__  # that of the standard library's would come first otherwise
 
     def cancel(self, *, kill: bool = False) -> bool:
         """Take back what no worker has begun, as `AsyncResult.cancel`; results that are there can still be read."""
@@ -604,5 +618,5 @@ class IMapIterator(_engine.Job):
             raise TimeoutError from None
 
 
-class IMapUnorderedIterator(IMapIterator):
+class IMapUnorderedIterator(IMapIterator, _StandardIMapUnorderedIterator):  # type: ignore[misc]
     """Results of `imap_unordered`, as they come."""

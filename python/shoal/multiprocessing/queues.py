@@ -23,9 +23,11 @@ _engine.configure_queue(Full, Empty)
 _SEM_VALUE_MAX = 2**31 - 1  # what multiprocessing shows for "no limit"
 
 
-# Before `install()` puts ours in their place.
-_standard_queue = _standard.Queue
-_standard_simple_queue = _standard.SimpleQueue
+# Before `install()` puts ours in their place. Ours derive from them, so that isinstance agrees for whoever imported
+# a name earlier; nothing of what they do inside is used.
+_standard_queue: Any = _standard.Queue
+_standard_simple_queue: Any = _standard.SimpleQueue
+_standard_joinable_queue: Any = _standard.JoinableQueue
 
 _QUEUE_INSIDES = frozenset({"_feed", "_on_queue_feeder_error", "_start_thread", "_reset", "_after_fork"})
 _SIMPLE_QUEUE_INSIDES = frozenset({"__getstate__", "__setstate__", "get", "put", "empty", "close"})
@@ -36,14 +38,14 @@ class _QueueType(type):
     its feeder thread) get those as their base, also where `install()` has put ours in their place."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **keywords: Any) -> Any:
-        if bases != (_engine.Queue,):
+        if bases[0] is not _engine.Queue:
             bases = tuple(_QueueType._base_for(base, namespace) for base in bases)
             if not any(isinstance(base, _QueueType) for base in bases):
                 return types.new_class(name, bases, keywords, lambda body: body.update(namespace))
         return super().__new__(cls, name, bases, namespace, **keywords)
 
     @staticmethod
-    def _base_for(base: type, namespace: dict[str, Any]) -> type:
+    def _base_for(base: type, namespace: dict[str, Any]) -> Any:
         if base is Queue and not _QUEUE_INSIDES.isdisjoint(namespace):
             return _standard_queue
         if base is SimpleQueue and not _SIMPLE_QUEUE_INSIDES.isdisjoint(namespace):
@@ -84,7 +86,7 @@ class _End:
         self._queue.close()
 
 
-class Queue(_engine.Queue, metaclass=_QueueType):
+class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: ignore[misc]
     """A queue of Python objects between processes; the interface of `multiprocessing.Queue`.
 
     maxsize: objects it may hold; 0 or less: as many as memory has room for.
@@ -141,7 +143,7 @@ class Queue(_engine.Queue, metaclass=_QueueType):
     __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
 
-class SimpleQueue(_engine.Queue, metaclass=_QueueType):
+class SimpleQueue(_engine.Queue, _standard_simple_queue, metaclass=_QueueType):  # type: ignore[misc]
     """A queue without a bound and without timeouts; the interface of `multiprocessing.SimpleQueue`."""
 
     def __init__(self, *, ctx: Any) -> None:
@@ -185,7 +187,11 @@ class SimpleQueue(_engine.Queue, metaclass=_QueueType):
     __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
 
-class JoinableQueue(Queue):
+class StandardSimpleQueue(_standard_simple_queue):  # type: ignore[misc]
+    """The standard library's, under a name that pickling finds also where `install()` has put ours in its place."""
+
+
+class JoinableQueue(Queue, _standard_joinable_queue):  # type: ignore[misc]
     """A queue that also tells when all that was put has been dealt with; the interface of
     `multiprocessing.JoinableQueue`."""
 
