@@ -7,6 +7,7 @@
 #include "module.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -173,6 +174,15 @@ static pid_t fork_interpreter(void *context)
     return pid;
 }
 
+/* An exit status from what a process's function returned: what is no int of C's is a failure, whatever its low bits. */
+static int status_of(PyObject *number)
+{
+    const long status = PyLong_AsLong(number);
+    const bool fits = !PyErr_Occurred() && status >= INT_MIN && status <= INT_MAX;
+    PyErr_Clear();
+    return fits ? (int)status : 1;
+}
+
 /* What a child of fork does: call, and turn what comes into an exit status. */
 static int call_in_child(void *context)
 {
@@ -180,8 +190,7 @@ static int call_in_child(void *context)
     PyObject *result = PyObject_CallNoArgs(callable);
     int status = 1;
     if (result != NULL && PyLong_Check(result)) {
-        status = (int)PyLong_AsLong(result);
-        PyErr_Clear();
+        status = status_of(result);
     } else if (result == Py_None) {
         status = 0;
     } else if (result == NULL) {
@@ -359,7 +368,7 @@ static int serve_child(void *context, const void *request, size_t size, const in
     if (result == NULL)
         PyErr_Print();
     else if (PyLong_Check(result))
-        status = (int)PyLong_AsLong(result);
+        status = status_of(result);
     else if (result == Py_None)
         status = 0;
     return status & 0xff;

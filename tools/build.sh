@@ -22,3 +22,8 @@ fi
 # A module that was removed from the source must not live on in the environment.
 rm -rf "$VENV"/lib/python3.*/site-packages/shoal
 meson install -C "$BUILD" --no-rebuild --quiet
+# The program that pyproject.toml names, as an installer would make it.
+if [ -d "$VENV/lib" ] && [ -e "$VENV/bin/python" ]; then
+    printf '#!%s\nfrom shoal._cache_command import run\n\nrun()\n' "$(cd "$VENV/bin" && pwd)/python" >"$VENV/bin/shoal"
+    chmod +x "$VENV/bin/shoal"
+fi

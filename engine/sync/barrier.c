@@ -14,8 +14,9 @@
  * that succeeds is part of its round, also when the round is over before the claimer looks again.
  *
  * Parties sleep in slices. After each, a party asks whether its neighbour in the slots lives: in a ring with a live and
- * a dead process some live one has a dead neighbour. If not, it breaks the barrier for all. The slot of a process that
- * died on its way out is freed by who needs it. Called by the binding and users.
+ * a dead process some live one has a dead neighbour. If not, it breaks the barrier for all. So does the last to come,
+ * where a party that has waited for some time is dead. The slot of a process that died on its way out is freed by who
+ * needs it. Called by the binding and users.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +24,9 @@
 #include "base/clock.h"
 #include "sync/object.h"
 #include "sync/spin.h"
+
+/* Whether a process lives takes some 10 us to ask: the last to come asks it of those that came so much earlier. */
+#define ASKED_AFTER SHOAL_MILLISECOND
 
 enum phase { PHASE_FILLING = 0, PHASE_ACTING = 1, PHASE_BROKEN = 2, PHASE_DIED = 3 };
 enum stage { STAGE_NONE = 0, STAGE_ENTERING = 1, STAGE_WAITING = 2 };
@@ -65,7 +69,7 @@ struct barrier_shared {
     struct eventcount moved; /* parties that have arrived sleep here */
     struct eventcount left;  /* those that came too early */
     uint8_t unused1[128 - 16];
-    _Atomic uint64_t slots[]; /* `count` words */
+    _Atomic uint64_t slots[]; /* `count` words; then as many times at which these were claimed last */
 };
 static_assert(sizeof(struct barrier_shared) == 256 && offsetof(struct barrier_shared, state) == 128,
               "what is written lies apart from what is read only");
@@ -81,7 +85,7 @@ struct shoal_barrier {
 
 static uint64_t size_of(uint32_t parties)
 {
-    return sizeof(struct barrier_shared) + (uint64_t)parties * sizeof(uint64_t);
+    return sizeof(struct barrier_shared) + (uint64_t)parties * 2 * sizeof(uint64_t);
 }
 
 static void point_into(shoal_barrier *barrier, uint32_t parties)
@@ -218,6 +222,12 @@ static void leave(shoal_barrier *barrier, shoal_barrier_turn *turn)
 
 /* ------------------------------------------------------------------- arriving ---- */
 
+/* When the slot was claimed last. Its claimer says so right after: until then it is an earlier time. */
+static _Atomic uint64_t *claimed_at(const shoal_barrier *barrier, uint32_t index)
+{
+    return &barrier->shared->slots[barrier->parties + index];
+}
+
 /* Claim a slot for the round under way. 0, -EBUSY (all are taken), or why there is none. */
 static int claim(shoal_barrier *barrier, uint64_t process, shoal_barrier_turn *turn)
 {
@@ -233,6 +243,7 @@ static int claim(shoal_barrier *barrier, uint64_t process, shoal_barrier_turn *t
         /* seq_cst: as in state_now() */
         if (slot_is_free(found) && slot_round(found) != round &&
             atomic_compare_exchange_strong_explicit(slot, &found, word, memory_order_seq_cst, memory_order_relaxed)) {
+            atomic_store_explicit(claimed_at(barrier, i), (uint64_t)shoal_clock_now(), memory_order_relaxed);
             turn->index = i;
             turn->word = word;
             turn->stage = STAGE_WAITING;
@@ -308,6 +319,23 @@ static int enter(shoal_barrier *barrier, int64_t deadline, bool interruptible, s
 
 /* ---------------------------------------------------------------------- waiting ---- */
 
+/* Whether a party of the round, all of which have come, died while it waited. */
+static bool one_died(const shoal_barrier *barrier, const shoal_barrier_turn *turn)
+{
+    const uint64_t before = (uint64_t)(shoal_clock_now() - ASKED_AFTER);
+    uint64_t lives = owner_process(turn->word);
+    for (uint32_t i = 0; i < barrier->parties; i++) {
+        const uint64_t word = atomic_load_explicit(&barrier->shared->slots[i], memory_order_relaxed);
+        if (slot_is_free(word) || owner_process(word) == lives ||
+            atomic_load_explicit(claimed_at(barrier, i), memory_order_relaxed) > before)
+            continue;
+        if (!identity_lives_compact(owner_process(word)))
+            return true;
+        lives = owner_process(word);
+    }
+    return false;
+}
+
 /* The party came last if this finds all slots claimed. 0, or what the action returned. */
 static int complete(shoal_barrier *barrier, uint64_t round, const shoal_barrier_turn *turn)
 {
@@ -315,6 +343,10 @@ static int complete(shoal_barrier *barrier, uint64_t round, const shoal_barrier_
     if (outcome(state, round) != -EBUSY || phase_of(state) != PHASE_FILLING ||
         arrived(barrier, round) != barrier->parties)
         return 0;
+    if (one_died(barrier, turn)) {
+        breach(barrier, round, PHASE_DIED); /* where the round is still under way: its slots were its parties' */
+        return 0;
+    }
     if (turn->action != NULL) {
         const uint64_t acting = state_word(round, completed_of(state), PHASE_ACTING);
         if (!move(barrier, state, acting))

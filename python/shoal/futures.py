@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import _base, process
+from concurrent.futures._base import as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -23,7 +24,7 @@ from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, TERMINATE
 from shoal.errors import TaskCancelled, TaskTimeout
 from shoal.multiprocessing.pool import _Descriptors, _EngineHandle
 
-__all__ = ["BrokenProcessPool", "Future", "ProcessPoolExecutor", "WorkerDied"]
+__all__ = ["BrokenProcessPool", "Future", "ProcessPoolExecutor", "WorkerDied", "as_completed", "wait"]
 
 _BROKEN = "A child process terminated abruptly, the process pool is not usable anymore"
 _BROKEN_PENDING = "A process in the process pool was terminated abruptly while the future was running or pending."

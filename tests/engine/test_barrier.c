@@ -101,6 +101,31 @@ static void setting_it_lets_all_go_on_even_if_cleared_at_once(void **state)
     assert_int_equal(shoal_event_is_set(event), 0);
 }
 
+static int wait_for_ever(void *unused)
+{
+    (void)unused;
+    atomic_store(&shared->ready, 1);
+    CHECK(shoal_barrier_wait(barrier, SHOAL_FOREVER, NULL) == 0);
+    return 0;
+}
+
+static void who_comes_last_is_told_of_a_party_that_died_while_it_waited(void **state)
+{
+    (void)state;
+    create(2);
+    for (int round = 0; round < 5; round++) {
+        atomic_store(&shared->ready, 0);
+        pid_t child = start_child("waiting at the barrier", wait_for_ever, NULL);
+        while (shoal_barrier_waiting(barrier) == 0)
+            usleep(1000);
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        usleep(2000);
+        assert_int_equal(shoal_barrier_wait(barrier, SHOAL_FOREVER, NULL), SHOAL_EOWNERDIED);
+        shoal_barrier_reset(barrier);
+    }
+}
+
 static int set_until_killed(void *unused)
 {
     (void)unused;
@@ -524,6 +549,7 @@ int main(void)
         TEST(an_event_is_set_and_cleared),
         TEST(setting_it_lets_all_go_on_even_if_cleared_at_once),
         TEST(a_setter_killed_at_any_instant_leaves_no_waiter_asleep),
+        TEST(who_comes_last_is_told_of_a_party_that_died_while_it_waited),
         TEST(a_signal_ends_the_wait_for_an_event),
         TEST(what_is_no_event_or_barrier_is_not_attached),
         TEST(one_party_waits_for_nobody),

@@ -284,3 +284,36 @@ def test_zip_files_and_compiled_programs_run(tmp_path: Path) -> None:
             [sys.executable, "-m", "shoal", str(path), "x"], capture_output=True, text=True, timeout=40
         )
         assert done.stdout == "__main__ ['x']\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "connection",
+        "managers",
+        "shared_memory",
+        "reduction",
+        "dummy",
+        "util",
+        "process",
+        "spawn",
+        "resource_tracker",
+        "resource_sharer",
+        "heap",
+        "forkserver",
+    ],
+)
+def test_what_is_the_standard_librarys_own_is_there_under_our_name(name: str) -> None:
+    import importlib
+
+    ours = importlib.import_module(f"shoal.multiprocessing.{name}")
+    assert ours is importlib.import_module(f"multiprocessing.{name}")
+    namespace: dict[str, object] = {}
+    exec(f"from shoal.multiprocessing import {name}", namespace)
+    assert namespace[name] is ours
+
+
+def test_the_program_shoal_is_where_the_package_is() -> None:
+    program = Path(sys.executable).parent / "shoal"
+    done = subprocess.run([program, "cache", "--help"], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 0 and "verify" in done.stdout, done.stderr

@@ -652,3 +652,12 @@ def test_exit_functions_of_a_process_run_as_in_multiprocessing(tmp_path: Path, m
     )
     assert ours.stdout == theirs.stdout, ours.stderr
     assert "finalizer" in ours.stdout
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("status, expected", [(3, 3), (256 + 3, 3), (2**40, 1), (-1, 255), ("words", 1), (None, 0)])
+def test_an_exit_status_too_large_for_an_int_is_a_failure(method: str, status: Any, expected: int) -> None:
+    process = mp.get_context(method).Process(target=sys.exit, args=(status,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == expected

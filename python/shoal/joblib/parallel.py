@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import time
+import warnings
 import weakref
 
 from shoal import _options
@@ -298,8 +299,6 @@ class Parallel(OnCrew, Dispatching):
                 continue
             has_limits = self._is_on_crew() or getattr(self._backend, "supports_limits", False)
             if not (self._backend.supports_timeout if name == "timeout" else has_limits):
-                import warnings
-
                 warnings.warn(
                     f"The backend class {type(self._backend).__name__!r} does not support {name}. You have set "
                     f"'{name}={value}' in Parallel but the '{name}' parameter will not be used.",
@@ -528,8 +527,6 @@ class Parallel(OnCrew, Dispatching):
                 + f"{left} tasks which were still being processed by the workers have been cancelled."
             )
         if parts:
-            import warnings
-
             parts.append(
                 "You could benefit from adjusting the input task iterator to limit unnecessary computation time."
             )

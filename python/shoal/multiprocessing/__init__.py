@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from multiprocessing import context as _standard_context
-from multiprocessing import reducer  # noqa: F401
+from multiprocessing import process, reducer, reduction  # noqa: F401
 from multiprocessing.process import active_children, current_process, parent_process  # noqa: F401
 from typing import Any
 

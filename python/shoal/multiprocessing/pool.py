@@ -16,6 +16,7 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]
     MaybeEncodingError,
     RemoteTraceback,
     ThreadPool,
+    worker,
 )
 from typing import Any
 
@@ -41,7 +42,7 @@ _NEVER_BLOCK = frozenset(type(iter(source)) for source in _HARMLESS)
 _WINDOW = 4096  # items that imap hands out ahead of its reader
 
 # Kept for programs that reach for them here, as in the standard library's module.
-_REEXPORTED = (ExceptionWithTraceback, MaybeEncodingError, RemoteTraceback)
+_REEXPORTED = (ExceptionWithTraceback, MaybeEncodingError, RemoteTraceback, worker)
 
 
 class _EngineHandle:
