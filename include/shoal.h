@@ -1116,7 +1116,7 @@ typedef int (*shoal_memo_function)(const void *input, size_t input_size, void *o
  *           computed, but could not be kept, and why (-ENOSPC, -EROFS …)
  *
  * Padding in `input` is part of it: zero it. Returns 0, the function's own code, -EPERM (as shoal_folder_get: what
- * others could have written is neither used nor passed over in silence), -EINVAL, -ENOMEM.
+ * others could have written is neither used nor passed over in silence), -EINVAL (also for NULL with a size), -ENOMEM.
  */
 SHOAL_API int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function function, void *context,
                               const void *input, size_t input_size, void *output, size_t output_size, int *hit);

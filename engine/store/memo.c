@@ -75,7 +75,7 @@ int shoal_memo_call(shoal_store *store, const char *name, shoal_memo_function fu
     shoal_folder *folder;
     shoal_claim *claim = NULL;
     shoal_key key;
-    if (function == NULL)
+    if (function == NULL || (input == NULL && input_size > 0) || (output == NULL && output_size > 0))
         return -EINVAL;
     int error = shoal_folder_open(store, name, &folder);
     if (error != 0)

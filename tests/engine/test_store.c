@@ -869,6 +869,9 @@ static void a_memo_computes_once_for_each_name_and_input(void **state)
         assert_int_equal(hit, i != 0);
         assert_int_equal(calls.count, 1);
     }
+    assert_int_equal(shoal_memo_call(place->store, "add-1", add, &calls, NULL, 8, &output, sizeof output, NULL),
+                     -EINVAL);
+    assert_int_equal(shoal_memo_call(place->store, "add-1", add, &calls, input, 8, NULL, 8, NULL), -EINVAL);
     assert_int_equal(
         shoal_memo_call(place->store, "add-2", add, &calls, input, sizeof input, &output, sizeof output, NULL), 0);
     assert_int_equal(calls.count, 2);
