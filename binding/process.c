@@ -322,9 +322,12 @@ static PyObject *zygote_start(PyObject *object, PyObject *args)
     if (list == NULL)
         goto release;
     Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
-    if (count > (Py_ssize_t)SHOAL_ZYGOTE_FDS || self->zygote == NULL || self->close_due) {
-        PyErr_SetString(PyExc_ValueError,
-                        count > (Py_ssize_t)SHOAL_ZYGOTE_FDS ? "too many descriptors" : "the zygote is closed");
+    if (count > (Py_ssize_t)SHOAL_ZYGOTE_FDS) {
+        PyErr_SetString(PyExc_ValueError, "too many descriptors");
+        goto release;
+    }
+    if (self->zygote == NULL || self->close_due) {
+        module_raise(-EPIPE, "the zygote is closed");
         goto release;
     }
     for (Py_ssize_t i = 0; i < count; i++) {

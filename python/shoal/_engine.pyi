@@ -65,6 +65,8 @@ class Pool:
     def close(self) -> None: ...
     def numbers(self, place: int, /) -> dict[str, Any]: ...
 
+POOL_WORKERS: int
+
 class Job:
     def __init__(
         self,
@@ -320,7 +322,6 @@ def serve_zygote(socket: int, call: Callable[[bytes, tuple[int, ...]], int | Non
 
 # ---- store: binding/store.c, memo.c, hash.c ----
 
-POOL_WORKERS: int
 STORE_DURABLE: int
 STORE_NAMED_FILES: int
 

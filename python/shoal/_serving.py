@@ -107,11 +107,10 @@ def serve(
 
 def call_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:
     """In a worker: before its first task."""
-    initializer(*initargs)
-    if getattr(initializer, "__module__", None) in ("__main__", "__mp_main__"):
-        from shoal import _functions
+    from shoal import _functions
 
-        _functions.keep_globals(initializer)
+    initializer(*initargs)
+    _functions.keep_globals(initializer)
 
 
 def _forget_imports_of_other_threads() -> None:

@@ -63,7 +63,6 @@ class Zygote:
             theirs.close()
         self._engine = _engine.Zygote(ours.detach(), self.pid)
         self.owner = os.getpid()
-        self.closed = False
 
     def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
@@ -109,7 +108,6 @@ class Zygote:
 
     def close(self) -> None:
         """End the zygote and everything it forked."""
-        self.closed = True
         self._engine.close()
         try:
             if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
@@ -193,9 +191,7 @@ class _Restarting:
         zygote = self.current()
         try:
             return zygote.start(function, payload, fds, outlives=outlives)
-        except (BrokenPipeError, ValueError) as error:  # so it never runs: to ask again is safe
-            if isinstance(error, ValueError) and not zygote.closed:
-                raise
+        except BrokenPipeError:  # so it never runs: to ask again is safe
             self._remove(zygote)
             return self.current().start(function, payload, fds, outlives=outlives)
 

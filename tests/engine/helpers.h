@@ -198,4 +198,17 @@ static UNUSED void sleep_for(int64_t nanoseconds)
     }
 }
 
+/* ------------------------------------------------------------------ a pool ---- */
+
+/* A pool and its only worker, both in this process. */
+static UNUSED shoal_pool *open_pool_with_worker(shoal_worker **worker)
+{
+    shoal_pool *pool;
+    uint32_t owner;
+    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 1}, &pool), 0);
+    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
+    assert_int_equal(shoal_worker_open(pool, 0, owner, worker), 0);
+    return pool;
+}
+
 #endif

@@ -100,12 +100,8 @@ static void check_results(shoal_completion *completion, const struct example *ex
 static void items_of_all_sizes_and_kinds_go_through_a_task_and_back(void **state)
 {
     (void)state;
-    shoal_pool *pool;
-    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 1}, &pool), 0);
-    uint32_t owner;
-    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
     shoal_worker *worker;
-    assert_int_equal(shoal_worker_open(pool, 0, owner, &worker), 0);
+    shoal_pool *pool = open_pool_with_worker(&worker);
     shoal_batch *batch;
     assert_int_equal(shoal_batch_create(&batch), 0);
     static struct example examples[ITEMS];

@@ -1,31 +1,7 @@
 /* What the C pool offers beside mapping: time limits, progress and cancelling, cpus, hooks, memory limits, groups. */
-#include <stdarg.h>
-#include <setjmp.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "helpers.h"
 
-#include <errno.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
-
-#include "shoal.h"
-
-#define LIMIT 60 /* seconds for each test */
-
-static int start_clock(void **state)
-{
-    (void)state;
-    alarm(LIMIT);
-    return 0;
-}
 
 static shoal_pool *start_pool(const shoal_start_options *options)
 {
@@ -323,12 +299,8 @@ static void only_tasks_that_no_worker_has_begun_can_be_recalled(void **state)
 {
     (void)state;
     enum { FIRST = 7, SECOND = 8 };
-    shoal_pool *pool;
-    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 1}, &pool), 0);
-    uint32_t owner;
-    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
     shoal_worker *worker;
-    assert_int_equal(shoal_worker_open(pool, 0, owner, &worker), 0);
+    shoal_pool *pool = open_pool_with_worker(&worker);
     shoal_batch *batch;
     assert_int_equal(shoal_batch_create(&batch), 0);
     const uint64_t groups[] = {FIRST, SECOND, FIRST, SECOND};

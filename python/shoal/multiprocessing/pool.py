@@ -331,9 +331,8 @@ class Pool(_StandardPool):  # type: ignore[misc]
         error_callback: Callable[[BaseException], object] | None,
     ) -> MapResult:
         items = _as_sequence(iterable)
-        called = (
-            _callback(callback, error_callback) if len(items) > 0 else None
-        )  # as in multiprocessing: of nothing, none
+        # As in multiprocessing: the callbacks of a map over nothing are not called.
+        called = _callback(callback, error_callback) if len(items) > 0 else None
         result = self._submit_map(func, items, mode, chunksize, options, called)
         if options.progress:
             _progress.follow(result, options.progress)
