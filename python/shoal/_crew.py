@@ -8,6 +8,7 @@ collected. `_serving.serve` is what its workers run.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -166,16 +167,28 @@ class Crew:
         self._help_wanted = threading.Event()
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
+        thread = threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True)
         try:
+            # Before the workers: with these on all cores it takes its time to begin, and start() waits for that.
+            self._start_supervisor(thread)
+            self._thread = thread
             with _threads.forking(forks_with):
-                for place in range(self.wanted):
-                    self._fill(place)
+                self._begin(self._fill_first)
         except BaseException:
-            self._kill_all()
-            self._close()
+            self.terminate()
             raise
-        self._thread = threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True)
-        self._thread.start()
+
+    @staticmethod
+    def _start_supervisor(thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if "can't start" not in str(error):  # but "at interpreter shutdown"
+                raise
+            # The same want that a process fails of, and one error for both.
+            raise BlockingIOError(
+                errno.EAGAIN, "cannot start the pool's own thread: the limit of processes and threads is reached"
+            ) from error
 
     # -- functions --
 
@@ -253,6 +266,11 @@ class Crew:
             self.engine.bury(place, process.exitcode)
             raise
         self.processes[place] = process
+
+    def _fill_first(self) -> None:
+        for place in range(self.wanted):
+            if self.processes[place] is None:
+                self._fill(place)
 
     def grow(self) -> None:
         """Fill one more place, where there is one."""
@@ -486,7 +504,8 @@ class Crew:
                 self._help_wanted.set()  # it ends; a callback that runs is waited for
                 self._helper.join()
         with self._lock:
-            self._kill_all()
+            self._signal_all()
+            self._bury_all()
             self._close()
 
     def terminate(self) -> None:
@@ -500,11 +519,13 @@ class Crew:
                 return
             try:
                 self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
+                # The signal first: a worker that sleeps is gone at once, and is not woken only to end in order.
+                self._signal_all()
                 self.engine.shut(2)
                 self.engine.call_supervisor()
             except ValueError:  # closed by join()
                 return
-            self._kill_all()
+            self._bury_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         try:
@@ -523,11 +544,14 @@ class Crew:
             if crash >= 0:
                 os.close(crash)
 
-    def _kill_all(self) -> None:
-        alive = [process for process in self.processes if process is not None]
-        for process in alive:
-            if process.exitcode is None:
+    def _signal_all(self) -> None:
+        for process in self.processes:
+            if process is not None and process.exitcode is None:
                 process.terminate()
+
+    def _bury_all(self) -> None:
+        """Wait for all that were told to end, and kill those that do not."""
+        alive = [process for process in self.processes if process is not None]
         deadline = time.monotonic() + _TERM_GRACE
         for process in alive:
             process.join(max(0.0, deadline - time.monotonic()))

@@ -106,8 +106,11 @@ def _run(request: bytes, fds: tuple[int, ...]) -> Any:
     import _signal as signal  # type: ignore[import-not-found]
 
     null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    if null == 0:  # the zygote's socket was there, and is closed
+        os.set_inheritable(0, True)
+    else:
+        os.dup2(null, 0)
+        os.close(null)
     function, payload, path, argv, directory, environment, cpus, further, is_worker = marshal.loads(request)
     if not is_worker:  # a pool's leaves Ctrl-C to its asker, and sees to that itself once it serves
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -212,7 +212,8 @@ class _Crew(_crew.Crew):
             self.engine.abandon(pending)
         except ValueError:  # closed
             pass
-        self._kill_all()
+        self._signal_all()
+        self._bury_all()
         if self.state != TERMINATE:
             self.state = CLOSE  # the supervisor ends
 

@@ -112,7 +112,19 @@ class _Methods:
         return Pool(processes, initializer, initargs, maxtasksperchild, context=context, **options)
 
 
-class Process(_standard.Process):
+class _AfterFork:
+    @staticmethod
+    def _after_fork() -> None:
+        """In a new process: what was the parent's to see to is forgotten. A registry that is empty is not gone through:
+        each page that a forked process touches first costs it a fault."""
+        from multiprocessing import util
+
+        util._finalizer_registry.clear()  # type: ignore[attr-defined]
+        if util._afterfork_registry.data:  # type: ignore[attr-defined]
+            util._run_after_forkers()  # type: ignore[attr-defined]
+
+
+class Process(_AfterFork, _standard.Process):
     """A process that runs `target`, or the `run` method of a sub-class; started by the default context's method."""
 
     @staticmethod
@@ -120,7 +132,7 @@ class Process(_standard.Process):
         return _default_context.get_context().Process._Popen(process_obj)
 
 
-class ForkProcess(_standard.ForkProcess):
+class ForkProcess(_AfterFork, _standard.ForkProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         from shoal.multiprocessing.popen_fork import Popen
@@ -148,13 +160,13 @@ def _clean_popen(process_obj: Any, method: str) -> Any:
     return popen_clean.PopenSpawn(process_obj) if method == "spawn" else popen_clean.PopenForkServer(process_obj)
 
 
-class SpawnProcess(_standard.SpawnProcess):
+class SpawnProcess(_AfterFork, _standard.SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         return _clean_popen(process_obj, "spawn")
 
 
-class ForkServerProcess(_standard.ForkServerProcess):
+class ForkServerProcess(_AfterFork, _standard.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         return _clean_popen(process_obj, "forkserver")

@@ -222,8 +222,7 @@ class Pool(_StandardPool):  # type: ignore[misc]
                 single=True,
             )
             _submit(self, result)
-        else:
-            crew.mind()
+        crew.mind()
         return result
 
     # -- all results at once --
@@ -318,6 +317,7 @@ class Pool(_StandardPool):  # type: ignore[misc]
         except BaseException:
             # Ctrl-C, or a progress function that raises: what is left is of no use to anybody.
             result.cancel()
+            self._crew.mind()
             raise
 
     def _map_async(
@@ -334,6 +334,7 @@ class Pool(_StandardPool):  # type: ignore[misc]
         # As in multiprocessing: the callbacks of a map over nothing are not called.
         called = _callback(callback, error_callback) if len(items) > 0 else None
         result = self._submit_map(func, items, mode, chunksize, options, called)
+        self._crew.mind()
         if options.progress:
             _progress.follow(result, options.progress)
         return result
@@ -432,6 +433,7 @@ class Pool(_StandardPool):  # type: ignore[misc]
             **self._limits(options),
         )
         _submit(self, result)
+        self._crew.mind()
         if type(iterator) not in _NEVER_BLOCK:
             threading.Thread(target=_feed, args=(result,), name="shoal-feeder", daemon=True).start()
         if options.progress:
@@ -479,7 +481,6 @@ def _submit(pool: Pool, result: Any) -> None:
     except BaseException:
         result.cancel()
         raise
-    pool._crew.mind()
 
 
 def _feed(result: Any) -> None:

@@ -18,7 +18,7 @@ from multiprocessing import context, forkserver, process, reduction, resource_tr
 from typing import Any
 
 from shoal import _install, _zygote
-from shoal.multiprocessing import popen_fork
+from shoal.multiprocessing import _child, _main_module, popen_fork
 
 __all__ = ["PopenForkServer", "PopenSpawn"]
 
@@ -57,6 +57,7 @@ class _Popen(popen_fork.Popen):
         preparation = spawn.get_preparation_data(process_obj._name)
         preparation["start_method"] = self.method
         preparation["shoal_installed"] = _install.is_installed()
+        _main_module.pack(preparation)
         buffer = io.BytesIO()
         context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
@@ -145,9 +146,9 @@ def _make_fork_server() -> _zygote.Zygote:
 def _installed_modules() -> list[str]:
     """What this program has imported of the standard library and of installed packages."""
     # Only where an import by name gives the same module: not what a program put together itself.
-    places = tuple(
-        {os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    )
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders.add(os.path.dirname(_install.__file__))  # wherever Shoal itself is
+    places = tuple(os.path.join(folder, "") for folder in folders)
     names = ["shoal._installed"] if _install.is_installed() else []
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
@@ -181,10 +182,13 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
             preparation = reduction.pickle.load(data)  # type: ignore[attr-defined]
             # Before the program's main module is run. The zygote may have been started when it was otherwise.
             _install.install() if preparation["shoal_installed"] else _install.uninstall()
+            main = preparation.pop("shoal_main", None)
             spawn.prepare(preparation)
+            if main is not None:
+                _main_module.run(*main)
             process_obj = reduction.pickle.load(data)  # type: ignore[attr-defined]
         finally:
             del current._inheriting
-    return popen_fork.run_with_exit_functions(
-        lambda: process_obj._bootstrap(parent_sentinel), fresh=preparation["start_method"] == "spawn"
-    )
+    util._close_stdin = _child.keep_null_input  # type: ignore[attr-defined]
+    fresh = preparation["start_method"] == "spawn"
+    return _child.run_with_exit_functions(process_obj._bootstrap, parent_sentinel, fresh)

@@ -7,47 +7,31 @@ that happened; others live on, as in multiprocessing.
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
 from multiprocessing import popen_fork, util
 from typing import Any
 
 from shoal import _engine
+from shoal.multiprocessing import _child
 
 __all__ = ["Popen"]
-
-
-def run_with_exit_functions(run: Callable[[], int | None], fresh: bool = False) -> int:
-    """In a forked child: `run()`, then what was registered with atexit in this process, as the standard library has it:
-    from CPython 3.13 on always, before only in an interpreter that was started afresh (which this stands for where
-    `fresh` is set)."""
-    if sys.version_info < (3, 13) and not fresh:
-        return int(run() or 0)
-    atexit._clear()
-    atexit.register(util._exit_function)  # type: ignore[attr-defined]
-    try:
-        return int(run() or 0)
-    finally:
-        atexit._run_exitfuncs()
 
 
 class Popen(popen_fork.Popen):
     """A forked child of multiprocessing's."""
 
     def _launch(self, process_obj: Any) -> None:
+        _child.open_null_input()
         # The parent's end stays open as long as the child's parent_process() is to be found alive.
         parent_sentinel, parent_end = os.pipe()
 
         def run() -> int:
-            try:
-                # What _bootstrap raises it prints itself.
-                os.close(parent_end)
-                return run_with_exit_functions(lambda: process_obj._bootstrap(parent_sentinel=parent_sentinel))
-            finally:
-                util._flush_std_streams()  # type: ignore[attr-defined]
+            os.close(parent_end)
+            util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
+            # What _bootstrap raises it prints itself.
+            return _child.run_with_exit_functions(process_obj._bootstrap, parent_sentinel)
 
         # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
         crew = sys.modules.get("shoal._crew")
