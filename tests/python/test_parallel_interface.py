@@ -169,6 +169,32 @@ def test_wrong_settings_are_refused_in_joblibs_words() -> None:
         Parallel(n_jobs=2, timeout=None, backend=parallel.LokyBackend(timeout=3))([])
 
 
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_odd_values_are_met_as_joblib_meets_them(backend: str) -> None:
+    def run(**options: Any) -> Any:
+        return Parallel(n_jobs=2, backend=backend, **options)(delayed(square)(i) for i in range(3))
+
+    for below in (-1, "-n_jobs"):
+        with pytest.raises(ValueError, match=r"islice\(\) must be None or an integer"):
+            run(pre_dispatch=below)
+    for none in (0, "0 * n_jobs"):  # joblib returns [], and has done nothing
+        assert run(pre_dispatch=none) == [0, 1, 4]
+    with pytest.raises(ValueError, match="Numeric literal 633825300114114700748351602688 is too large"):
+        run(pre_dispatch="2 ** 99")
+    with pytest.raises(TypeError, match="'>' not supported between instances of 'float' and 'str'"):
+        run(timeout="soon")
+    if backend == "loky":
+        with pytest.warns(UserWarning, match="LokyBackend has no use for the argument 'task_timout'"):
+            assert run(task_timout=1) == [0, 1, 4]
+        with pytest.raises(TypeError, match="initializer must be a callable, got: 3"):
+            run(initializer=3)
+    elif backend == "multiprocessing":
+        with pytest.raises(TypeError, match="got an unexpected keyword argument 'task_timout'"):
+            run(task_timout=1)
+    else:
+        assert run(task_timout=1) == [0, 1, 4]
+
+
 def test_pre_dispatch_is_arithmetic_and_nothing_else() -> None:
     assert evaluate("2 * 3 + (1.5 - 4) / -5") == 6.5
     assert evaluate("7 // 2 + 9 % 4 + 2 ** 3") == 12
