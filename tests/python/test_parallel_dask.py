@@ -206,17 +206,17 @@ def test_a_call_in_a_task_of_dask_has_a_thread_to_wait_in(client: Any) -> None:
     assert client.gather(futures) == [[2 * (x + i) for i in range(3)] for x in range(6)]
 
 
-def nested_places(depth: int) -> list[tuple[int, str]]:
-    """Where the tasks of a call in a call … ran, and by which back-end."""
+def nested_places(depth: int, data: Any = None) -> list[tuple[int, str]]:
+    """Where the tasks of a call in a call … ran, and by which back-end. data: is sent along."""
     calls = Parallel(n_jobs=2)
     if depth == 0:
         return [(os.getpid(), type(calls._backend).__name__)]
-    return [place for found in calls(delayed(nested_places)(depth - 1) for _ in range(3)) for place in found]
+    return [place for found in calls(delayed(nested_places)(depth - 1, data) for _ in range(3)) for place in found]
 
 
 def test_calls_in_a_task_of_ours_go_to_the_cluster_too(client: Any) -> None:
     with parallel_config(backend="dask"):
-        got = Parallel(batch_size=1)(delayed(nested_places)(1) for _ in range(6))
+        got = Parallel(batch_size=1)(delayed(nested_places)(1, np.arange(200_000.0)) for _ in range(6))
     places = [place for found in got for place in found]
     assert len(places) == 18
     assert {name for _, name in places} == {"DaskDistributedBackend"}
@@ -242,7 +242,7 @@ def look_around(x: int) -> dict[str, Any]:
     with pytest.raises(AttributeError, match="runs in a process of the pool of Dask's worker"):
         worker.data  # noqa: B018
     with worker_client() as one:
-        inner = one.submit(double, x, pure=False).result()
+        inner = one.gather(one.submit(double, one.scatter(x, hash=False), pure=False))
     secede()
     return {
         "address": worker.address,

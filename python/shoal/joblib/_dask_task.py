@@ -10,6 +10,7 @@ Nothing of distributed is imported before a task does so: it takes most of a sec
 from __future__ import annotations
 
 import contextvars
+import functools
 import importlib.util
 import sys
 import threading
@@ -48,6 +49,7 @@ class Worker:
         self.address = self.contact_address = place.address
         self.name = place.name
         self.nthreads = place.threads
+        self.thread_id = 0  # of its loop, which is no thread of this process
         self.local_directory = place.directory
         self.state = types.SimpleNamespace(address=place.address, nthreads=place.threads)
 
@@ -59,8 +61,6 @@ class Worker:
 
     def _get_client(self, timeout: float | None = None) -> Any:
         global _client
-        from distributed import Client
-
         if _client is None or _client.status != "running" or _client.scheduler.address != self._place.scheduler:
             security = None
             if self._place.security is not None:
@@ -68,7 +68,7 @@ class Worker:
 
                 security = pickle.loads(self._place.security)
             options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-            _client = Client(
+            _client = _client_class()(
                 self._place.scheduler, security=security, direct_to_workers=True, name="shoal-task", **options
             )
         return _client
@@ -76,6 +76,14 @@ class Worker:
     @property
     def scheduler(self) -> Any:
         return self._get_client().scheduler
+
+    @property
+    def client(self) -> Any:
+        return self._get_client()
+
+    @property
+    def rpc(self) -> Any:
+        return self._get_client().rpc
 
     @property
     def loop(self) -> Any:
@@ -97,6 +105,30 @@ class Worker:
             from shoal.joblib import _dask
 
             self._get_client().run(_dask.give_up_seat, self._place.seat, workers=[self.address])
+
+
+@functools.cache
+def _client_class() -> Any:
+    from distributed import Client, utils
+
+    def from_outside(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it as one who is in no task: in one it would reach for the data of the worker, as for its own."""
+        state = utils.thread_state
+        seen = state.__dict__.pop("execution_state", None)
+        try:
+            return contextvars.Context().run(function, *args, **kwargs)
+        finally:
+            if seen is not None:
+                state.execution_state = seen
+
+    class TaskClient(Client):  # type: ignore[misc]
+        def scatter(self, *args: Any, **kwargs: Any) -> Any:
+            return from_outside(super().scatter, *args, **kwargs)
+
+        def gather(self, *args: Any, **kwargs: Any) -> Any:
+            return from_outside(super().gather, *args, **kwargs)
+
+    return TaskClient
 
 
 class _Seat:
