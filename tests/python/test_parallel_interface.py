@@ -193,6 +193,9 @@ def test_odd_values_are_met_as_joblib_meets_them(backend: str) -> None:
             run(task_timout=1)
     else:
         assert run(task_timout=1) == [0, 1, 4]
+    if backend != "loky":  # joblib ignores it, without a word
+        with pytest.warns(UserWarning, match="does not accept setting the inner_max_num_threads argument"):
+            run(inner_max_num_threads=1)
 
 
 def test_pre_dispatch_is_arithmetic_and_nothing_else() -> None:

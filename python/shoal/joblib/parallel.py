@@ -222,11 +222,11 @@ class Parallel(OnCrew, Dispatching):
         self._backend_kwargs["verbose"] = max(0, self._backend_kwargs["verbose"] - 50)
         self._backend = self._choose_backend(backend, active)
         if threads is not None:
-            if not self._backend.supports_inner_max_num_threads:
-                raise ValueError(
-                    f"{type(self._backend).__name__} does not accept setting the inner_max_num_threads argument."
-                )
-            self._backend.inner_max_num_threads = threads
+            if self._backend.supports_inner_max_num_threads:
+                self._backend.inner_max_num_threads = threads
+            else:  # as what no back-end knows, which joblib ignores here, but not in `parallel_config`
+                name = type(self._backend).__name__
+                warnings.warn(f"{name} does not accept setting the inner_max_num_threads argument.", stacklevel=2)
         n_jobs = _config.get_param(n_jobs, config, "n_jobs")
         try:
             self.n_jobs = int(self._backend.default_n_jobs if n_jobs is None else n_jobs)
@@ -277,7 +277,7 @@ class Parallel(OnCrew, Dispatching):
             self._backend_kwargs["context"] = backend
             return MultiprocessingBackend(nesting_level=level)
         else:
-            backend = _config.backend_factory(backend, stacklevel=5)(nesting_level=level)
+            backend = _config.backend_factory(backend)(nesting_level=level)
         if type(backend) not in (LokyBackend, ThreadingBackend, SequentialBackend) and has_processes():
             import multiprocessing
 
