@@ -313,6 +313,23 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def test_workers_have_the_threads_that_joblibs_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(**options: Any) -> list[str]:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "ENABLE_IPC")
+        return Parallel(n_jobs=2, **options)(delayed(environment)(name) for name in names)  # type: ignore[no-any-return]
+
+    for name in (*parallel.ParallelBackendBase.MAX_NUM_THREADS_VARS, "ENABLE_IPC"):
+        monkeypatch.delenv(name, raising=False)
+    fair = str(max(1, cpu_count() // 2))
+    assert seen() == [fair, fair, fair, "1"]
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "8")  # what the program says of one holds for that one
+    assert seen() == [fair, fair, "8", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert seen() == ["7", fair, "8", "1"]
+    with parallel_config("loky", inner_max_num_threads=3):
+        assert seen() == ["3", "3", "3", "1"]
+
+
 def test_inner_threads_and_variables_reach_the_workers() -> None:
     with parallel_config("loky", n_jobs=2, inner_max_num_threads=3):
         assert Parallel()(delayed(environment)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
