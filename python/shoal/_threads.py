@@ -5,7 +5,7 @@ way. A library that is loaded later reads its environment variable when it start
 through threadpoolctl: in the parent, around the fork of all of a pool's first workers, as OpenBLAS starts its threads
 anew in each child that tells it a number, which takes milliseconds; in the worker, where it is forked later by another
 thread (from which OpenBLAS would not take its number back). Where the user has set one of the variables, nothing is
-changed.
+changed; the clean workers of `Parallel` have joblib's rule, by which each variable is looked at by itself.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ def share(workers: int, wanted: int | None = None) -> int | None:
         return wanted
     if not _VARIABLES.isdisjoint(os.environ):  # to ask for each costs every call of Parallel twice as much
         return None
+    return fair_share(workers)
+
+
+def fair_share(workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 

@@ -21,11 +21,8 @@ MODULES = (
 FILES = "arrays lie in memory files without a name: there is none in temp_folder"
 ALONE = "results that are dropped end their own call alone, where joblib's other calls fail with a shared executor"
 QUEUES = NOT_OURS + "joblib.pool's class of pools, which replaces the private queues of the standard library's"
-NESTED = "calls in a task that Dask brought run in threads of its process, one of the pool of Dask's worker"
-OUTSIDE = "a task that Dask brought runs in a process of the pool of Dask's worker, which is no worker or client itself"
 CALLBACKS = "the thread that Dask calls a future's callbacks in stays until the program's end"
 WARM = "the pool of a Dask worker, here one in this very process, stays warm, with its supervisor's thread"
-APART = "arguments travel apart above max_nbytes (1 MB), not already above 1 kB"
 FINDER = NOT_OURS + "joblib's search for the mmap.mmap below an array; ours lie in mappings of several files"
 ADAPTER = NOT_OURS + "joblib._dask's class of back-ends, which is another one than that in use"
 DIFFERENCES: dict[str, str] = {
@@ -35,15 +32,10 @@ DIFFERENCES: dict[str, str] = {
     "*::test_memmapping_temp_folder_thread_safety": FILES,
     "*::test_parallel_config_no_backend": FILES,
     "*::test_memmap_returned_as_regular_array[*": FINDER,
-    "*::test_nested_parallelism_with_dask[*": NESTED,
-    "*::test_nested_backend_context_manager_implicit_n_jobs": NESTED,
-    "*::test_correct_nested_backend": NESTED,
-    "*::test_nested_scatter[*": OUTSIDE,
-    "*::test_dask_backend_keywords": OUTSIDE,
     "*::test_simple": CALLBACKS,
     "*::test_secede_with_no_processes": WARM,
-    "*::test_auto_scatter": APART,
     "*::test_dask_backend_uses_autobatching": ADAPTER,
+    "*::test_correct_nested_backend": ADAPTER,
     "*::test_pool_with_memmap[multiprocessing]": QUEUES,
     "*::test_pool_with_memmap_array_view[multiprocessing]": QUEUES,
     "*::test_memmapping_pool_for_large_arrays[multiprocessing]": QUEUES,

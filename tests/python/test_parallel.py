@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,52 @@ def test_a_task_that_takes_too_long_times_out() -> None:
 def test_wrong_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Parallel(**arguments)([])
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+@pytest.mark.parametrize(
+    ("ahead", "has_length", "expected"),
+    [  # joblib 1.6 printed these
+        ("2 * n_jobs", True, ["Done 14 out of 23 | elapsed:"]),
+        ("2 * n_jobs", False, ["Done  14 tasks      | elapsed:"]),
+        ("all", True, [f"Done {done:2d} out of 23 | elapsed: remaining:" for done in (4, 9, 14, 19)]),
+    ],
+)
+def test_lines_of_progress_are_joblibs_word_by_word(
+    backend: str, ahead: str, has_length: bool, expected: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [delayed(time.sleep)(0.02) for _ in range(23)]
+    Parallel(n_jobs=2, backend=backend, verbose=5, batch_size=1, pre_dispatch=ahead)(
+        tasks if has_length else iter(tasks)
+    )
+    lines = re.sub(r" +\d+\.\d+(s|min)", "", capfd.readouterr().err).splitlines()
+    name = {"loky": "Loky", "multiprocessing": "Multiprocessing", "threading": "Threading"}[backend]
+    end = "Done 23 out of 23 | elapsed: finished" if has_length else "Done  23 out of  23 | elapsed: finished"
+    expected = [f"Using backend {name}Backend with 2 concurrent workers.", *expected, end]
+    assert lines == [f"[Parallel(n_jobs=2)]: {line}" for line in expected]
+
+
+def test_what_was_read_of_a_generator_counts_as_used() -> None:
+    calls = Parallel(n_jobs=2, return_as="generator", batch_size=1)
+    results = calls(delayed(time.sleep)(20 * (i > 0)) for i in range(6))
+    next(results)
+    with pytest.warns(UserWarning, match=r"^\d+ tasks which were still being processed by the workers"):
+        results.close()
+
+
+def test_the_last_task_is_shown_also_where_the_end_comes_late() -> None:
+    class Bar(Parallel):
+        def print_progress(self) -> None:
+            shown.append(self.n_completed_tasks)
+
+    def tasks() -> Iterator[Any]:
+        for i in range(40):
+            yield delayed(square)(i)
+        time.sleep(0.5)
+
+    shown: list[int] = []
+    assert len(Bar(n_jobs=2)(tasks())) == 40
+    assert shown[-1] == 40
 
 
 def test_verbose_says_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:

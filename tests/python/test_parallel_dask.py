@@ -206,15 +206,105 @@ def test_a_call_in_a_task_of_dask_has_a_thread_to_wait_in(client: Any) -> None:
     assert client.gather(futures) == [[2 * (x + i) for i in range(3)] for x in range(6)]
 
 
-def test_a_call_in_a_task_of_ours_runs_in_threads() -> None:
-    def nested() -> list[tuple[int, str]]:
-        calls = Parallel(n_jobs=2)
-        return calls(delayed(lambda: (os.getpid(), type(calls._backend).__name__))() for _ in range(2))  # type: ignore[no-any-return]
+def nested_places(depth: int, data: Any = None) -> list[tuple[int, str]]:
+    """Where the tasks of a call in a call … ran, and by which back-end. data: is sent along."""
+    calls = Parallel(n_jobs=2)
+    if depth == 0:
+        return [(os.getpid(), type(calls._backend).__name__)]
+    return [place for found in calls(delayed(nested_places)(depth - 1, data) for _ in range(3)) for place in found]
 
+
+def test_calls_in_a_task_of_ours_go_to_the_cluster_too(client: Any) -> None:
     with parallel_config(backend="dask"):
-        (got,) = Parallel()([delayed(nested)()])
-    assert len({pid for pid, _ in got}) == 1
-    assert {name for _, name in got} == {"ThreadingBackend"}
+        got = Parallel(batch_size=1)(delayed(nested_places)(1, np.arange(200_000.0)) for _ in range(6))
+    places = [place for found in got for place in found]
+    assert len(places) == 18
+    assert {name for _, name in places} == {"DaskDistributedBackend"}
+    assert not {pid for pid, _ in places} & {os.getpid(), *client.run(os.getpid).values()}
+
+
+def test_calls_in_calls_on_a_single_thread_of_dask_wait_for_no_place() -> None:
+    """More tasks that wait than there are threads and processes, at three depths."""
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster, set_as_default=False) as small,
+        parallel_config(backend="dask", client=small),
+    ):
+        got = Parallel(batch_size=1, pre_dispatch="all")(delayed(nested_places)(2) for _ in range(3))
+    assert [len(found) for found in got] == [9, 9, 9]
+
+
+def look_around(x: int) -> dict[str, Any]:
+    from distributed import get_client, get_worker, secede
+    from distributed.worker_client import worker_client
+
+    worker = get_worker()
+    with pytest.raises(AttributeError, match="runs in a process of the pool of Dask's worker"):
+        worker.data  # noqa: B018
+    with worker_client() as one:
+        inner = one.gather(one.submit(double, one.scatter(x, hash=False), pure=False))
+    secede()
+    return {
+        "address": worker.address,
+        "threads": worker.state.nthreads,
+        "task": worker.get_current_task(),
+        "same": get_client() is one,
+        "inner": inner,
+        "pid": os.getpid(),
+    }
+
+
+def test_a_task_knows_its_worker_and_has_a_client(client: Any) -> None:
+    addresses = list(client.run(os.getpid))
+    for address in addresses:
+        with parallel_config(backend="dask", workers=address):
+            got = Parallel(batch_size=1)(delayed(look_around)(i) for i in range(4))
+        assert [seen["inner"] for seen in got] == [0, 2, 4, 6]
+        assert {seen["address"] for seen in got} == {address}
+        assert {seen["threads"] for seen in got} == {2}
+        assert all(seen["same"] and seen["task"].startswith("batch_of_look_around") for seen in got)
+        assert os.getpid() not in {seen["pid"] for seen in got}
+
+    def outside() -> str:
+        try:
+            return str(distributed.get_worker())
+        except ValueError as error:
+            return str(error)
+
+    import distributed as theirs
+
+    assert theirs is distributed
+    assert Parallel(n_jobs=2)(delayed(outside)() for _ in range(2)) == ["No worker found"] * 2
+
+
+def test_a_cluster_in_this_process_has_threads_for_calls_in_tasks() -> None:
+    """Its scheduler cannot be reached from another process."""
+
+    def where_am_i() -> str:
+        try:
+            return str(distributed.get_worker())
+        except ValueError as error:
+            return f"{type(Parallel(n_jobs=2)._backend).__name__}: {error}"
+
+    with (
+        distributed.Client(processes=False, set_as_default=False, dashboard_address=":0") as inside,
+        parallel_config(backend="dask", client=inside),
+    ):
+        assert Parallel()([delayed(where_am_i)()]) == ["ThreadingBackend: No worker found"]
+
+
+def test_small_arguments_that_many_tasks_have_travel_once(client: Any) -> None:
+    def count_scattered(dask_worker: Any) -> int:
+        log = [event for task in list(dask_worker.state.tasks) for event in dask_worker.state.story(task)]
+        return sum("receive-from-scatter" in event for event in log)
+
+    shared, lone = np.arange(1000.0), [np.arange(1000.0) for _ in range(6)]
+    results = Parallel(backend="dask", batch_size=1, return_as="generator")(
+        delayed(lambda a, b: float(a.sum() + b.sum()))(shared, b) for b in lone
+    )
+    first = next(results)
+    assert sum(client.run(count_scattered).values()) == 1
+    assert [first, *results] == [999000.0] * 6
 
 
 def test_a_worker_that_is_killed_is_made_up_for(client: Any, tmp_path: Path) -> None:

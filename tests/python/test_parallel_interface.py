@@ -169,6 +169,35 @@ def test_wrong_settings_are_refused_in_joblibs_words() -> None:
         Parallel(n_jobs=2, timeout=None, backend=parallel.LokyBackend(timeout=3))([])
 
 
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_odd_values_are_met_as_joblib_meets_them(backend: str) -> None:
+    def run(**options: Any) -> Any:
+        return Parallel(n_jobs=2, backend=backend, **options)(delayed(square)(i) for i in range(3))
+
+    for below in (-1, "-n_jobs"):
+        with pytest.raises(ValueError, match=r"islice\(\) must be None or an integer"):
+            run(pre_dispatch=below)
+    for none in (0, "0 * n_jobs"):  # joblib returns [], and has done nothing
+        assert run(pre_dispatch=none) == [0, 1, 4]
+    with pytest.raises(ValueError, match="Numeric literal 633825300114114700748351602688 is too large"):
+        run(pre_dispatch="2 ** 99")
+    with pytest.raises(TypeError, match="'>' not supported between instances of 'float' and 'str'"):
+        run(timeout="soon")
+    if backend == "loky":
+        with pytest.warns(UserWarning, match="LokyBackend has no use for the argument 'task_timout'"):
+            assert run(task_timout=1) == [0, 1, 4]
+        with pytest.raises(TypeError, match="initializer must be a callable, got: 3"):
+            run(initializer=3)
+    elif backend == "multiprocessing":
+        with pytest.raises(TypeError, match="got an unexpected keyword argument 'task_timout'"):
+            run(task_timout=1)
+    else:
+        assert run(task_timout=1) == [0, 1, 4]
+    if backend != "loky":  # joblib ignores it, without a word
+        with pytest.warns(UserWarning, match="does not accept setting the inner_max_num_threads argument"):
+            run(inner_max_num_threads=1)
+
+
 def test_pre_dispatch_is_arithmetic_and_nothing_else() -> None:
     assert evaluate("2 * 3 + (1.5 - 4) / -5") == 6.5
     assert evaluate("7 // 2 + 9 % 4 + 2 ** 3") == 12
@@ -282,6 +311,23 @@ def test_idle_workers_go_and_the_next_call_has_others() -> None:
 
 def environment(name: str) -> str | None:
     return os.environ.get(name)
+
+
+def test_workers_have_the_threads_that_joblibs_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(**options: Any) -> list[str]:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "ENABLE_IPC")
+        return Parallel(n_jobs=2, **options)(delayed(environment)(name) for name in names)  # type: ignore[no-any-return]
+
+    for name in (*parallel.ParallelBackendBase.MAX_NUM_THREADS_VARS, "ENABLE_IPC"):
+        monkeypatch.delenv(name, raising=False)
+    fair = str(max(1, cpu_count() // 2))
+    assert seen() == [fair, fair, fair, "1"]
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "8")  # what the program says of one holds for that one
+    assert seen() == [fair, fair, "8", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert seen() == ["7", fair, "8", "1"]
+    with parallel_config("loky", inner_max_num_threads=3):
+        assert seen() == ["3", "3", "3", "1"]
 
 
 def test_inner_threads_and_variables_reach_the_workers() -> None:

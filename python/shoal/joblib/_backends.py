@@ -383,9 +383,15 @@ class _CrewBackend(AutoBatchingMixin, ParallelBackendBase):
         options = {**self.backend_kwargs, **given}
         for name in options:
             if name not in _CREW_OPTIONS and name not in _ELSEWHERE:
-                raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
+                self._meet_unknown(name)
+        initializer = options.get("initializer")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got: {initializer!r}")
         self._options = options
         return options
+
+    def _meet_unknown(self, name: str) -> None:
+        raise TypeError(f"Pool.__init__() got an unexpected keyword argument {name!r}")
 
     def _make_sharing(self) -> Any:
         """What stores the large arrays of one call; None: none are shared."""
@@ -474,6 +480,10 @@ class LokyBackend(_CrewBackend):
     @property
     def _handle(self) -> Any:
         return self._workers
+
+    def _meet_unknown(self, name: str) -> None:
+        # joblib ignores it, so programs that have one run; a wrong name shall not go unseen for all that.
+        _warn(f"LokyBackend has no use for the argument {name!r}")
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         if n_jobs == 0:

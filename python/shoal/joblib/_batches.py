@@ -135,9 +135,9 @@ class BatchCompletionCallBack:
         parallel._backend.batch_completed(self.batch_size, time.time() - self.dispatch_timestamp)
         with parallel._lock:
             parallel.n_completed_tasks += self.batch_size
+            parallel.print_progress()
             if parallel._original_iterator is not None:
                 parallel.dispatch_next()
-            parallel.print_progress()
             parallel._changed.notify_all()
 
     def _register_outcome(self, outcome: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from shoal.joblib import _in_worker
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from shoal.joblib._backends import ParallelBackendBase
@@ -54,6 +55,23 @@ VALID_BACKEND_HINTS = ("processes", "threads", None)
 VALID_BACKEND_CONSTRAINTS = ("sharedmem", None)
 
 _backend = threading.local()
+
+
+class Later:
+    """A back-end that is made when the first call of Parallel wants it: `make()` may take long."""
+
+    def __init__(self, make: Callable[[], ParallelBackendBase], nesting_level: int) -> None:
+        self._make = make
+        self._made: ParallelBackendBase | None = None
+        self.nesting_level = nesting_level
+
+    def __reduce__(self) -> Any:
+        return Later, (self._make, self.nesting_level)
+
+    def get(self) -> ParallelBackendBase:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
 
 def _current() -> dict[str, Any]:
@@ -101,6 +119,8 @@ def find_backend(
     require = get_param(require, config, "require")
     check_hints(prefer, require)
     backend = get_param(default_parallel_config["backend"], config, "backend")
+    if type(backend) is Later:
+        backend = backend.get()
     chosen = backend is not None
     if not chosen:
         backend = parallel.BACKENDS[parallel.DEFAULT_BACKEND](nesting_level=0)

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
+import queue
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shoal.joblib import _around, _node
+from shoal.joblib import _around, _dask_task, _in_worker, _node
 from shoal.joblib._backends import AutoBatchingMixin, ParallelBackendBase
 from shoal.joblib._batches import BatchedCalls
+from shoal.joblib._config import Later
 
 try:
     import distributed
@@ -26,6 +29,7 @@ try:
 except ImportError as error:
     raise ImportError("The back-end 'dask' needs the packages dask and distributed: pip install distributed") from error
 
+_WORTH_A_NAME = 1000  # bytes above which what is an argument a second time travels apart from then on; as joblib's
 _NEVER_APART = (int, float, complex, str, bytes, bool, type(None), list, tuple, dict, set, frozenset, type)
 
 
@@ -35,17 +39,102 @@ def _probe() -> None:
 
 def _run_on_worker(
     call: str,
-    nesting_level: int,
+    depth: int,
     threads: int | None,
     limits: _node.Limits,
     payload: _node.Payload,
     numbers: list[int],
     *values: Any,
 ) -> list[bytes]:
-    """A batch, in a thread of a Dask worker. The values are of what travelled apart, under these numbers."""
-    jobs = distributed.get_worker().state.nthreads
+    """A batch, in a thread of a Dask worker.
+
+    depth: in how many tasks, one in the other, the call was made; each depth has a pool of its own.
+    values: what travelled apart, under these numbers.
+    """
+    worker = distributed.get_worker()
+    jobs = worker.state.nthreads
     known = dict(zip(numbers, values, strict=True))
-    return _node.run(call, jobs, nesting_level, threads, [payload], known, limits)[0]
+    with _Seat(depth) as seat:
+        place = _find_place(worker, seat.name)
+        return _node.run(call, jobs, depth, threads, [payload], known, limits, place, seat.attend, seat.done)[0]
+
+
+def _find_place(worker: Any, seat: str) -> _dask_task.Place | None:
+    """What a process of the pool must know to be a part of the cluster; None: it cannot be, as this very process is
+    all of it."""
+    scheduler = worker.scheduler.address
+    if scheduler.startswith("inproc:"):
+        return None
+    return _dask_task.Place(
+        scheduler=scheduler,
+        address=worker.address,
+        name=worker.name,
+        threads=worker.state.nthreads,
+        directory=worker.local_directory,
+        key=worker.get_current_task(),
+        seat=seat,
+        security=pickle.dumps(worker.security) if scheduler.startswith("tls:") else None,
+    )
+
+
+class _Seat:
+    """A thread of a Dask worker while it waits for the batch that it brought to the pool.
+
+    A batch that waits for calls of its own leaves the thread's place to them: they may have no other. The threads that
+    wait for the same pool do so too, as their batches may be behind it; so the places that are taken are always those
+    of batches whose processes get on.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.name = uuid.uuid4().hex
+        self.depth = depth
+        self.has_calls = False  # its batch waits, or has waited, for calls of its own
+        self.events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._has_seceded = False
+
+    def __enter__(self) -> _Seat:
+        with _seats_lock:
+            is_behind = any(other.has_calls and other.depth == self.depth for other in _seats.values())
+            _seats[self.name] = self
+        if is_behind:
+            self._secede()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        with _seats_lock:
+            del _seats[self.name]
+
+    def done(self, future: Any) -> None:
+        self.events.put("done")
+
+    def attend(self, parts: int) -> None:
+        while parts:
+            if self.events.get() == "done":
+                parts -= 1
+            else:
+                self._secede()
+
+    def _secede(self) -> None:
+        if not self._has_seceded:
+            self._has_seceded = True
+            with contextlib.suppress(AttributeError, KeyError):  # no thread of those that Dask counts
+                distributed.secede()
+
+
+_seats: dict[str, _Seat] = {}
+_seats_lock = threading.Lock()
+
+
+def give_up_seat(name: str) -> None:
+    """In a Dask worker: the batch that this seat waits for has begun to wait itself."""
+    with _seats_lock:
+        seat = _seats.get(name)
+        if seat is None:
+            return
+        seat.has_calls = True
+        for other in _seats.values():
+            if other.depth == seat.depth:
+                other.events.put("secede")
 
 
 def _name_of(batch: Callable[[], Any]) -> str:
@@ -67,7 +156,7 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
 
     client: the `distributed.Client` to use; by default that of this place, or one for `scheduler_host`, an address.
     scatter: a list of objects that tasks get as arguments and that all workers are sent beforehand, once. Others above
-    `max_nbytes` go to the workers that need them, once a call.
+    `max_nbytes`, and smaller ones that many tasks have, go to the workers that need them, once a call.
     wait_for_workers_timeout: seconds to wait for a first worker where there is none; then TimeoutError.
     submit_kwargs: for `Client.submit`: `resources`, `priority`, `workers`, `retries` …
 
@@ -99,12 +188,15 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
         self.submit_kwargs = submit_kwargs
         self._limit: int | None = 1 << 20
         self._call = ""
+        self._depth = _in_worker.level
         self._lock = threading.Lock()
         self._out: weakref.WeakSet[Any] = weakref.WeakSet()
         self._scattered: list[Any] = list(scatter or ())  # held, so that their ids stay theirs
         futures = self.client.scatter(self._scattered, broadcast=True) if self._scattered else []
         self._everywhere = {id(value): future for value, future in zip(self._scattered, futures, strict=True)}
-        self._apart: dict[int, tuple[Any, Any]] = {}  # by id of a living object: a weak reference, and its future
+        self._apart: dict[
+            int, tuple[Any, Any]
+        ] = {}  # by id of a living object: a weak reference, and its future, or None
 
     def __reduce__(self) -> Any:
         return DaskDistributedBackend, ()
@@ -134,6 +226,10 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
     def _count_threads(self) -> int:
         return sum(self.client.nthreads().values())
 
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        # Calls in tasks go to the cluster again. Of level 0, as with joblib: where it is that counts levels, not depth.
+        return Later(_node.make_nested_dask, 0), -1
+
     # -- a call --
 
     def configure(  # type: ignore[override]
@@ -160,7 +256,7 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
         future = self.client.submit(
             _run_on_worker,
             self._call,
-            self.nesting_level or 0,
+            self._depth,
             self.inner_max_num_threads,
             limits,
             payload,
@@ -189,8 +285,12 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
     def retrieval_context(self) -> Iterator[None]:
         """In a task of Dask: while it waits for its results another may have its thread, or these might never run."""
         try:
-            distributed.get_worker()
+            worker = distributed.get_worker()
         except ValueError:
+            yield
+            return
+        if isinstance(worker, _dask_task.Worker):
+            worker.secede()
             yield
             return
         distributed.secede()
@@ -216,16 +316,20 @@ class DaskDistributedBackend(AutoBatchingMixin, ParallelBackendBase):
             return None
         number = id(value)
         with self._lock:
-            known = self._apart.get(number)
-            if known is not None and known[0]() is value:
-                return known[1]
+            reference, future = self._apart.get(number, (None, None))
+            is_known = reference is not None and reference() is value
+            if is_known and future is not None:
+                return future
             try:
-                if sizeof(value) <= self._limit:
+                size = sizeof(value)
+                if size <= min(self._limit, _WORTH_A_NAME):
                     return None
-                reference = weakref.ref(value, lambda _: self._apart.pop(number, None))
+                if not is_known:
+                    reference = weakref.ref(value, lambda _: self._apart.pop(number, None))
             except Exception:  # of which nobody can tell when it is gone, or how large it is
                 return None
-            future = self.client.scatter(value, hash=False)
+            if is_known or size > self._limit:
+                future = self.client.scatter(value, hash=False)
             self._apart[number] = (reference, future)
             return future
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 30  # characters
 _LARGEST = 10**6
-_LARGEST_POWER = 64
+_LARGEST_POWER = 600  # what 10**6 to it still prints as
 
 
 def evaluate(text: str) -> Any:

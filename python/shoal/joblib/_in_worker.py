@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from shoal import _serving
+from shoal import _serving, _threads
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ def begin_forked(nesting_level: int, initializer: Callable[..., object] | None, 
 
 def main(payload: bytes, fds: tuple[int, ...]) -> int:
     """What a worker that the zygote forked runs. A fifth descriptor holds what could not go in a few bytes."""
-    place, owner, threads, nesting_level, installed = (int(number) for number in payload.split())
+    place, owner, threads, unsaid, of_numba, nesting_level, installed = (int(number) for number in payload.split())
     table, heap, attention, crash, *more = fds
     enter(nesting_level)
+    _share_threads(unsaid, of_numba)
     if installed:
         sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
     duties = _serving.Duties(threads=threads or None, keeps_exits=True)
@@ -67,6 +68,17 @@ def main(payload: bytes, fds: tuple[int, ...]) -> int:
         duties.initializer, duties.initargs = _begin_clean, (more[0],)
     _serving.serve((table, heap, attention), place, owner, crash, duties)
     return 0
+
+
+def _share_threads(unsaid: int, of_numba: int) -> None:
+    """As loky's workers have them: each variable that the program has not set says so many threads; and TBB's
+    libraries, which count their threads over all processes, are asked to. 0: Numba has the program's number."""
+    environ = os.environ
+    for name in _threads.VARIABLES:
+        environ.setdefault(name, str(unsaid))
+    if of_numba:
+        environ["NUMBA_NUM_THREADS"] = str(of_numba)
+    environ.setdefault("ENABLE_IPC", "1")
 
 
 class _InstallingFinder:

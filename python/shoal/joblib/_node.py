@@ -12,7 +12,7 @@ import functools
 import threading
 
 from shoal.errors import TaskCancelled
-from shoal.joblib import _workers
+from shoal.joblib import _in_worker, _workers
 from shoal.joblib._backends import _Failed
 from shoal.joblib._batches import BatchedCalls
 
@@ -116,6 +116,9 @@ def run(
     payloads: Sequence[Payload],
     values: Mapping[int, Any] = _NONE,
     limits: Limits = _NO_LIMITS,
+    place: Any = None,
+    attend: Callable[[int], None] | None = None,
+    done: Callable[[Any], object] | None = None,
 ) -> list[list[bytes]]:
     """Have some batches run by the node's pool, and wait for all of them. What each part of each returned, for
     `unpack`.
@@ -123,6 +126,8 @@ def run(
     call: names the call of Parallel, for `abandon`. jobs: processes of the pool; the same for all who use it.
     threads: of the numerical libraries in each; None: the cpus shared out.
     values: what travelled apart, by its numbers.
+    place: the `_dask_task.Place` of the batches, where Dask brought them.
+    attend: waits here until `done` was called so many times; it is called once for each part, in any thread.
     """
     sharing = None
     if values:
@@ -137,8 +142,8 @@ def run(
         futures = [
             [
                 use.submit(
-                    functools.partial(_run_packed, Payload(part), values),
-                    None,
+                    functools.partial(_run_packed, Payload(part), values, place),
+                    done,
                     sharing,
                     task_timeout=limits.task_timeout,
                     retries=limits.retries,
@@ -147,6 +152,8 @@ def run(
             ]
             for payload in payloads
         ]
+        if attend is not None:
+            attend(sum(map(len, futures)))
         return [[_wait(future, limits) for future in parts] for parts in futures]
     finally:
         with _lock:
@@ -182,7 +189,12 @@ def abandon(call: str) -> None:
 # --------------------------------------------------------------------- in a process of the node's pool
 
 
-def _run_packed(payload: Payload, values: Mapping[int, Any]) -> bytes:
+def _run_packed(payload: Payload, values: Mapping[int, Any], place: Any = None) -> bytes:
+    if place is not None:
+        from shoal.joblib import _dask_task
+
+        result: bytes = _dask_task.run_at(place, functools.partial(_run_packed, payload, values))
+        return result
     from shoal import _pickling
 
     try:
@@ -200,6 +212,19 @@ def _run_packed(payload: Payload, values: Mapping[int, Any]) -> bytes:
         return _pickling.dumps_for_foreign_main((True, batch()), None)
     except Exception as error:
         return _pack_failure(error)
+
+
+def make_nested_dask() -> Any:
+    """The back-end of calls in a task that Dask brought: the cluster again, where this process can reach it."""
+    from shoal.joblib import _dask_task
+
+    if _dask_task.worker_here() is None:
+        from shoal.joblib._backends import ThreadingBackend
+
+        return ThreadingBackend(nesting_level=_in_worker.level)
+    from shoal.joblib._dask import DaskDistributedBackend
+
+    return DaskDistributedBackend(nesting_level=0)
 
 
 def _fill(value: Any, values: Mapping[int, Any]) -> Any:

@@ -90,6 +90,8 @@ class Reporting:
 
     # -- joblib's Logger, which its Parallel derives from --
 
+    depth = 3  # how deep `format` goes
+
     def warn(self, msg: str) -> None:
         import logging
 
@@ -108,7 +110,7 @@ class Reporting:
     def format(self, obj: Any, indent: int = 0) -> str:
         from pprint import pformat
 
-        return pformat(obj, indent=indent, depth=3)
+        return pformat(obj, indent=indent, depth=self.depth)
 
 
 def _is_quiet(index: int, verbose: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import types
 
 from shoal import _engine, _pickling
@@ -128,6 +129,48 @@ class CrewTasks:
                 pass
 
 
+class Appearance:
+    """Has lines of progress come when joblib's do, and say what they do.
+
+    joblib hands out one batch for each that comes back, and prints when one has. The engine takes more ahead and knows
+    no batches: so this counts as if there were that many.
+    """
+
+    _APART = 0.1  # seconds between lines where tasks are short: about those that joblib's batches are apart then
+
+    def __init__(self, parallel: Any, tasks: CrewTasks) -> None:
+        self._parallel = parallel
+        self._items = tasks.items
+        self._iterable = parallel._original_iterator
+        self._size = parallel.batch_size  # of a batch, or "auto"
+        self._batches = 0  # that came back
+        self._next = 0.0  # when the next line is due, with batches of any size
+        self.has_ended = False  # whether the last task was shown
+
+    def shows(self, done: int) -> bool:
+        """Whether a batch has come back with that task; the counts of the call are then as joblib's were."""
+        parallel, taken, ended = self._parallel, self._items.taken, self._items.ended
+        ahead = parallel._pre_dispatch_amount or taken
+        is_last = self.has_ended = bool(ended) and done == taken
+        if not is_last:
+            if self._size == "auto":
+                now = time.monotonic()
+                if done > ahead and now < self._next:
+                    return False
+                self._next = now + self._APART
+            elif done % self._size:
+                return False
+        self._batches += 1
+        size = 1 if self._size == "auto" else self._size
+        out = ahead + done - size
+        is_over = is_last or (bool(ended) and out > taken)
+        parallel.n_dispatched_tasks = taken if is_over else min(out, taken)
+        parallel.n_dispatched_batches = self._batches - 1 + -(-ahead // size)
+        parallel._iterating = not is_over and parallel._pre_dispatch_amount > 0
+        parallel._original_iterator = self._iterable if parallel._iterating else None
+        return True
+
+
 class OnCrew(Reporting):
     """The part of `Parallel` that has Shoal's own processes run a call."""
 
@@ -180,13 +223,13 @@ class OnCrew(Reporting):
                 yield list(itertools.chain.from_iterable(self._read(job, tasks, whole)))
             else:
                 for result in self._read(job, tasks, whole):
-                    yield result
                     self._nb_consumed += 1
+                    yield result
             done = True
         except GeneratorExit:
+            self.n_completed_tasks = job.settled  # before the next count, which goes on
             tasks.tell()
             self._exception = self._aborting = self._aborted = True
-            self.n_completed_tasks = job.settled
             if self.return_generator:
                 self._warn_exit_early()
             raise
@@ -208,6 +251,7 @@ class OnCrew(Reporting):
         count = 0
         take: Callable[[float | None], Any] = job.next_ready if lists else job.next_within
         shows = self._shows_progress()
+        appearance = Appearance(self, tasks)
         sharing = self._backend._sharing
         timeout = self.timeout
         while True:
@@ -227,14 +271,19 @@ class OnCrew(Reporting):
             if shows:
                 for _ in range(len(taken) if lists else 1):
                     count += 1
-                    self.n_completed_tasks = self.n_dispatched_batches = count
-                    self.print_progress()
+                    self.n_completed_tasks = count
+                    if appearance.shows(count):
+                        self.print_progress()
             else:
                 count += len(taken) if lists else 1
                 self.n_completed_tasks = count
             if sharing is not None and sharing.has_deaths and self.return_ordered:
                 sharing.received(count)
             yield taken
+        if shows and count and not appearance.has_ended:  # the iterable said after its last task that it was that
+            tasks.tell()
+            if appearance.shows(count):
+                self.print_progress()
 
     def _shows_progress(self) -> bool:
         return bool(self.verbose) or type(self).print_progress is not Reporting.print_progress

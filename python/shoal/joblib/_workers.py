@@ -82,8 +82,8 @@ def _is_installed() -> bool:
 class _Start:
     """Starts the clean workers of one crew. Holds the descriptor with their initializer as long as the crew lives."""
 
-    def __init__(self, threads: int, nesting_level: int, begin: bytes) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, unsaid: int, of_numba: int, nesting_level: int, begin: bytes) -> None:
+        self._threads = (threads, unsaid, of_numba)  # as `_in_worker.main` wants them
         self._level = nesting_level
         self._fd = -1
         if begin:
@@ -93,7 +93,7 @@ class _Start:
     def __call__(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
         from shoal import _zygote
 
-        payload = b"%d %d %d %d %d" % (place, owner, self._threads, self._level, _is_installed())
+        payload = b"%d %d %d %d %d %d %d" % (place, owner, *self._threads, self._level, _is_installed())
         fds = (*engine.fds(), crash) if self._fd < 0 else (*engine.fds(), crash, self._fd)
         return _CleanProcess(_zygote.get().start("shoal.joblib._in_worker:main", payload, fds))
 
@@ -146,7 +146,8 @@ def get_crew(
     from shoal import _threads, _zygote
 
     shared = _threads.share(n_jobs, threads)
-    key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid(), _is_installed())
+    numba = os.environ.get("NUMBA_NUM_THREADS")
+    key: tuple[Any, ...] = (n_jobs, nesting_level, shared, os.getpid(), _is_installed(), numba)
     begin = b""
     if shared is None:  # the user's variables say it, and may have been changed since
         key += tuple(os.environ.get(name) for name in _threads.VARIABLES)
@@ -168,7 +169,10 @@ def get_crew(
             import shoal._pickling
             import shoal.joblib._arrays  # noqa: F401
 
-            crew = Crew(n_jobs, _Start(shared or 0, nesting_level, begin), foreign_main=True)
+            unsaid = _threads.fair_share(n_jobs)
+            of_numba = threads or (unsaid if numba is None else 0)
+            start = _Start(shared or 0, unsaid, of_numba, nesting_level, begin)
+            crew = Crew(n_jobs, start, foreign_main=True)
             crew.calls = 0  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import os
 import time
 import warnings
@@ -221,11 +222,11 @@ class Parallel(OnCrew, Dispatching):
         self._backend_kwargs["verbose"] = max(0, self._backend_kwargs["verbose"] - 50)
         self._backend = self._choose_backend(backend, active)
         if threads is not None:
-            if not self._backend.supports_inner_max_num_threads:
-                raise ValueError(
-                    f"{type(self._backend).__name__} does not accept setting the inner_max_num_threads argument."
-                )
-            self._backend.inner_max_num_threads = threads
+            if self._backend.supports_inner_max_num_threads:
+                self._backend.inner_max_num_threads = threads
+            else:  # as what no back-end knows, which joblib ignores here, but not in `parallel_config`
+                name = type(self._backend).__name__
+                warnings.warn(f"{name} does not accept setting the inner_max_num_threads argument.", stacklevel=2)
         n_jobs = _config.get_param(n_jobs, config, "n_jobs")
         try:
             self.n_jobs = int(self._backend.default_n_jobs if n_jobs is None else n_jobs)
@@ -276,7 +277,7 @@ class Parallel(OnCrew, Dispatching):
             self._backend_kwargs["context"] = backend
             return MultiprocessingBackend(nesting_level=level)
         else:
-            backend = _config.backend_factory(backend, stacklevel=5)(nesting_level=level)
+            backend = _config.backend_factory(backend)(nesting_level=level)
         if type(backend) not in (LokyBackend, ThreadingBackend, SequentialBackend) and has_processes():
             import multiprocessing
 
@@ -356,9 +357,11 @@ class Parallel(OnCrew, Dispatching):
 
     def __call__(self, iterable: Iterable[Task]) -> Any:
         self._reset_run_tracking()
+        is_ready = False  # whether there is a back-end to end, and nobody else who does
         try:
             self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
             n_jobs = self._effective_n_jobs() if self._managed_backend else self._initialize_backend()
+            is_ready = True
             on_crew = n_jobs > 1 and self._is_on_crew()
             whole = on_crew and not self.return_generator and not self._progress and self._memory is None
             if self._seed is not None:
@@ -385,6 +388,8 @@ class Parallel(OnCrew, Dispatching):
                 name = type(self._backend).__name__
                 if n_jobs == 0:
                     raise RuntimeError(f"{name} has no active worker.")
+                if self.timeout is not None and self._backend.supports_timeout:
+                    operator.gt(0.0, self.timeout)  # joblib's error for what is no number; before anything runs
                 self._print(f"Using backend {name} with {n_jobs} concurrent workers.")
                 if hasattr(self._backend, "start_call"):
                     self._backend.start_call()
@@ -401,9 +406,12 @@ class Parallel(OnCrew, Dispatching):
             if self._progress:
                 output = self._show(output)
             self._call_ref = weakref.ref(output)
+            is_ready = False
             next(output)  # the work begins now, not when the first result is asked for
         except BaseException:
             self._running = False
+            if is_ready:
+                self._terminate_and_reset()
             raise
         if whole:
             (results,) = output
@@ -421,7 +429,10 @@ class Parallel(OnCrew, Dispatching):
             from shoal.joblib._expression import evaluate
 
             amount = evaluate(amount.replace("n_jobs", str(n_jobs)))
-        self._pre_dispatch_amount = int(amount)
+        amount = int(amount)
+        itertools.islice((), amount)  # what joblib raises for a negative one
+        # From 0 joblib makes an empty list, and runs nothing.
+        self._pre_dispatch_amount = max(amount, 1)
         return self._pre_dispatch_amount
 
     # -- the three ways of running: generators that yield None once the work has begun, then the results --
