@@ -39,6 +39,9 @@ def _changes(old: dict[str, str], parts: dict[str, bytes]) -> list[str]:
 def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
     """See MemorizedFunc.explain."""
     key = memorized._key(args, kwargs)
+    undecidable = memorized._parameters.undecidable if memorized._parameters is not None else None
+    if undecidable is not None:
+        return Explanation(False, f"computed each time: {undecidable}")
     if key is None:
         return Explanation(False, "the arguments do not fit the function: the call raises TypeError")
     if not memorized._is_open:
@@ -92,6 +95,7 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
     nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
     different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]
     where = ", ".join(f"{name} was {nearest.get(name, 'not given')}" for name in different)
+    where = where or "they looked the same: their contents, or the code of their classes or functions, differ"
     return Explanation(
         False, "computed: no call with these arguments was kept" + (f"; in the nearest {where}" if where else "")
     )

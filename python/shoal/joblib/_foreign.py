@@ -21,7 +21,7 @@ class ForeignMemorizedFunc(MemorizedFunc):
         self._describe(
             seen.watched, seen.cells, seen.identity, seen.names, seen.defaults, _NOTHING, seen.ignored, seen.leading,
             seen.keywords, seen.positional_only, seen.positional, seen.takes_args, seen.takes_keywords,
-            self.mmap_mode is not None, True, self.mmap_mode == "r", seen.watch,
+            self.mmap_mode is not None, True, self.mmap_mode == "r", seen.watch, bool(seen.project),
         )  # fmt: skip
 
     def _call_id(self, key: bytes) -> list[str]:

@@ -136,11 +136,18 @@ class MemorizedFunc(_engine.Memo, Speaker):
                 self._is_open = True
         seen = self._parameters = func_inspect.examine(self.func, self.ignore, _NOTHING, self.follow)
         fully = self._verbose > 1 or self.cache_validation_callback is not None or not self._is_open
+        fully = fully or seen.undecidable is not None
         self._describe(
             seen.watched, seen.cells, seen.identity, seen.names, seen.defaults, _NOTHING, seen.ignored, seen.leading,
             seen.keywords, seen.positional_only, seen.positional, seen.takes_args, seen.takes_keywords,
-            self.mmap_mode is not None, fully, self.mmap_mode == "r", seen.watch,
+            self.mmap_mode is not None, fully, self.mmap_mode == "r", seen.watch, bool(seen.project),
         )  # fmt: skip
+
+    def _meet(self, met: Any) -> tuple[bytes | None, tuple[tuple[Any, ...], ...]]:
+        """What a class or function among the arguments means beyond its name."""
+        seen = self._parameters
+        assert seen is not None
+        return func_inspect.describe_met(met, seen.project, _NOTHING)
 
     def _call_unbound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments do not fit: the function itself says so best."""
@@ -182,6 +189,22 @@ class MemorizedFunc(_engine.Memo, Speaker):
             arguments = {}
         return {"duration": cost / 1e9, "input_args": arguments, "time": created / 1e9}
 
+    def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
+        """The key of a call; None where it has none: the arguments do not fit, or the closure cannot be hashed."""
+        key = self._key(args, kwargs)
+        undecidable = self._parameters.undecidable if self._parameters is not None else None
+        if undecidable is None:
+            return key
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Results of {self.func_id} are not kept, as they may rest on what cannot be told apart: {undecidable}."
+                " Hand it over as a parameter (which may be ignored), or make it a global.",
+                CacheWarning,
+                stacklevel=4,
+            )
+        return None
+
     def _is_valid(self, key: bytes) -> bool:
         """Whether there is an entry that may be used; one that the user's callback refuses is removed."""
         if not self._is_open:
@@ -207,7 +230,7 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
     def _cached_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """A call with everything that may be wanted beside its value."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return self.func(*args, **kwargs), {}
         if self._is_open and (self.cache_validation_callback is None or self._is_valid(key)):
@@ -304,14 +327,14 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute, whether there is an entry or not, and keep the value. Returns it and a dict about the call."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return self.func(*args, **kwargs), {}
         return self._call(args, kwargs, key)
 
     def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a call with these arguments would be a hit. Nothing is computed."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         return key is not None and self._is_valid(key)
 
     def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
@@ -319,7 +342,7 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
         Where nothing can be kept, the value itself in a NotMemorizedResult.
         """
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return NotMemorizedResult(self.func(*args, **kwargs))
         if not self._is_valid(key):
@@ -388,13 +411,13 @@ class AsyncMemorizedFunc(MemorizedFunc):
         return (await output if inspect.iscoroutine(output) else output)[0]
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return await self.func(*args, **kwargs), {}
         return await self._call(args, kwargs, key)  # type: ignore[misc]
 
     async def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return NotMemorizedResult(await self.func(*args, **kwargs))
         if not self._is_valid(key):
