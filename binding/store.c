@@ -88,6 +88,7 @@ static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         error = shoal_store_open(PyBytes_AS_STRING(path), &options, &store);
         Py_END_ALLOW_THREADS
         self->store = store;
+        self->path = Py_NewRef(path);
         if (error != 0) {
             store_raise(error, PyBytes_AS_STRING(path));
             Py_CLEAR(self);
@@ -101,6 +102,7 @@ static void store_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     shoal_store_close(((StoreObject *)self)->store);
+    Py_XDECREF(((StoreObject *)self)->path);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -237,7 +239,7 @@ static PyObject *store_entries(PyObject *self, PyObject *unused)
     if (error == 0)
         return list;
     Py_DECREF(list);
-    return PyErr_Occurred() ? NULL : store_raise(error, "a folder in it");
+    return PyErr_Occurred() ? NULL : store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
 }
 
 /* Hands each entry to a function; what is not None ends the visit. */
@@ -260,7 +262,7 @@ static PyObject *store_verify(PyObject *self, PyObject *args)
     int error = shoal_store_verify(((StoreObject *)self)->store, remove, tell_entry, tell);
     if (PyErr_Occurred())
         return NULL;
-    return error >= 0 ? Py_NewRef(Py_None) : store_raise(error, "a folder in it");
+    return error >= 0 ? Py_NewRef(Py_None) : store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
 }
 
 static PyObject *store_reduce(PyObject *self, PyObject *args)
@@ -283,7 +285,7 @@ static PyObject *store_reduce(PyObject *self, PyObject *args)
     error = shoal_store_reduce(((StoreObject *)self)->store, &limits, &done);
     Py_END_ALLOW_THREADS
     if (error != 0)
-        return store_raise(error, "a folder in it");
+        return store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
     return Py_BuildValue("(KKKK)", (unsigned long long)done.removed, (unsigned long long)done.removed_bytes,
                          (unsigned long long)done.items, (unsigned long long)done.bytes);
 }

@@ -77,7 +77,7 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
         text, _, _, identity = about
         versions.setdefault(identity, text)
         if identity == own:
-            same.append(_value.read_call(text, seen.names, len(seen.leading)))
+            same.append(_value.read_call(text, seen))
     if not versions:
         return Explanation(False, "computed: no call of this function was kept")
     for identity, text in versions.items():
@@ -91,7 +91,7 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
         return Explanation(
             False, "computed: only calls of other versions of the function, with other arguments, were kept"
         )
-    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen.names, len(seen.leading))
+    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen)
     nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
     different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]
     where = ", ".join(f"{name} was {nearest.get(name, 'not given')}" for name in different)

@@ -178,7 +178,10 @@ class Resume:
     def _find_key(self, cached: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
         if not cached._is_open:  # the folder cannot be used, which was said
             return None
-        key: bytes | None = cached._key_of(args, kwargs)
+        try:
+            key: bytes | None = cached._key_of(args, kwargs)
+        except TypeError:
+            return None
         if key is None:  # the arguments do not fit the function, which says so best; or its closure cannot be hashed
             return None
         times = self._times[key] = self._times.get(key, 0) + 1

@@ -161,6 +161,7 @@ class Parameters:
     takes_keywords: bool
     watch: tuple[tuple[Any, ...], ...]
     parts: dict[str, bytes]  # what the identity is made of, by name
+    nothing: object  # stands for "no default" in `defaults`
     undecidable: str | None  # why no call can be told from another
     project: Project
 
@@ -242,8 +243,33 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
     return Parameters(
         watched, cells, identity, tuple(names), tuple(defaults), ignored, leading, keywords,
         positional_only, positional, star is not None, double_star is not None, depends.watch, parts,
-        depends.undecidable, project,
+        nothing, depends.undecidable, project,
     )  # fmt: skip
+
+
+class ArgumentsError(TypeError, ValueError):
+    """Arguments that do not fit a cached function: a TypeError, as its own call raises, and a ValueError, as joblib's
+    does."""
+
+
+def check_misfit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ArgumentsError for arguments that a function cannot be called with."""
+    signature = _signature(function)
+    try:
+        # What a decorator takes itself is not in the signature that it shows.
+        inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join([*(repr(value) for value in args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        problem = str(error)
+        kind = {"missing a required": "Wrong number of arguments", "too many positional": "Too many arguments",
+                "got an unexpected": "Too many keyword arguments"}  # fmt: skip
+        what = next((text for start, text in kind.items() if problem.startswith(start)), "The arguments do not fit")
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ArgumentsError(
+            f"{what} for {name}{signature}: {name}({given}) was called, {problem or 'which does not fit'}"
+        ) from None
+    except ValueError:  # built in: it has no signature
+        return
 
 
 def describe_met(met: Any, project: Project, nothing: object) -> tuple[bytes | None, tuple[tuple[Any, ...], ...]]:
