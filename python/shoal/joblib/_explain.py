@@ -38,8 +38,12 @@ def _changes(old: dict[str, str], parts: dict[str, bytes]) -> list[str]:
 
 def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
     """See MemorizedFunc.explain."""
-    key = memorized._key(args, kwargs)
-    undecidable = memorized._parameters.undecidable if memorized._parameters is not None else None
+    try:
+        key = memorized._key(args, kwargs)
+    except Exception:
+        if memorized._undecidable() is None:
+            raise
+    undecidable = memorized._undecidable()
     if undecidable is not None:
         return Explanation(False, f"computed each time: {undecidable}")
     if key is None:

@@ -21,6 +21,8 @@ from typing import Any
 from shoal import _engine
 from shoal.joblib._depends import Depends, Project, counted_cells
 
+_BUILT_IN = (type, types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType,
+             types.WrapperDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
 _DOCSTRING_FLAG = 0x4000000  # CO_HAS_DOCSTRING of 3.13: a docstring is a comment to us
 _CONSTANTS = frozenset(dis.hasconst)
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
@@ -140,7 +142,7 @@ def function_name(function: Any) -> str:
             code = getattr(function, "__code__", None)
         module = _main_name(code.co_filename) if code is not None else "__main__"
     qualified = str(named.__qualname__).replace("<locals>", "locals").replace("<lambda>", "lambda")
-    return f"{module}.{qualified}"
+    return f"{module}.{qualified}".replace("\0", "?")
 
 
 @dataclass
@@ -197,16 +199,23 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
             break
 
     cells: tuple[types.CellType, ...] = ()
-    watched = None
+    watched = undecidable = None
     if isinstance(inner, types.FunctionType):
         watched, cells = inner, tuple(counted_cells(inner).values())
         meaning: Any = ("function", code_digest(inner.__code__))
-    elif hasattr(inner, "__qualname__"):
+    elif isinstance(inner, _BUILT_IN):
+        owner = getattr(inner, "__self__", getattr(inner, "__objclass__", None))
         meaning = ("name", getattr(inner, "__module__", None), inner.__qualname__)
-    else:  # an object that can be called: its type's code, and it itself as the first argument
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            leading = (owner, *leading)  # "-".join
+    else:  # an object that can be called, whatever name it has: its type's code, and it itself as the first argument
         call = getattr(type(inner), "__call__", None)  # noqa: B004
         meaning = ("call", code_digest(call.__code__)) if isinstance(call, types.FunctionType) else type(inner)
         leading = (inner, *leading)
+        try:
+            _engine.hash_object(inner)
+        except Exception as error:
+            undecidable = f"it is a {type(inner).__qualname__}, which cannot be hashed ({error})"
 
     signature = _signature(inner) if watched is not None else None
     names: list[str] = []
@@ -234,7 +243,7 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
             )
     ignored = bytes(name in ignore for name in (*names, "*", "**"))
     project = Project(inner if hasattr(inner, "__qualname__") else type(inner), follow)
-    depends = Depends(watched, project, nothing, own=True)
+    depends = Depends(inner, project, nothing, own=True)
     identity_of: tuple[Any, ...] = ("shoal-memory-2", meaning, tuple(names), star, double_star, ignored)
     parts = {"the function's own code": _engine.hash_object(identity_of), **depends.parts}
     if depends.parts:
@@ -243,7 +252,7 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
     return Parameters(
         watched, cells, identity, tuple(names), tuple(defaults), ignored, leading, keywords,
         positional_only, positional, star is not None, double_star is not None, depends.watch, parts,
-        nothing, depends.undecidable, project,
+        nothing, undecidable or depends.undecidable, project,
     )  # fmt: skip
 
 

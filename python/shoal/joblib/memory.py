@@ -196,13 +196,21 @@ class MemorizedFunc(_engine.Memo, Speaker):
             arguments = {}
         return {"duration": cost / 1e9, "input_args": arguments, "time": created / 1e9}
 
+    def _undecidable(self) -> str | None:
+        return self._parameters.undecidable if self._parameters is not None else None
+
     def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
         """The key of a call; None where it has none and the function is to be called: its closure cannot be hashed, or
         it takes arguments that it does not show. Raises ArgumentsError for arguments that do not fit."""
-        key = self._key(args, kwargs)
+        try:
+            key = self._key(args, kwargs)  # looks at the function, if it has changed
+        except Exception:
+            if self._undecidable() is None:
+                raise
+            key = b""
         if key is None:
             func_inspect.check_misfit(self.func, args, kwargs)
-        undecidable = self._parameters.undecidable if self._parameters is not None else None
+        undecidable = self._undecidable()
         if undecidable is None:
             return key
         if not self._warned:
@@ -486,8 +494,8 @@ class Memory(Speaker):
     location: the folder (str or path); results lie in its sub-folder `shoal`. None: nothing is kept.
     backend: "local", or a name that register_store_backend was given.
     mmap_mode: None, or as for numpy.load: arrays in results come back as views of the file in any case; with a mode
-        they are numpy.memmap from the first call on, read-only with "r". With the other modes they can be written to, which
-        never changes the file: unlike with joblib's "r+", results are what the function returned.
+        they are numpy.memmap from the first call on, read-only with "r". With the other modes they can be written to,
+        which never changes the file: unlike with joblib's "r+", results are what the function returned.
     compress: False, True (zstd), a level, "zstd" or "lz4", or a pair of name and level.
     verbose: 0 nothing is printed, 1 each call that is computed, 2 and more also each that is not.
     backend_options: {"durable": True} has each result survive a loss of power (0.3 ms and more each).
@@ -528,6 +536,8 @@ class Memory(Speaker):
         if location is None:
             return
         limit = parse_size(bytes_limit) or 0
+        if limit < 0:
+            raise ValueError(f"bytes_limit must not be negative, not {bytes_limit!r}")
         if backend != "local":
             options = {**self.backend_options, "compress": compress, "mmap_mode": mmap_mode}
             self._location = make_backend(backend, location, verbose, options)
