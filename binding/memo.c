@@ -291,7 +291,7 @@ done:
 static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObject *kwargs, shoal_key *key)
 {
     MemoObject *self = (MemoObject *)object;
-    PyObject *call;
+    PyObject *call = NULL;
     int result = bind(self, identity, args, kwargs, &call);
     if (result != 0)
         return result;
