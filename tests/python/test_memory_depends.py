@@ -353,6 +353,11 @@ STATE = {
     "a table of its own": ("TABLE = {}", "if x not in TABLE:\n        TABLE[x] = x\n    x = TABLE[x]"),
     "an object with state": ("class C:\n    def step(self):\n        self.n = 1\nOBJECT = C()", "OBJECT.step()"),
     "a generator of numbers": ("import numpy\nRNG = numpy.random.default_rng(0)", "RNG.random()"),
+    "a count in an object": (
+        "class C:\n    n = 0\n    def step(self):\n        self.n += 1\nOBJECT = C()",
+        "OBJECT.step()",
+    ),
+    "counts by a computed key": ("COUNTS = {2: 0}", "COUNTS[x + len(str(x))] += 1"),
     "a lock": ("import threading\nLOCK = threading.Lock()", "with LOCK:\n        pass"),
 }
 
@@ -374,6 +379,15 @@ def test_a_cached_class_depends_on_its_code(memory):
     assert [memory.cache(module.C)(1).x, memory.cache(module.C)(1).x] == [2, 2] and len(CALLS) == 1
     run(module, source.format(2))
     assert memory.cache(module.C)(1).x == 3 and len(CALLS) == 2
+
+
+def test_a_value_that_is_also_an_index_of_a_count_counts(memory):
+    module = project("RATE, COUNTS = 1, [0, 0, 0]\n"
+                     "def f(x):\n    CALLS.append(x)\n    COUNTS[RATE] += 1\n    return x * RATE")  # fmt: skip
+    f = memory.cache(module.f)
+    assert [f(3), f(3)] == [3, 3] and len(CALLS) == 1
+    module.RATE = 2
+    assert f(3) == 6
 
 
 # ---- closures ----

@@ -114,16 +114,35 @@ def _use_of(steps: list[_Step], at: int, after: int) -> Use:
     if method in _CHANGING:
         silent = method in _SILENT and end is not None and steps[end[0]].name == "POP_TOP" and end[1] == 0
         return Use(read=not silent, changed=True)
-    # Is it the container? Below it lies the new value, above it only the index.
+    kind = _assigned_part(steps, at, after, end)
+    return kind if kind is not None else Use(read=True)
+
+
+def _is_copy(step: _Step, depth: int) -> bool:
+    """Whether a step puts what lies so deep on the stack a second time, as += on an item (2) or attribute (1) does."""
+    return (step.name == "COPY" and step.value == depth) or step.name == ("DUP_TOP", "DUP_TOP_TWO")[depth - 1]
+
+
+def _assigned_part(steps: list[_Step], at: int, after: int, end: tuple[int, int] | None) -> Use | None:
+    """Whether an item or attribute of the value is assigned, and nothing else is done with it."""
+    if _is_copy(steps[after], 1) and after + 1 < len(steps) and steps[after + 1].name == "LOAD_ATTR":
+        return Use(changed=True)  # value.attribute += ...
+    depth = 1
+    for number in range(at + 1, min(at + 200, len(steps))):
+        step = steps[number]
+        if _is_copy(step, 2) and depth == 2:
+            return Use(changed=True)  # value[index] += ...: the value lies below the index
+        if step.jumps or step.name.startswith(("COPY", "SWAP", "DUP_", "ROT_")):
+            return None
+        depth += step.effect
+        if depth <= 0:
+            break
+    # value[index] = ...: below the value lies what is assigned, above it only the index.
     if end is not None and steps[end[0]].name in ("STORE_SUBSCR", "STORE_SLICE") and end[1] == -1:
         return Use(changed=True)
     if end is not None and steps[end[0]].name == "DELETE_SUBSCR" and end[1] == 0:
         return Use(read=True, changed=True)
-    # container[index] += ...: the container and the index are on the stack twice
-    twice = [step.name for step in steps[after + 1 : after + 3]]
-    if following.name in _SIMPLE and twice and (twice == ["COPY", "COPY"] or twice[0] == "DUP_TOP_TWO"):
-        return Use(changed=True)
-    return Use(read=True)
+    return None
 
 
 def _is_count(steps: list[_Step], at: int) -> bool:
