@@ -261,7 +261,11 @@ struct ranked {
 static int hash_in_order(struct hasher *hasher, struct sink *sink, struct ranked *ranked, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        struct hasher alone = {.state = hasher->state, .coerce_mmap = hasher->coerce_mmap};
+        struct hasher alone = {.state = hasher->state,
+                               .functions = hasher->functions,
+                               .meet = hasher->meet,
+                               .context = hasher->context,
+                               .coerce_mmap = hasher->coerce_mmap};
         struct sink own;
         sink_begin(&own);
         int result = hash_value(&alone, &own, ranked[i].key);
@@ -481,9 +485,20 @@ int hash_held(struct hasher *hasher, struct sink *sink, PyObject *object)
 
 int hash_digest(module_state *state, PyObject *object, bool coerce_mmap, uint8_t digest[SHOAL_DIGEST_SIZE])
 {
+    return hash_digest_with(state, object, &(struct hash_options){.coerce_mmap = coerce_mmap}, digest);
+}
+
+int hash_digest_with(module_state *state, PyObject *object, const struct hash_options *options,
+                     uint8_t digest[SHOAL_DIGEST_SIZE])
+{
     int result = HASH_CYCLE;
     for (int numbered = 0; result == HASH_CYCLE && numbered < 2; numbered++) {
-        struct hasher hasher = {.state = state, .coerce_mmap = coerce_mmap, .numbered = numbered != 0};
+        struct hasher hasher = {.state = state,
+                                .functions = options->functions,
+                                .meet = options->meet,
+                                .context = options->context,
+                                .coerce_mmap = options->coerce_mmap,
+                                .numbered = numbered != 0};
         struct sink sink;
         sink_begin(&sink);
         result = sink_tag(&sink, numbered != 0 ? '2' : '1');

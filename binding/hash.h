@@ -7,6 +7,7 @@
  *     None N   True T   False F   int i, I   float f   complex c   str s, S   bytes b, B   bytearray a, A
  *     tuple t   list l   dict d   set e   frozenset z   array n   memoryview m   array scalar x   dtype y
  *     type or function by name g   function u   method o   module p   by its reduction r   seen before R
+ *     what hash_meet adds q
  *
  * A structure that contains itself cannot be digested so. When one is met, the whole value is gone through again in
  * numbered mode: each container gets a number when it is first met, and is named by it afterwards.
@@ -28,8 +29,22 @@ struct sink {
 
 struct seen; /* what was met before */
 
+/* Told of each class and Python function that is met, and of the class of each object that is met: what they mean is
+ * not in their names. 1: `digest` counts too; 0: nothing does; -1: an exception is set. May run Python code. */
+typedef int (*hash_meet)(void *context, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE]);
+
+/* How a Python function is told from another. */
+enum hash_functions {
+    HASH_BY_CONTENTS, /* name, code, and what it holds, by contents */
+    HASH_BY_CODE,     /* name and code: what it holds is looked at by whoever asks */
+    HASH_BY_ADDRESS   /* which object it is: for digests that are compared in this process only */
+};
+
 struct hasher {
     module_state *state;
+    enum hash_functions functions;
+    hash_meet meet;    /* or NULL */
+    void *context;     /* of meet */
     struct seen *seen; /* hash.c; by address, each holding a reference */
     size_t seen_count, seen_capacity;
     const PyObject **path; /* what we are in the midst of */
@@ -78,5 +93,14 @@ int hash_by_reduction(struct hasher *hasher, struct sink *sink, PyObject *object
 
 /* The digest of one value. `coerce_mmap`: a memory-mapped array equals any other. 0, or -1 with an exception set. */
 int hash_digest(module_state *state, PyObject *object, bool coerce_mmap, uint8_t digest[SHOAL_DIGEST_SIZE]);
+
+struct hash_options {
+    hash_meet meet; /* or NULL */
+    void *context;  /* of meet */
+    enum hash_functions functions;
+    bool coerce_mmap;
+};
+int hash_digest_with(module_state *state, PyObject *object, const struct hash_options *options,
+                     uint8_t digest[SHOAL_DIGEST_SIZE]);
 
 #endif

@@ -5,42 +5,22 @@
  * Python frame. All else is the sub-class's, by these methods:
  *
  *     _refresh()                            look at the function (again) and call _describe
+ *     _meet(object)                         what a class or function among the arguments means (memo_watch.c)
  *     _call_fully(args, kwargs)             a call that needs more than the short way (messages, validation)
  *     _call_unbound(args, kwargs)           the arguments do not fit the function
  *     _compute(args, kwargs, key, problem)  a miss. problem: None, or what was wrong with the entry
  *
- * The function is looked at again when its code, defaults or the contents of its closure are other objects than before:
- * some pointers to compare in each call. Parts of an entry: 0 about the call, 1 the pickled value, then its buffers.
+ * The function is looked at again when its code, defaults or the contents of its closure are other objects than before,
+ * or what else it rests on has changed (memo_watch.c): mostly some pointers to compare in each call. Parts of an entry:
+ * 0 about the call, 1 the pickled value, then its buffers.
  */
+#include "memo.h"
+
 #include <errno.h>
 #include <string.h>
 
-#include "hash.h"
-#include "store.h"
-
 #define SLOTS 32                        /* parameters that need no allocation */
 #define CLAIM_SLICE (SHOAL_SECOND / 10) /* after which a waiter looks for signals */
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *store; /* StoreObject */
-    shoal_folder *folder;
-    PyObject *loads; /* pickle.loads */
-    /* what was described; NULL before */
-    PyObject *function;                           /* a Python function to be watched, or None */
-    PyObject *code, *defaults, *keyword_defaults; /* as they were; NULL where it has none */
-    PyObject *cells, *contents;                   /* tuples: closure cells that count, and what was in them */
-    PyObject *watch;                              /* tuple: what else must be as it was (is_as_watched) */
-    PyObject *identity;                           /* bytes: part of every key */
-    PyObject *names;                              /* tuple of parameters, positional ones first */
-    PyObject *default_values;                     /* tuple, as long; `nothing` where there is none */
-    PyObject *nothing;
-    PyObject *ignored;  /* bytes, one a parameter, then one for *args and one for **kwargs: 1 is ignored */
-    PyObject *leading;  /* tuple: arguments before the call's (self, partial's) */
-    PyObject *keywords; /* dict: keywords below the call's (partial's) */
-    Py_ssize_t positional_only, positional;
-    bool takes_args, takes_keywords, coerce_mmap, fully, read_only;
-} MemoObject;
 
 #define FOR_EACH_MEMBER(self, DO)                                                                                      \
     do {                                                                                                               \
@@ -60,6 +40,7 @@ typedef struct {
         DO((self)->ignored);                                                                                           \
         DO((self)->leading);                                                                                           \
         DO((self)->keywords);                                                                                          \
+        DO((self)->met);                                                                                               \
     } while (0)
 
 static int memo_traverse(PyObject *object, visitproc visit, void *arg)
@@ -89,7 +70,7 @@ static void memo_dealloc(PyObject *object)
 }
 
 /* Our own type is a sub-class, made in Python, and the store may be missing: the module is the nearest base's. */
-static module_state *state_of(MemoObject *self)
+module_state *memo_state(MemoObject *self)
 {
     if (self->store != NULL)
         return module_state_of_type(Py_TYPE(self->store));
@@ -124,17 +105,17 @@ static PyObject *memo_open(PyObject *object, PyObject *args)
 }
 
 /* _describe(function, cells, identity, names, default_values, nothing, ignored, leading, keywords, positional_only,
- *           positional, takes_args, takes_keywords, coerce_mmap, fully, read_only, watch) */
+ *           positional, takes_args, takes_keywords, coerce_mmap, fully, read_only, watch, follow) */
 static PyObject *memo_describe(PyObject *object, PyObject *args)
 {
     MemoObject *self = (MemoObject *)object;
     PyObject *function, *cells, *identity, *names, *default_values, *nothing, *ignored, *leading, *keywords, *watch;
     Py_ssize_t positional_only, positional;
-    int takes_args, takes_keywords, coerce_mmap, fully, read_only;
-    if (!PyArg_ParseTuple(args, "OO!SO!O!OSO!O!nnpppppO!:_describe", &function, &PyTuple_Type, &cells, &identity,
+    int takes_args, takes_keywords, coerce_mmap, fully, read_only, follow;
+    if (!PyArg_ParseTuple(args, "OO!SO!O!OSO!O!nnpppppO!p:_describe", &function, &PyTuple_Type, &cells, &identity,
                           &PyTuple_Type, &names, &PyTuple_Type, &default_values, &nothing, &ignored, &PyTuple_Type,
                           &leading, &PyDict_Type, &keywords, &positional_only, &positional, &takes_args,
-                          &takes_keywords, &coerce_mmap, &fully, &read_only, &PyTuple_Type, &watch))
+                          &takes_keywords, &coerce_mmap, &fully, &read_only, &PyTuple_Type, &watch, &follow))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(names);
     if (PyTuple_GET_SIZE(default_values) != count || PyBytes_GET_SIZE(ignored) != count + 2 || positional < 0 ||
@@ -150,7 +131,13 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
         PyObject *content = PyCell_Check(cell) ? PyCell_GET(cell) : NULL;
         PyTuple_SET_ITEM(contents, i, Py_NewRef(content != NULL ? content : nothing));
     }
+    PyObject *met = follow ? PyDict_New() : NULL;
+    if (follow && met == NULL) {
+        Py_DECREF(contents);
+        return NULL;
+    }
     bool watched = PyFunction_Check(function);
+    Py_XSETREF(self->met, met);
     Py_XSETREF(self->function, Py_NewRef(function));
     Py_XSETREF(self->code, watched ? Py_NewRef(PyFunction_GET_CODE(function)) : NULL);
     Py_XSETREF(self->defaults, watched ? Py_XNewRef(PyFunction_GET_DEFAULTS(function)) : NULL);
@@ -175,75 +162,10 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Whether one thing that the function's meaning rests on is as it was when the function was described:
- *
- *     (dict, name, object)                            a global is still that object; `nothing`: it is not there
- *     (function, code, defaults, keyword defaults)    a function that is called
- *     (object, digest)                                the contents of a list or dict that is only read
- */
-static bool is_as_watched(MemoObject *self, PyObject *item)
-{
-    switch (PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0) {
-    case 3: {
-        PyObject *dict = PyTuple_GET_ITEM(item, 0);
-        PyObject *now = PyDict_Check(dict) ? PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(item, 1)) : NULL;
-        if (now == NULL)
-            PyErr_Clear();
-        return (now != NULL ? now : self->nothing) == PyTuple_GET_ITEM(item, 2);
-    }
-    case 4: {
-        PyObject *function = PyTuple_GET_ITEM(item, 0);
-        if (!PyFunction_Check(function))
-            return false;
-        PyObject *defaults = PyFunction_GET_DEFAULTS(function),
-                 *keyword_defaults = PyFunction_GET_KW_DEFAULTS(function);
-        return PyFunction_GET_CODE(function) == PyTuple_GET_ITEM(item, 1) &&
-               (defaults != NULL ? defaults : Py_None) == PyTuple_GET_ITEM(item, 2) &&
-               (keyword_defaults != NULL ? keyword_defaults : Py_None) == PyTuple_GET_ITEM(item, 3);
-    }
-    case 2: {
-        uint8_t digest[SHOAL_DIGEST_SIZE];
-        PyObject *bytes = PyTuple_GET_ITEM(item, 1);
-        if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != sizeof digest)
-            return false;
-        if (hash_digest(state_of(self), PyTuple_GET_ITEM(item, 0), false, digest) != 0) {
-            PyErr_Clear(); /* it holds something new that cannot be hashed: the function is looked at again */
-            return false;
-        }
-        return memcmp(digest, PyBytes_AS_STRING(bytes), sizeof digest) == 0;
-    }
-    default:
-        return false;
-    }
-}
-
-/* Whether the function is still what was described. */
-static bool is_current(MemoObject *self)
-{
-    if (self->identity == NULL)
-        return false;
-    PyObject *function = self->function;
-    if (self->code != NULL &&
-        (PyFunction_GET_CODE(function) != self->code || PyFunction_GET_DEFAULTS(function) != self->defaults ||
-         PyFunction_GET_KW_DEFAULTS(function) != self->keyword_defaults))
-        return false;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->cells); i++) {
-        PyObject *content = PyCell_GET(PyTuple_GET_ITEM(self->cells, i));
-        if ((content != NULL ? content : self->nothing) != PyTuple_GET_ITEM(self->contents, i))
-            return false;
-    }
-    PyObject *watch = Py_NewRef(self->watch); /* hashing may run Python code, which may describe us anew */
-    bool same = true;
-    for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(watch); i++)
-        same = is_as_watched(self, PyTuple_GET_ITEM(watch, i));
-    Py_DECREF(watch);
-    return same;
-}
-
 static int make_current(PyObject *object)
 {
     MemoObject *self = (MemoObject *)object;
-    if (is_current(self))
+    if (memo_is_current(self))
         return 0;
     PyObject *result = PyObject_CallMethod(object, "_refresh", NULL);
     if (result == NULL)
@@ -369,11 +291,13 @@ done:
 static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObject *kwargs, shoal_key *key)
 {
     MemoObject *self = (MemoObject *)object;
-    PyObject *call;
+    PyObject *call = NULL;
     int result = bind(self, identity, args, kwargs, &call);
     if (result != 0)
         return result;
-    result = hash_digest(state_of(self), call, self->coerce_mmap, key->bytes);
+    struct hash_options options = {
+        .meet = self->met != NULL ? memo_meet : NULL, .context = self, .coerce_mmap = self->coerce_mmap};
+    result = hash_digest_with(memo_state(self), call, &options, key->bytes);
     Py_DECREF(call);
     return result;
 }
@@ -412,7 +336,7 @@ static PyObject *look_up(MemoObject *self, const shoal_key *key, PyObject **prob
         *problem = PyUnicode_FromString(shoal_error_text(error));
         return NULL;
     }
-    PyObject *parts = store_entry_parts(state_of(self), entry, 1, self->read_only);
+    PyObject *parts = store_entry_parts(memo_state(self), entry, 1, self->read_only);
     if (parts == NULL)
         return NULL;
     PyObject *value = NULL;

@@ -88,6 +88,7 @@ static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         error = shoal_store_open(PyBytes_AS_STRING(path), &options, &store);
         Py_END_ALLOW_THREADS
         self->store = store;
+        self->path = Py_NewRef(path);
         if (error != 0) {
             store_raise(error, PyBytes_AS_STRING(path));
             Py_CLEAR(self);
@@ -101,6 +102,7 @@ static void store_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     shoal_store_close(((StoreObject *)self)->store);
+    Py_XDECREF(((StoreObject *)self)->path);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -237,7 +239,7 @@ static PyObject *store_entries(PyObject *self, PyObject *unused)
     if (error == 0)
         return list;
     Py_DECREF(list);
-    return PyErr_Occurred() ? NULL : store_raise(error, "a folder in it");
+    return PyErr_Occurred() ? NULL : store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
 }
 
 /* Hands each entry to a function; what is not None ends the visit. */
@@ -260,7 +262,7 @@ static PyObject *store_verify(PyObject *self, PyObject *args)
     int error = shoal_store_verify(((StoreObject *)self)->store, remove, tell_entry, tell);
     if (PyErr_Occurred())
         return NULL;
-    return error >= 0 ? Py_NewRef(Py_None) : store_raise(error, "a folder in it");
+    return error >= 0 ? Py_NewRef(Py_None) : store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
 }
 
 static PyObject *store_reduce(PyObject *self, PyObject *args)
@@ -283,7 +285,7 @@ static PyObject *store_reduce(PyObject *self, PyObject *args)
     error = shoal_store_reduce(((StoreObject *)self)->store, &limits, &done);
     Py_END_ALLOW_THREADS
     if (error != 0)
-        return store_raise(error, "a folder in it");
+        return store_raise(error, PyBytes_AS_STRING(((StoreObject *)self)->path));
     return Py_BuildValue("(KKKK)", (unsigned long long)done.removed, (unsigned long long)done.removed_bytes,
                          (unsigned long long)done.items, (unsigned long long)done.bytes);
 }
@@ -337,14 +339,28 @@ static PyType_Spec store_spec = {
     .slots = store_slots,
 };
 
+static int add_to_list(void *list, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE])
+{
+    (void)digest;
+    return PyList_Append(list, object);
+}
+
 static PyObject *hash_object(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"obj", "coerce_mmap", NULL};
-    PyObject *object;
-    int coerce = 0;
+    static char *names[] = {"obj", "coerce_mmap", "met", "by_address", NULL};
+    PyObject *object, *met = NULL;
+    int coerce = 0, by_address = 0;
     uint8_t digest[SHOAL_DIGEST_SIZE];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:hash_object", names, &object, &coerce) ||
-        hash_digest(module_get_state(module), object, coerce != 0, digest) != 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|pO!p:hash_object", names, &object, &coerce, &PyList_Type, &met,
+                                     &by_address))
+        return NULL;
+    struct hash_options options = {.meet = met != NULL ? add_to_list : NULL,
+                                   .context = met,
+                                   .functions = by_address    ? HASH_BY_ADDRESS
+                                                : met != NULL ? HASH_BY_CODE
+                                                              : HASH_BY_CONTENTS,
+                                   .coerce_mmap = coerce != 0};
+    if (hash_digest_with(module_get_state(module), object, &options, digest) != 0)
         return NULL;
     return PyBytes_FromStringAndSize((const char *)digest, sizeof digest);
 }
@@ -357,9 +373,11 @@ static PyObject *configure_store(PyObject *module, PyObject *describe_function)
 
 static PyMethodDef functions[] = {
     {"hash_object", (PyCFunction)(void (*)(void))hash_object, METH_VARARGS | METH_KEYWORDS,
-     "hash_object(obj, coerce_mmap=False)\n--\n\nA 16-byte digest of a value."},
+     "hash_object(obj, coerce_mmap=False, met=[], by_address=False)\n--\n\nA 16-byte digest of a value. Functions in "
+     "it count by what they hold; with `met`, a list that gets them and the classes of objects, by name and code; "
+     "by_address: by which object they are."},
     {"configure_store", configure_store, METH_O,
-     "configure_store(describe_function)\n--\n\nWhat tells a Python function from another, as plain data."},
+     "configure_store(describe_function)\n--\n\ndescribe_function(function, contents): what tells it from another."},
     {NULL, NULL, 0, NULL},
 };
 

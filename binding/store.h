@@ -7,6 +7,7 @@
 typedef struct {
     PyObject_HEAD
     shoal_store *store;
+    PyObject *path; /* bytes, for messages */
 } StoreObject;
 
 /* An entry that Python memory refers to; freed with the last part. Counted under the GIL. */

@@ -6,9 +6,11 @@ DIR is what `Memory` was given, or the folder `shoal` in it. Every command takes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from shoal import _engine
 from shoal.joblib._store_backends import function_of, parse_size
 
+_KEY = re.compile("[0-9a-f]{32}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -68,7 +71,28 @@ def _find(directory: str) -> str:
     path = inner if os.path.isdir(inner) else directory
     if not os.path.isdir(path):
         raise SystemExit(f"shoal cache: there is no folder {directory}")
+    if not _is_store(path):
+        raise SystemExit(
+            f"shoal cache: {directory} is no cache: neither it nor a folder 'shoal' in it was made by Memory (or is a "
+            "store of the C library)"
+        )
     return path
+
+
+def _is_store(path: str) -> bool:
+    """Whether a folder has what a store makes in it. Opening any other would make it one."""
+    try:
+        names = os.listdir(path)
+        if ".uses" in names or ".claims" in names or (".gitignore" in names and os.path.basename(path) == "shoal"):
+            return True
+        inner = [os.path.join(path, name) for name in names if not name.startswith(".")]
+    except OSError as error:
+        raise SystemExit(f"shoal cache: {error}") from None
+    for folder in inner:
+        with contextlib.suppress(OSError):
+            if any(_KEY.fullmatch(name) for name in os.listdir(folder)):
+                return True
+    return False
 
 
 def _entries(store: Any) -> list[dict[str, Any]]:

@@ -32,11 +32,25 @@ def dice() -> random.Random:
     return random.Random(seed)
 
 
+# What every program begins with: it dies with the tests that started it, also where these were killed.
+DIES_WITH_PARENT = """\
+import ctypes, os, signal
+if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != {parent}:
+    raise SystemExit("the tests are gone")
+"""
+
+
+def write_program(path: Path, source: str) -> Path:
+    """A program's file."""
+    path.write_text(DIES_WITH_PARENT.format(parent=os.getpid()) + textwrap.dedent(source))
+    return path
+
+
 def start(tmp_path: Path, source: str, *arguments: object) -> subprocess.Popen[bytes]:
     """A program that shares the functions of `shared.py` with the others; it prints a line when it is ready."""
     program = tmp_path / f"program-{abs(hash(source))}.py"
     if not program.exists():  # others may just be starting from it
-        program.write_text(textwrap.dedent(source))
+        write_program(program, source)
     return subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -68,6 +82,7 @@ WRITERS = """
         for line in sys.stdin:
             pid = os.fork()
             if pid == 0:
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # for the fork does not inherit it
                 print("ready", os.getpid(), flush=True)
                 write(line.strip())
             os.waitpid(pid, 0)
@@ -232,8 +247,7 @@ COMPUTER = """
 
 def computers(tmp_path: Path, count: int, seconds: float) -> tuple[list[subprocess.Popen[str]], Path]:
     log = tmp_path / "log"
-    program = tmp_path / "computer.py"
-    program.write_text(textwrap.dedent(COMPUTER))
+    program = write_program(tmp_path / "computer.py", COMPUTER)
     started = [
         subprocess.Popen(
             [sys.executable, program, tmp_path / "cache", log, str(seconds)],
@@ -259,6 +273,45 @@ def test_of_several_who_miss_the_same_one_computes(tmp_path: Path) -> None:
     for process in processes:
         assert process.communicate(timeout=30)[0] == "42\n"
     assert len(log.read_text().split()) == 1
+
+
+RUNNER = """
+    import subprocess, sys
+    import test_store_faults
+    from pathlib import Path
+
+    place = Path(sys.argv[1])
+    writers = test_store_faults.start(place, test_store_faults.WRITER, test_store_faults.share(place))
+    writers.stdin.write(b"0\\n")
+    writers.stdin.flush()
+    print(writers.pid, writers.stdout.readline().split()[1].decode(), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_programs_die_with_the_tests_that_started_them(tmp_path: Path) -> None:
+    program = tmp_path / "runner.py"
+    program.write_text(textwrap.dedent(RUNNER))
+    runner = subprocess.Popen(
+        [sys.executable, program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+    )  # fmt: skip
+    assert runner.stdout is not None
+    pids = [int(word) for word in runner.stdout.readline().split()]
+    assert len(pids) == 2
+    runner.kill()
+    runner.communicate(timeout=10)
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_if_who_computes_dies_another_does(tmp_path: Path, dice: random.Random) -> None:

@@ -17,3 +17,23 @@ def run_program(
     path.write_text(textwrap.dedent(source))
     command = [sys.executable, *(["-m", "shoal"] if shoal else []), str(path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=limit, **keywords)
+
+
+def run_with_cache(tmp_path: Path, source: str, *arguments: str, name: str = "program.py", **options: Any) -> str:
+    """What a script prints that is given a cache's folder and the arguments."""
+    script = tmp_path / name
+    script.write_text(textwrap.dedent(source))
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "cache"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        **options,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def entries(tmp_path: Path) -> list[Path]:
+    """The files of the entries in the store of a Memory at `tmp_path`."""
+    return [path for path in (tmp_path / "shoal").rglob("*") if path.is_file() and len(path.name) == 32]

@@ -1,4 +1,4 @@
-"""`Memory` beyond the look-up: what a result rests on, limits, compression, other stores, `explain`, `shoal cache`."""
+"""`Memory` beyond the look-up: limits, compression, other stores, `explain`, `shoal cache`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
@@ -39,145 +37,6 @@ def block(n):
 
 def stored(path):
     return _engine.Store(str(path / "shoal")).entries()
-
-
-# ---- what a result rests on ----
-
-
-def project(source, name="project_under_test"):
-    """A module of its own, whose code can be run anew."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    module.CALLS = CALLS
-    run(module, source)
-    return module
-
-
-def run(module, source):
-    exec(compile(textwrap.dedent(source), f"{module.__name__}.py", "exec"), module.__dict__)
-
-
-BASE = """
-    RATE = 3
-    TABLE = {"a": 1, "b": [2]}
-    SEEN = []
-    COUNT = 0
-
-    class Model:
-        FACTOR = 2
-        def __init__(self, x):
-            self.x = x
-        def run(self):
-            return self.x * self.FACTOR
-
-    def deepest(x):
-        return x + 1
-
-    def helper(x):
-        SEEN.append(x)
-        return deepest(x) * RATE + TABLE["a"]
-
-    def f(x):
-        global COUNT
-        COUNT += 1
-        CALLS.append(x)
-        return helper(x) + Model(x).run()
-"""
-
-
-@pytest.mark.parametrize(
-    ("change", "counts"),
-    [
-        ("def deepest(x):\n    return x + 2", True),
-        ("def helper(x):\n    return deepest(x)", True),
-        ("RATE = 4", True),
-        ("TABLE = {'a': 5}", True),
-        ("TABLE['b'].append(1)", True),
-        ("class Model:\n    FACTOR = 3\n    def __init__(self, x):\n        self.x = x\n"
-         "    def run(self):\n        return self.x * self.FACTOR", True),
-        ("def deepest(x):\n    'documented now'\n\n    # and commented\n    return x + 1", False),
-        ("RATE = 3", False),
-        ("SEEN.append(1)", False),
-        ("COUNT = 17", False),
-        ("UNUSED = 1", False),
-        ("def unused(): pass", False),
-    ],
-)  # fmt: skip
-def test_a_call_depends_on_the_projects_functions_and_globals_it_uses(tmp_path, change, counts):
-    module = project(BASE)
-    f = Memory(tmp_path, verbose=0).cache(module.f)
-    f(1), f(1)
-    assert CALLS == [1]
-    run(module, change)
-    assert bool(f.explain(1)) is not counts
-    f(1), f(1)
-    assert len(CALLS) == (2 if counts else 1)
-
-
-def test_another_process_with_the_same_code_finds_the_results(tmp_path):
-    module = project(BASE)
-    Memory(tmp_path, verbose=0).cache(module.f)(1)
-    again = project(BASE)
-    Memory(tmp_path, verbose=0).cache(again.f)(1)
-    assert CALLS == [1]
-
-
-def test_what_is_outside_of_the_project_counts_when_it_is_named(tmp_path):
-    other = project("def outer(x):\n    return x", "other_project")
-    module = project("import other_project\nfrom other_project import outer\n"
-                     "def f(x):\n    CALLS.append(x)\n    return outer(x) + other_project.outer(x)")  # fmt: skip
-    memory = Memory(tmp_path, verbose=0)
-    own, named, alone = memory.cache(module.f), memory.cache(module.f, follow=["other_project"]), None
-    alone = memory.cache(follow=False)(module.f)
-    own(1), named(1), alone(1)
-    assert len(CALLS) == 2  # own and alone rest on the same
-    run(other, "def outer(x):\n    return x + 1")
-    module.outer = other.outer
-    own(1), alone(1)
-    assert len(CALLS) == 2
-    named(1)
-    assert len(CALLS) == 3
-
-
-def test_following_can_be_turned_off(tmp_path):
-    module = project(BASE)
-    f = Memory(tmp_path, verbose=0, follow=False).cache(module.f)
-    f(1)
-    run(module, "RATE = 99")
-    f(1)
-    assert CALLS == [1]
-
-
-def test_explain_says_what_changed_and_what_was_nearest(tmp_path):
-    module = project(BASE)
-    memory = Memory(tmp_path, verbose=0)
-    f = memory.cache(module.f)
-    assert "no call of this function" in f.explain(1).reason
-    f(1)
-    assert f.explain(1).hit and "a hit" in str(f.explain(1))
-    assert "x was 1" in f.explain(2).reason
-    assert "do not fit" in f.explain(1, 2, 3).reason
-    run(module, "RATE = 4\ndef deepest(x):\n    return x - 1")
-    assert sorted(f.explain(1).changed) == [
-        "function project_under_test.deepest changed", "global project_under_test.RATE changed",
-    ]  # fmt: skip
-    assert CALLS == [1]
-    refusing = memory.cache(double, cache_validation_callback=lambda metadata: False)
-    refusing(3)
-    assert "cache_validation_callback" in refusing.explain(3).reason
-
-
-def test_functions_that_use_each_other_are_no_trouble(tmp_path):
-    module = project("""
-        def even(n):
-            CALLS.append(n)
-            return n == 0 or odd(n - 1)
-        def odd(n):
-            return n != 0 and even(n - 1)
-    """)
-    module.even = Memory(tmp_path, verbose=0).cache(module.even)
-    assert module.even(10) is True and module.even(10) is True
-    assert len(CALLS) == 6
 
 
 # ---- limits ----

@@ -1,102 +1,70 @@
-"""What else a function's results rest on: the functions of the same project that it calls, and the globals it reads.
+"""What else a function's results rest on: what its closure holds, the functions of the same project that it calls, and
+the globals that it reads.
 
-Found in the code, without running it: the global names that it loads, and for modules of the project the attributes
-that it loads of them; so on through every function that is found. Counted are
+Found in the code, without running it (`_uses.py`): global names, names that import statements in functions load (a
+module of the project is imported for that), closure variables, and the attributes that are loaded of them; so on
+through every function that is found. Counted are
 
-- functions, classes (their methods and plain values) and partials whose module lies in the project;
-- plain values that cannot change (numbers, texts, tuples of them);
-- lists, dicts and sets by their contents, where all the code that was found only reads them.
+- functions, classes (all their methods and values), methods and partials whose module lies in the project;
+- the classes, of the project, of objects that are met: so what `model.run()` calls counts where `model` is a global;
+- plain values that cannot change (numbers, texts, tuples of them), by their contents once;
+- lists, dicts, sets, arrays and other values, and objects of the project's classes, by their contents at each call,
+  where none of the code that was found changes them.
 
-Not counted: what the code itself assigns to, what it may change (a list that it appends to, an object of any other
-type), what is called through a variable or an attribute of an object, and everything outside of the project.
+A closure is the function's own: what its variables hold counts whatever it is, unless the code only adds to it
+(`seen.append(x)`, `count += 1`). What cannot be hashed makes the function `undecidable`.
+
+Not counted: globals that the code itself assigns to or changes, globals of other types, what is called through a local
+variable or an unknown attribute, and everything outside of the project.
 """
 
 from __future__ import annotations
 
-import dis
+import builtins
 import functools
+import importlib
+import importlib.util
+import sys
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
+from shoal.joblib._uses import Path, Use, uses_of
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset)
-_CONTAINERS = (list, dict, set)
-_READING = frozenset(("get", "items", "keys", "values", "index", "count", "copy"))
-_SKIPPED = frozenset(("NOP", "EXTENDED_ARG", "CACHE", "PRECALL", "PUSH_NULL", "RESUME"))
-_LOADS = frozenset(("LOAD_GLOBAL", "LOAD_NAME"))
-_STORES = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
-_ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_VALUES = frozenset(("builtins", "numpy", "pandas", "scipy", "polars", "torch", "collections", "decimal", "fractions",
+                     "datetime", "pathlib", "uuid", "array", "re", "types", "_io"))  # fmt: skip
+# What these hold is no value: locks, weak references, loggers, and where results are kept.
+_NO_VALUES = frozenset(("_thread", "threading", "weakref", "_weakref", "logging", "asyncio", "shoal", "joblib"))
+_MAKING = frozenset(("__init__", "__new__", "__post_init__", "__setstate__", "__init_subclass__", "__set_name__"))
 _MOST = 1000  # functions and values that are followed
-_KEPT_CODES = 4096
 
 
-@dataclass
-class _Uses:
-    """How a code, and the codes in it, use global names."""
+def code_digest(code: types.CodeType) -> bytes:
+    from shoal.joblib import func_inspect
 
-    loads: set[tuple[str, ...]] = field(default_factory=set)  # a name, and the attributes that are loaded of it
-    stores: set[str] = field(default_factory=set)
-    changed: set[tuple[str, ...]] = field(default_factory=set)  # what may be done more with than reading
-
-
-_uses: dict[int, tuple[types.CodeType, _Uses]] = {}
-
-
-def _only_reads(steps: list[dis.Instruction], after: int) -> bool:
-    """Whether what follows the load of a container reads it: an index, an iteration, `in`, a method that reads."""
-    following = steps[after : after + 2]
-    if not following:
-        return False
-    name = following[0].opname
-    if name in ("GET_ITER", "CONTAINS_OP"):
-        return True
-    if name in _ATTRIBUTES:
-        return following[0].argval in _READING
-    if len(following) == 2 and name.startswith("LOAD_") and name not in _ATTRIBUTES:
-        operation = following[1]
-        return operation.opname == "BINARY_SUBSCR" or (operation.opname == "BINARY_OP" and operation.argrepr == "[]")
-    return False
-
-
-def _uses_of(code: types.CodeType) -> _Uses:
-    known = _uses.get(id(code))
-    if known is not None and known[0] is code:
-        return known[1]
-    uses = _Uses()
-    steps = [step for step in dis.get_instructions(code) if step.opname not in _SKIPPED]
-    for number, step in enumerate(steps):
-        if step.opname in _STORES:
-            uses.stores.add(step.argval)
-        if step.opname not in _LOADS:
-            continue
-        path = [step.argval]
-        uses.loads.add(tuple(path))
-        position = number + 1
-        if not _only_reads(steps, position):
-            uses.changed.add(tuple(path))
-        while position < len(steps) and steps[position].opname in _ATTRIBUTES and len(path) < 6:
-            path.append(steps[position].argval)
-            position += 1
-            uses.loads.add(tuple(path))
-            if not _only_reads(steps, position):
-                uses.changed.add(tuple(path))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner = _uses_of(constant)
-            uses.loads |= inner.loads
-            uses.stores |= inner.stores
-            uses.changed |= inner.changed
-    if len(_uses) >= _KEPT_CODES:
-        _uses.clear()
-    _uses[id(code)] = (code, uses)
-    return uses
+    return func_inspect.code_digest(code)
 
 
 def _package(module: Any) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _usual(module: Any) -> str:
+    """The name of a module; that of the script is the same in a worker that spawn made."""
+    return "__main__" if module == "__mp_main__" else str(module)
+
+
+def _name(value: Any) -> str:
+    return f"{_usual(value.__module__)}.{value.__qualname__}"
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value and all in it can never change."""
+    kind = type(value)
+    return kind in _PLAIN or (kind in (tuple, frozenset) and all(_is_fixed(item) for item in value))
 
 
 class Project:
@@ -107,9 +75,7 @@ class Project:
         self._own = ""
         if follow is False:
             return
-        self._own = _package(getattr(function, "__module__", None))
-        if self._own == "__mp_main__":
-            self._own = "__main__"
+        self._own = _package(_usual(getattr(function, "__module__", None) or ""))
         if follow is not True:
             names = [follow] if isinstance(follow, (str, types.ModuleType)) else list(follow)
             self._named = tuple(name.__name__ if isinstance(name, types.ModuleType) else str(name) for name in names)
@@ -117,8 +83,7 @@ class Project:
     def has(self, module: Any) -> bool:
         if not isinstance(module, str) or not module:
             return False
-        if module == "__mp_main__":
-            module = "__main__"
+        module = _usual(module)
         if self._own and _package(module) == self._own:
             return True
         return any(module == name or module.startswith(name + ".") for name in self._named)
@@ -127,119 +92,352 @@ class Project:
         return bool(self._own or self._named)
 
 
+def counted_cells(function: types.FunctionType) -> dict[str, types.CellType]:
+    """The closure's variables whose contents count: all but those that the function only adds to."""
+    uses = uses_of(function.__code__).cells
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell for name, cell in cells if uses.get(name, Use(read=True)).read}
+
+
+class Undecidable(Exception):
+    """A value in a closure cannot be told from another."""
+
+
+@dataclass
+class _Global:
+    """A global that code uses, and how."""
+
+    where: str
+    holder: dict[str, Any]
+    name: str
+    value: Any
+    use: Use
+    counted: bool = False
+
+
 class Depends:
-    """What a function rests on. `parts`: name -> digest; `watch`: what binding/memo.c compares at each call."""
+    """What a function, or a class, rests on. `parts`: name -> digest; `watch`: what binding/memo_watch.c compares at
+    each call; `undecidable`: what in the closure cannot be told from another, or None.
 
-    def __init__(self, function: Any, project: Project, nothing: object) -> None:
-        from shoal.joblib import func_inspect
+    own: whether the function's own code and closure are among the parts; else only what they use.
+    """
 
-        self._describe = func_inspect.describe_function
-        self._content = func_inspect._content
+    def __init__(self, root: Any, project: Project, nothing: object, own: bool = False) -> None:
         self._project = project
         self._nothing = nothing
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}
         self._functions: list[types.FunctionType] = []
-        self._values: dict[tuple[int, str], tuple[str, dict[str, Any], str, Any, bool]] = {}
-        self._watch: list[tuple[Any, ...]] = []
+        self._strict: set[int] = set()  # functions whose closures must be decidable
+        self._values: dict[tuple[int, str], _Global] = {}
+        self._watch: dict[tuple[int, ...], tuple[Any, ...]] = {}
         self.parts: dict[str, bytes] = {}
-        if isinstance(function, types.FunctionType) and project:
-            self._seen.add(id(function))
-            self._functions.append(function)
-            for found in self._functions:  # grows as we go
-                self._follow(found)
+        self.undecidable: str | None = None
+        if isinstance(root, type):
+            self._count(root)
+        elif isinstance(root, types.FunctionType):
+            self._seen[id(root)] = root
+            self._functions.append(root)
+            if own:
+                self._strict.add(id(root))
+                self._meet_closure(root, "")
+        self._go_on()
+        self.watch = tuple(self._watch.values())
+
+    def _go_on(self) -> None:
+        followed = 0
+        while True:
+            while followed < len(self._functions):  # grows as we go
+                function = self._functions[followed]
+                followed += 1
+                if self._project.has(function.__module__):
+                    self._follow(function)
             self._count_values()
-        self.watch = tuple(self._watch)
+            if followed == len(self._functions):
+                return
+
+    def _watch_for(self, *item: Any) -> None:
+        self._watch[tuple(id(part) if number < 2 else 0 for number, part in enumerate(item))] = item
+
+    def _part(self, name: str, digest: bytes) -> None:
+        """Functions of one name may differ: made by one function, with different closures."""
+        number, unique = 1, name
+        while unique in self.parts:
+            number += 1
+            unique = f"{name} ({number})"
+        self.parts[unique] = digest
+
+    # -- names in the code --
 
     def _follow(self, function: types.FunctionType) -> None:
-        uses = _uses_of(function.__code__)
-        for path in sorted(uses.loads, key=len):
+        uses = uses_of(function.__code__)
+        for path, use in sorted(uses.paths.items(), key=lambda item: (len(item[0]), item[0])):
             if len(self._functions) + len(self._values) > _MOST:
                 return
-            holder: dict[str, Any] = function.__globals__
-            where = str(holder.get("__name__", ""))
-            for name in path[:-1]:
-                module = holder.get(name)
-                if not isinstance(module, types.ModuleType):
-                    break
-                holder, where = module.__dict__, module.__name__
-            else:
-                if path[-1] in holder and (len(path) == 1 or self._project.has(where)):
-                    self._meet(holder, where, path[-1], path in uses.changed)
+            self._resolve(function, path, use)
 
-    def _meet(self, holder: dict[str, Any], where: str, name: str, changed: bool) -> None:
+    def _resolve(self, function: types.FunctionType, path: Path, use: Use) -> None:
+        """Find what a path leads to, as far as it goes through modules."""
+        kind, first, *attributes = path
+        names: dict[str, Any] = function.__globals__
+        if kind == "global":
+            where, holder, rest = _usual(names.get("__name__", "")), names, [first, *attributes]
+        elif kind == "import":
+            module = self._import(names, first)
+            if module is None or not attributes:
+                return
+            if attributes[0] not in vars(module):
+                self._import_module(f"{module.__name__}.{attributes[0]}")
+            where, holder, rest = _usual(module.__name__), vars(module), attributes
+        else:
+            module = self._module_in(function, first)
+            if module is None or not attributes:
+                return
+            where, holder, rest = _usual(module.__name__), vars(module), attributes
+        for number, name in enumerate(rest):
+            if name not in holder:
+                if not hasattr(builtins, name):
+                    self._watch_for(holder, name, self._nothing)
+                return
+            value = holder[name]
+            inside = kind == "global" and number == 0
+            if not inside and not self._project.has(where):
+                return
+            if number == len(rest) - 1:
+                self._meet_global(holder, where, name, use)
+                return
+            if not isinstance(value, types.ModuleType):
+                return  # the shorter path met it
+            if self._project.has(value.__name__):
+                self._watch_for(holder, name, value)
+            where, holder = _usual(value.__name__), vars(value)
+
+    def _module_in(self, function: types.FunctionType, name: str) -> types.ModuleType | None:
+        names = function.__code__.co_freevars
+        try:
+            content = (function.__closure__ or ())[names.index(name)].cell_contents
+        except (ValueError, IndexError):
+            return None
+        return content if isinstance(content, types.ModuleType) else None
+
+    def _import(self, names: dict[str, Any], statement: str) -> types.ModuleType | None:
+        """What an import statement gives, if it is the project's."""
+        level, _, name = statement.partition(":")
+        package = names.get("__package__") or str(names.get("__name__", "")).rpartition(".")[0]
+        try:
+            full = importlib.util.resolve_name("." * int(level) + name, package)
+        except (ImportError, ValueError):
+            return None
+        return self._import_module(full)
+
+    def _import_module(self, name: str) -> types.ModuleType | None:
+        if not self._project.has(name):
+            return None
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # the function itself says so, if it comes there
+            return None
+        self._watch_for(sys.modules, name, module)
+        return module
+
+    # -- values --
+
+    def _meet_global(self, holder: dict[str, Any], where: str, name: str, use: Use) -> None:
         value = holder[name]
-        if isinstance(value, _PLAIN) or type(value) in _CONTAINERS:
-            before = self._values.get((id(holder), name))
-            self._values[id(holder), name] = (where, holder, name, value, changed or (before is not None and before[4]))
+        inner = self._inner(value)
+        if inner is None:
+            known = self._values.setdefault((id(holder), name), _Global(where, holder, name, value, Use()))
+            known.use.add(use)
         elif self._count(value):
-            self._watch.append((holder, name, value))
+            self._watch_for(holder, name, value)
+            if isinstance(inner, (types.FunctionType, type)) and _name(inner) != f"{where}.{name}":
+                self.parts.setdefault(f"name {where}.{name}", _engine.hash_object(_name(inner)))
 
-    def _count(self, value: Any) -> bool:
-        """Count a function, class or partial of the project. Whether it is one."""
+    def _inner(self, value: Any) -> Any:
+        """The function or class that a value stands for, module for a module, or None: then it is any other value."""
+        if isinstance(value, (types.FunctionType, type, types.ModuleType, types.BuiltinFunctionType)):
+            return value
         if isinstance(value, _engine.Memo) or type(value).__name__ in ("NotMemorizedFunc", "AsyncNotMemorizedFunc"):
-            return self._count(getattr(value, "func", None))
+            return self._inner(getattr(value, "func", None))
         if isinstance(value, functools.partial):
-            return self._count(value.func)
+            return self._inner(value.func)
         if isinstance(value, types.MethodType):
-            return self._count(value.__func__)
+            return self._inner(value.__func__)
+        if isinstance(value, (staticmethod, classmethod)):
+            return self._inner(value.__func__)
+        inner = getattr(value, "__wrapped__", None) if callable(value) else None  # of functools.lru_cache
+        return inner if isinstance(inner, types.FunctionType) else None
+
+    def _count(self, value: Any, always: bool = False, strict: bool = False) -> bool:
+        """Count a function, class, method or partial of the project; `always`: of others too. Whether it is one."""
+        if isinstance(value, functools.partial):
+            if not self._count(value.func, always, strict):
+                return False
+            name = getattr(self._inner(value), "__qualname__", "")
+            self._part(f"arguments of partial {name}", self._digest_leniently((value.args, value.keywords)))
+            return True
+        if isinstance(value, types.MethodType):
+            if not self._count(value.__func__, always, strict):
+                return False
+            owner = value.__self__
+            if isinstance(owner, type):
+                self._count(owner)
+            elif not self._has_state(type(owner)):
+                self._part(f"object of {value.__func__.__qualname__}", self._digest_leniently(owner))
+            else:
+                self._count(type(owner))
+            return True
         if not isinstance(value, (types.FunctionType, type)):
-            inner = getattr(value, "__wrapped__", None)  # of functools.lru_cache
-            return isinstance(inner, types.FunctionType) and self._count(inner)
-        if not self._project.has(value.__module__):
+            inner = self._inner(value)
+            return inner is not None and inner is not value and self._count(inner, always, strict)
+        if not self._project.has(value.__module__) and not (always and isinstance(value, types.FunctionType)):
             return False
         if id(value) in self._seen:
             return True
-        self._seen.add(id(value))
+        self._seen[id(value)] = value
         if isinstance(value, type):
             self._count_class(value)
-            return True
-        inner = getattr(value, "__wrapped__", None)
-        if isinstance(inner, types.FunctionType):
-            self._count(inner)
-        self._functions.append(value)
-        self.parts[f"function {value.__module__}.{value.__qualname__}"] = _engine.hash_object(self._describe(value))
-        self._watch.append((value, value.__code__, value.__defaults__, value.__kwdefaults__))
+        else:
+            self._count_function(value, strict)
         return True
 
-    def _functions_in(self, value: Any) -> Iterator[types.FunctionType]:
-        if isinstance(value, types.FunctionType):
-            yield value
-        elif isinstance(value, (staticmethod, classmethod)):
-            yield from self._functions_in(value.__func__)
-        elif isinstance(value, property):
-            for function in (value.fget, value.fset, value.fdel):
-                yield from self._functions_in(function)
+    def _count_function(self, function: types.FunctionType, strict: bool) -> None:
+        self._functions.append(function)
+        if strict:
+            self._strict.add(id(function))
+        held = (*(function.__defaults__ or ()), sorted((function.__kwdefaults__ or {}).items()))
+        defaults = [self._digest_leniently(value, False) for value in held]
+        self._part(f"function {_name(function)}", _engine.hash_object((code_digest(function.__code__), defaults)))
+        self._watch_for(function, function.__code__, function.__defaults__, function.__kwdefaults__)
+        self._meet_closure(function, f" of {function.__qualname__}")
 
-    def _count_class(self, kind: type) -> None:
-        plain: list[tuple[str, Any]] = []
-        for name, value in sorted(vars(kind).items()):
-            for function in self._functions_in(value):
-                self._count(function)
-            if isinstance(value, _PLAIN) and not name.startswith("__"):
-                plain.append((name, self._content(value, frozenset())))
-        bases = [f"{base.__module__}.{base.__qualname__}" for base in kind.__bases__]
-        self.parts[f"class {kind.__module__}.{kind.__qualname__}"] = _engine.hash_object((plain, bases))
-        for base in kind.__bases__:
-            self._count(base)
+    def _meet_closure(self, function: types.FunctionType, of: str) -> None:
+        for name, cell in counted_cells(function).items():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # not assigned yet
+                self._watch_for(cell, self._nothing)
+                continue
+            self._watch_for(cell, content)
+            try:
+                digest = self._digest(content, id(function) in self._strict)
+            except Undecidable as error:
+                if id(function) in self._strict and self.undecidable is None:
+                    self.undecidable = f"its variable {name!r}{of} holds {error}"
+                digest = self._digest_of_type(content)
+            self._part(f"closure variable {name}{of}", digest)
+
+    def _digest_of_type(self, value: Any) -> bytes:
+        return _engine.hash_object(("object", type(value).__module__, type(value).__qualname__))
+
+    def _digest(self, value: Any, strict: bool, watch: bool = True) -> bytes:
+        """A value by its contents; what can change is watched. Raises Undecidable for what cannot be hashed."""
+        if _is_fixed(value):
+            return _engine.hash_object(value)
+        inner = self._inner(value)
+        if inner is not None:
+            self._count(value, always=True, strict=strict)
+            if isinstance(inner, types.BuiltinFunctionType) and inner is value:
+                return self._digest_of_contents(value, strict, watch)
+            return _engine.hash_object(("name", getattr(inner, "__module__", None), getattr(inner, "__qualname__", "")))
+        if _package(type(value).__module__) in _NO_VALUES:
+            return self._digest_of_type(value)
+        return self._digest_of_contents(value, strict, watch)
+
+    def _digest_of_contents(self, value: Any, strict: bool, watch: bool) -> bytes:
+        met: list[Any] = []
+        try:
+            digest = _engine.hash_object(value, False, met)
+        except Exception as error:
+            kind = type(value)
+            raise Undecidable(f"{kind.__module__}.{kind.__qualname__}, which cannot be hashed ({error})") from error
+        functions = any(isinstance(inside, types.FunctionType) for inside in met)
+        if watch:
+            self._watch_for(value, _engine.hash_object(value, by_address=True) if functions else digest)
+        for inside in met:
+            self._count(inside, always=functions, strict=strict)
+        return digest
+
+    def _digest_leniently(self, value: Any, watch: bool = True) -> bytes:
+        """The same; what cannot be hashed goes by its type."""
+        try:
+            return self._digest(value, False, watch)
+        except Undecidable:
+            return self._digest_of_type(value)
+
+    def _has_state(self, kind: type) -> bool:
+        """Whether methods of a class of the project change their object, other than to make it."""
+        return any(
+            uses_of(function.__code__).changes_first
+            for base in kind.__mro__
+            if self._project.has(base.__module__)
+            for name, value in vars(base).items()
+            if name not in _MAKING
+            for function in self._functions_in(value)
+        )
+
+    def _is_value(self, value: Any) -> bool:
+        """Whether a global is there for what it holds."""
+        kind = type(value)
+        if self._project.has(kind.__module__):
+            return not self._has_state(kind)
+        return _package(kind.__module__) in _VALUES and not kind.__module__.startswith("numpy.random")
 
     def _count_values(self) -> None:
         assigned = {
             (id(function.__globals__), name)
             for function in self._functions
-            for name in _uses_of(function.__code__).stores
+            for name in uses_of(function.__code__).stores
         }
-        for (place, name), (where, holder, _, value, changed) in self._values.items():
-            if (place, name) in assigned or name.startswith("__"):
+        for (place, name), known in list(self._values.items()):
+            if (place, name) in assigned or known.counted or known.use.changed or not known.use.read:
                 continue
-            if type(value) in _CONTAINERS:
-                if changed:
-                    continue
+            if name.startswith("__"):
+                continue
+            known.counted = True
+            self._watch_for(known.holder, name, known.value)
+            if self._project.has(type(known.value).__module__):
+                self._count(type(known.value))
+            if not _is_fixed(known.value) and not self._is_value(known.value):
+                continue
+            try:
+                self.parts[f"global {known.where}.{name}"] = self._digest(known.value, False)
+            except Undecidable:  # it holds what cannot be told apart
+                continue
+
+    # -- classes --
+
+    def _functions_in(self, value: Any) -> Iterator[types.FunctionType]:
+        if isinstance(value, types.FunctionType):
+            yield value
+        elif isinstance(value, property):
+            for function in (value.fget, value.fset, value.fdel):
+                yield from self._functions_in(function)
+        elif isinstance(value, (staticmethod, classmethod)):
+            yield from self._functions_in(value.__func__)
+        elif isinstance(value, (functools.cached_property, functools.partialmethod, functools.singledispatchmethod)):
+            yield from self._functions_in(value.func)
+        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+            yield value.__wrapped__
+
+    def _count_class(self, kind: type) -> None:
+        values: list[tuple[str, bytes]] = []
+        for name, value in sorted(vars(kind).items()):
+            for function in self._functions_in(value):
+                self._count(function, always=True)
+            if name.startswith("__"):
+                if isinstance(value, types.FunctionType):
+                    self._watch_for(kind, name, value)
+                continue
+            if isinstance(value, types.FunctionType) or _is_fixed(value) or self._is_value(value):
+                self._watch_for(kind, name, value)
+            if isinstance(value, type):
+                self._count(value)
+            elif _is_fixed(value) or (self._is_value(value) and not isinstance(value, kind)):
                 try:
-                    digest = _engine.hash_object(value)
-                except Exception:  # it holds what cannot be told apart
+                    values.append((name, self._digest(value, False)))
+                except Undecidable:
                     continue
-                self._watch.append((value, digest))
-            else:
-                digest = _engine.hash_object(self._content(value, frozenset()))
-            self._watch.append((holder, name, value))
-            self.parts[f"global {where}.{name}"] = digest
+        bases = [_name(base) for base in kind.__bases__]
+        self._part(f"class {_name(kind)}", _engine.hash_object((values, bases)))
+        for base in kind.__bases__:
+            self._count(base)

@@ -38,7 +38,14 @@ def _changes(old: dict[str, str], parts: dict[str, bytes]) -> list[str]:
 
 def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
     """See MemorizedFunc.explain."""
-    key = memorized._key(args, kwargs)
+    try:
+        key = memorized._key(args, kwargs)
+    except Exception:
+        if memorized._undecidable() is None:
+            raise
+    undecidable = memorized._undecidable()
+    if undecidable is not None:
+        return Explanation(False, f"computed each time: {undecidable}")
     if key is None:
         return Explanation(False, "the arguments do not fit the function: the call raises TypeError")
     if not memorized._is_open:
@@ -74,7 +81,7 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
         text, _, _, identity = about
         versions.setdefault(identity, text)
         if identity == own:
-            same.append(_value.read_call(text, seen.names, len(seen.leading)))
+            same.append(_value.read_call(text, seen))
     if not versions:
         return Explanation(False, "computed: no call of this function was kept")
     for identity, text in versions.items():
@@ -88,10 +95,11 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
         return Explanation(
             False, "computed: only calls of other versions of the function, with other arguments, were kept"
         )
-    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen.names, len(seen.leading))
+    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen)
     nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
     different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]
     where = ", ".join(f"{name} was {nearest.get(name, 'not given')}" for name in different)
+    where = where or "they looked the same: their contents, or the code of their classes or functions, differ"
     return Explanation(
         False, "computed: no call with these arguments was kept" + (f"; in the nearest {where}" if where else "")
     )

@@ -21,7 +21,7 @@ class ForeignMemorizedFunc(MemorizedFunc):
         self._describe(
             seen.watched, seen.cells, seen.identity, seen.names, seen.defaults, _NOTHING, seen.ignored, seen.leading,
             seen.keywords, seen.positional_only, seen.positional, seen.takes_args, seen.takes_keywords,
-            self.mmap_mode is not None, True, self.mmap_mode == "r", seen.watch,
+            self.mmap_mode is not None, True, self.mmap_mode == "r", seen.watch, bool(seen.project),
         )  # fmt: skip
 
     def _call_id(self, key: bytes) -> list[str]:
@@ -56,7 +56,7 @@ class ForeignMemorizedFunc(MemorizedFunc):
         self._location.dump_item(self._call_id(key), value, verbose=self._verbose)
         seen = self._parameters
         assert seen is not None
-        arguments = _value.read_call(about, seen.names, len(seen.leading))
+        arguments = _value.read_call(about, seen)
         metadata = {"duration": cost / 1e9, "input_args": arguments, "time": time.time() - cost / 1e9}
         self._location.store_metadata(self._call_id(key), metadata)
         return True

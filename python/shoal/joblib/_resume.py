@@ -44,7 +44,7 @@ def _open_place(path: str, options: tuple[int, ...], folder: str, identity: byte
     if store is not None:
         memo = _engine.Memo()
         memo._open(store, folder, pickle.loads)
-        memo._describe(None, (), identity, (), (), None, b"\0\0", (), {}, 0, 0, 0, 0, 0, 0, 0, ())
+        memo._describe(None, (), identity, (), (), None, b"\0\0", (), {}, 0, 0, 0, 0, 0, 0, 0, (), False)
     if len(_places) >= _KEPT_PLACES:
         _places.clear()
     _places[key] = memo
@@ -178,8 +178,11 @@ class Resume:
     def _find_key(self, cached: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
         if not cached._is_open:  # the folder cannot be used, which was said
             return None
-        key: bytes | None = cached._key(args, kwargs)
-        if key is None:  # the arguments do not fit the function, which says so best
+        try:
+            key: bytes | None = cached._key_of(args, kwargs)
+        except TypeError:
+            return None
+        if key is None:  # the arguments do not fit the function, which says so best; or its closure cannot be hashed
             return None
         times = self._times[key] = self._times.get(key, 0) + 1
         if times == 1:

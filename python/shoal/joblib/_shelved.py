@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -107,8 +106,7 @@ class MemorizedResult(Speaker):
             raise KeyError(f"The value of {self!r} cannot be read, it is corrupted: {error}") from error
         if parts is None:
             raise KeyError(f"Non-existing item (may have been cleared): {self!r}")
-        buffers = [memoryview(part).toreadonly() if self.mmap_mode == "r" else part for part in parts[2:]]
-        return pickle.loads(parts[1], buffers=buffers)
+        return _value.loader(self.mmap_mode)(parts[1], buffers=parts[2:])
 
     def clear(self) -> None:
         """Remove the value from the cache."""

@@ -117,7 +117,8 @@ class Location:
 
     def _ignore_in_git(self) -> None:
         try:
-            with open(os.path.join(self.path, ".gitignore"), "x") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(os.path.join(self.path, ".gitignore"), flags, 0o600), "w") as file:
                 file.write("# Created by shoal.\n*\n")
         except OSError:
             pass
@@ -162,7 +163,10 @@ class Location:
             raise ValueError("age_limit has to be a positive timedelta")
         store = self.store()
         if store is not None and not (bytes_limit is None and items_limit is None and age_limit is None):
-            store.reduce(parse_size(bytes_limit), items_limit, max(age, 1) if age_limit is not None else 0)
+            size = parse_size(bytes_limit)
+            size = None if size is None else max(size, 0)
+            count = None if items_limit is None else max(items_limit, 0)
+            store.reduce(size, count, max(age, 1) if age_limit is not None else 0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(location={self.path!r})"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import pickle
 import reprlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.joblib.func_inspect import Parameters
 
 PARTS = 64  # of what a function rests on, that an entry names
 IN_BAND = 1024  # bytes up to which a buffer is better off inside the pickle
@@ -18,8 +24,19 @@ _repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxfrozenset = _repr.maxdi
 _repr.maxstring = _repr.maxother = 200
 
 
-def dump(value: Any) -> tuple[Any, list[pickle.PickleBuffer]]:
-    """The pickled value, and the buffers that lie beside it.
+class _MappablePickler(pickle.Pickler):
+    """Arrays that are not contiguous become so, as with joblib: then each can be a map of the file."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value).__name__ != "ndarray" or value.flags.forc or value.dtype.hasobject:
+            return NotImplemented
+        import numpy
+
+        return numpy.ascontiguousarray(value).__reduce_ex__(5)
+
+
+def dump(value: Any, mappable: bool = False) -> tuple[Any, list[pickle.PickleBuffer]]:
+    """The pickled value, and the buffers that lie beside it. mappable: its arrays will be read with an mmap_mode.
 
     What plain pickling cannot do (lambdas, functions and classes that were made in a function) cloudpickle does.
     """
@@ -34,6 +51,10 @@ def dump(value: Any) -> tuple[Any, list[pickle.PickleBuffer]]:
         return False
 
     try:
+        if mappable:
+            file = io.BytesIO()
+            _MappablePickler(file, 5, buffer_callback=take).dump(value)
+            return file.getvalue(), buffers
         return pickle.dumps(value, 5, buffer_callback=take), buffers
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         import cloudpickle
@@ -43,6 +64,54 @@ def dump(value: Any) -> tuple[Any, list[pickle.PickleBuffer]]:
             return cloudpickle.dumps(value, 5, buffer_callback=take), buffers
         except Exception:
             raise error from None
+
+
+class _MappingUnpickler(pickle.Unpickler):
+    """Arrays are `numpy.memmap`s with the mode that was asked for, read-only with "r", as joblib gives them."""
+
+    def __init__(self, data: Any, buffers: Any, mode: str) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self.mode = "r+" if mode == "w+" else mode
+        self.others: list[Any] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return functools.partial(self._from_buffer, found)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return functools.partial(self._reconstruct, found)
+        return found
+
+    def _from_buffer(self, make: Callable[..., Any], *description: Any) -> Any:
+        import numpy
+
+        array = make(*description)
+        if self.mode != "r" and not array.flags.writeable:
+            array = array.copy("K")
+        array = array.view(numpy.memmap)
+        array.mode = self.mode
+        array.flags.writeable = self.mode != "r"
+        return array
+
+    def _reconstruct(self, make: Callable[..., Any], *description: Any) -> Any:
+        array = make(*description)
+        self.others.append(array)
+        return array
+
+
+def load_mapped(mode: str, data: Any, buffers: Any = ()) -> Any:
+    """What `dump` pickled, with arrays as of `numpy.load(mmap_mode=mode)`."""
+    unpickler = _MappingUnpickler(data, buffers, mode)
+    value = unpickler.load()
+    for array in unpickler.others if mode == "r" else ():
+        if not array.dtype.hasobject:
+            array.flags.writeable = False
+    return value
+
+
+def loader(mode: str | None) -> Callable[..., Any]:
+    """What unpickles an entry: called with the pickle and, if there are any, `buffers`."""
+    return pickle.loads if mode is None else functools.partial(load_mapped, mode)
 
 
 def short_repr(value: Any) -> str:
@@ -67,14 +136,26 @@ def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: dict[str
     return text.encode("utf-8", "surrogatepass")
 
 
-def read_call(about: bytes, names: tuple[str, ...], leading: int) -> dict[str, str]:
-    """What describe_call wrote, by parameter; what is left of `*args` under "*"."""
+def read_call(about: bytes, seen: Parameters) -> dict[str, str]:
+    """What describe_call wrote, by parameter, defaults included; the rest under "*" and "**". No ignored ones."""
     args, kwargs = json.loads(about)[:2]
-    mine = names[leading:]
-    result: dict[str, str] = dict(zip(mine, args, strict=False))
-    if len(args) > len(mine):
-        result["*"] = "[" + ", ".join(args[len(mine) :]) + "]"
-    result.update(kwargs)
+    names = seen.names[len(seen.leading) :]
+    given: dict[str, str] = dict(zip(seen.names[len(seen.leading) : seen.positional], args, strict=False))
+    others = {name: text for name, text in kwargs.items() if name not in seen.names[seen.positional_only :]}
+    result: dict[str, str] = {}
+    for name, default in zip(names, seen.defaults[len(seen.leading) :], strict=True):
+        text = given.get(name, None if name in others else kwargs.get(name))
+        if text is None and name in seen.keywords:
+            text = short_repr(seen.keywords[name])
+        if text is not None or default is not seen.nothing:
+            result[name] = text if text is not None else short_repr(default)
+    if seen.takes_args:
+        result["*"] = "[" + ", ".join(args[len(given) :]) + "]"
+    if seen.takes_keywords:
+        result["**"] = "{" + ", ".join(f"{name!r}: {text}" for name, text in others.items()) + "}"
+    for name, ignored in zip((*seen.names, "*", "**"), seen.ignored, strict=True):
+        if ignored:
+            result.pop(name, None)
     return result
 
 

@@ -1,11 +1,8 @@
 """What tells one function from another, and one version of it from the next.
 
 A function's *name* (module and qualified name, for a script's functions its file) chooses the folder of the cache. Its
-*description* becomes part of every key: the meaning of its code (instructions with the constants and names that they
-use; no line numbers, comments, formatting or docstrings), and what its closure holds as far as that cannot change by
-itself: plain immutable values, functions, classes, modules. Lists and other mutable objects in a closure do not
-count, as
-with joblib, nor do variables that the function itself assigns to.
+*identity* becomes part of every key: the meaning of its code (instructions with the constants and names that they use;
+no line numbers, comments, formatting or docstrings), what its closure holds, and what else it rests on (`_depends.py`).
 """
 
 from __future__ import annotations
@@ -22,15 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
+from shoal.joblib._depends import Depends, Project, counted_cells
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_BUILT_IN = (type, types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType,
+             types.WrapperDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
 _DOCSTRING_FLAG = 0x4000000  # CO_HAS_DOCSTRING of 3.13: a docstring is a comment to us
 _CONSTANTS = frozenset(dis.hasconst)
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
 _NAMES = frozenset((*dis.hasname, *dis.haslocal, *dis.hasfree))
 _KEPT_CODES = 4096
 
-_codes: dict[int, tuple[types.CodeType, bytes, frozenset[str]]] = {}
+_codes: dict[int, tuple[types.CodeType, bytes]] = {}
 
 
 def _exception_ranges(table: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -53,8 +52,7 @@ def _constant(value: Any) -> Any:
     return code_digest(value) if isinstance(value, types.CodeType) else value
 
 
-def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
-    """The digest of the code's meaning, and the names of closure variables that it, or a function in it, assigns to."""
+def _examine(code: types.CodeType) -> bytes:
     # Which instructions stand for nothing but a line number depends on the formatting: targets are counted without
     # them.
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("NOP", "EXTENDED_ARG", "CACHE")]
@@ -68,7 +66,6 @@ def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
         return index.get(offset, len(offsets))
 
     meaning: list[Any] = []
-    assigned: set[str] = set()
     for step in steps:
         argument: Any = step.arg
         if step.opcode in _CONSTANTS:
@@ -78,12 +75,7 @@ def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
         elif step.opcode in _NAMES:
             # 3.11 and later keep flags in the low bits of some; the text tells them apart.
             argument = (step.argval, step.argrepr)
-        if step.opname in ("STORE_DEREF", "DELETE_DEREF"):
-            assigned.add(step.argval)
         meaning.append((step.opname, argument))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            assigned |= _entry(constant)[2] & set(constant.co_freevars)
     ranges = [
         (target(start), target(end), target(handler), depth)
         for start, end, handler, depth in _exception_ranges(getattr(code, "co_exceptiontable", b""))
@@ -96,90 +88,35 @@ def _examine(code: types.CodeType) -> tuple[bytes, frozenset[str]]:
         meaning,
         ranges,
     )
-    return _engine.hash_object(parts), frozenset(assigned)
-
-
-def _entry(code: types.CodeType) -> tuple[types.CodeType, bytes, frozenset[str]]:
-    entry = _codes.get(id(code))
-    if entry is None or entry[0] is not code:
-        if len(_codes) >= _KEPT_CODES:
-            _codes.clear()
-        entry = _codes[id(code)] = (code, *_examine(code))
-    return entry
+    return _engine.hash_object(parts)
 
 
 def code_digest(code: types.CodeType) -> bytes:
     """16 bytes that are equal for code of equal meaning, in any process of the same Python version."""
-    return _entry(code)[1]
+    entry = _codes.get(id(code))
+    if entry is None or entry[0] is not code:
+        if len(_codes) >= _KEPT_CODES:
+            _codes.clear()
+        entry = _codes[id(code)] = (code, _examine(code))
+    return entry[1]
 
 
-def counted_cells(function: types.FunctionType) -> tuple[types.CellType, ...]:
-    """The closure cells whose contents count: those that the function does not itself assign to."""
-    assigned = _entry(function.__code__)[2]
-    return tuple(
-        cell
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        if name not in assigned
-    )
-
-
-def _content(value: Any, seen: frozenset[int]) -> Any:
-    """What a value in a closure or among defaults contributes; nothing but its type's name where it can change."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is tuple or kind is frozenset:
-        return kind(_content(item, seen) for item in value)
-    if isinstance(value, types.FunctionType):
-        return describe_function(value, seen)
-    if isinstance(value, types.MethodType):
-        return ("method", _content(value.__func__, seen), kind.__qualname__)
-    if isinstance(value, functools.partial):
-        return ("partial", _content(value.func, seen), _content(value.args, seen))
-    if isinstance(value, _engine.Memo):
-        return _content(getattr(value, "func", None), seen)
-    if isinstance(value, (type, types.BuiltinFunctionType)):
-        return ("name", getattr(value, "__module__", None), value.__qualname__)
-    if isinstance(value, types.ModuleType):
-        return ("module", value.__name__)
-    return ("object", kind.__module__, kind.__qualname__)
-
-
-def describe_function(function: types.FunctionType, seen: frozenset[int] = frozenset()) -> tuple[Any, ...]:
-    """What a function's meaning is made of, as plain data."""
-    if id(function) in seen:
-        return ("itself", function.__qualname__)
-    seen = seen | {id(function)}
-    contents = []
-    for cell in counted_cells(function):
-        try:
-            contents.append(_content(cell.cell_contents, seen))
-        except ValueError:  # not assigned yet
-            contents.append(("empty",))
-    keyword_defaults = function.__kwdefaults__ or {}
-    return (
-        "function",
-        code_digest(function.__code__),
-        _content(function.__defaults__ or (), seen),
-        tuple((name, _content(value, seen)) for name, value in sorted(keyword_defaults.items())),
-        tuple(contents),
-    )
-
-
-def describe_argument(function: types.FunctionType) -> tuple[Any, ...]:
+def describe_argument(function: types.FunctionType, contents: bool = True) -> tuple[Any, ...]:
     """What a function that is itself a value (an argument, an item of one) is equal to: its name, as with joblib, for
-    the same text means something else beside other globals; its code; and all that it holds at this moment, by
-    contents: unlike the cached function, which is looked at once, an argument is looked at in each call."""
+    the same text means something else beside other globals; its code; and, with `contents`, all that it holds at this
+    moment, by contents: unlike the cached function, which is looked at once, an argument is looked at in each call."""
     module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
-    contents: list[tuple[Any, ...]] = []
+    names = (module, function.__qualname__)
+    if not contents:
+        return "function", *names, code_digest(function.__code__)
+    held: list[tuple[Any, ...]] = []
     for cell in function.__closure__ or ():
         try:
-            contents.append((cell.cell_contents,))
+            held.append((cell.cell_contents,))
         except ValueError:  # not assigned yet
-            contents.append(())
+            held.append(())
     keyword_defaults = function.__kwdefaults__ or {}
-    names = (module, function.__qualname__)
-    return "function", *names, code_digest(function.__code__), function.__defaults__, keyword_defaults, contents
+    return "function", *names, code_digest(function.__code__), function.__defaults__, keyword_defaults, held
 
 
 def _main_name(filename: str) -> str:
@@ -205,7 +142,7 @@ def function_name(function: Any) -> str:
             code = getattr(function, "__code__", None)
         module = _main_name(code.co_filename) if code is not None else "__main__"
     qualified = str(named.__qualname__).replace("<locals>", "locals").replace("<lambda>", "lambda")
-    return f"{module}.{qualified}"
+    return f"{module}.{qualified}".replace("\0", "?")
 
 
 @dataclass
@@ -226,6 +163,9 @@ class Parameters:
     takes_keywords: bool
     watch: tuple[tuple[Any, ...], ...]
     parts: dict[str, bytes]  # what the identity is made of, by name
+    nothing: object  # stands for "no default" in `defaults`
+    undecidable: str | None  # why no call can be told from another
+    project: Project
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -259,16 +199,23 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
             break
 
     cells: tuple[types.CellType, ...] = ()
-    watched = None
+    watched = undecidable = None
     if isinstance(inner, types.FunctionType):
-        watched, cells = inner, counted_cells(inner)
-        meaning: Any = describe_function(inner)
-    elif hasattr(inner, "__qualname__"):
+        watched, cells = inner, tuple(counted_cells(inner).values())
+        meaning: Any = ("function", code_digest(inner.__code__))
+    elif isinstance(inner, _BUILT_IN):
+        owner = getattr(inner, "__self__", getattr(inner, "__objclass__", None))
         meaning = ("name", getattr(inner, "__module__", None), inner.__qualname__)
-    else:  # an object that can be called: its type's code, and it itself as the first argument
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            leading = (owner, *leading)  # "-".join
+    else:  # an object that can be called, whatever name it has: its type's code, and it itself as the first argument
         call = getattr(type(inner), "__call__", None)  # noqa: B004
-        meaning = describe_function(call) if isinstance(call, types.FunctionType) else ("type", type(inner))
+        meaning = ("call", code_digest(call.__code__)) if isinstance(call, types.FunctionType) else type(inner)
         leading = (inner, *leading)
+        try:
+            _engine.hash_object(inner)
+        except Exception as error:
+            undecidable = f"it is a {type(inner).__qualname__}, which cannot be hashed ({error})"
 
     signature = _signature(inner) if watched is not None else None
     names: list[str] = []
@@ -295,10 +242,9 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
                 f"Ignore list: argument '{name}' is not defined for function {function_name(function)}{signature or ''}"
             )
     ignored = bytes(name in ignore for name in (*names, "*", "**"))
-    from shoal.joblib._depends import Depends, Project
-
-    depends = Depends(watched, Project(inner, follow), nothing)
-    identity_of: tuple[Any, ...] = ("shoal-memory-1", meaning, tuple(names), star, double_star, ignored)
+    project = Project(inner if hasattr(inner, "__qualname__") else type(inner), follow)
+    depends = Depends(inner, project, nothing, own=True)
+    identity_of: tuple[Any, ...] = ("shoal-memory-2", meaning, tuple(names), star, double_star, ignored)
     parts = {"the function's own code": _engine.hash_object(identity_of), **depends.parts}
     if depends.parts:
         identity_of = (*identity_of, depends.parts)
@@ -306,7 +252,42 @@ def examine(function: Any, ignore: list[str], nothing: object, follow: Any = Tru
     return Parameters(
         watched, cells, identity, tuple(names), tuple(defaults), ignored, leading, keywords,
         positional_only, positional, star is not None, double_star is not None, depends.watch, parts,
+        nothing, undecidable or depends.undecidable, project,
     )  # fmt: skip
+
+
+class ArgumentsError(TypeError, ValueError):
+    """Arguments that do not fit a cached function: a TypeError, as its own call raises, and a ValueError, as joblib's
+    does."""
+
+
+def check_misfit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ArgumentsError for arguments that a function cannot be called with."""
+    signature = _signature(function)
+    try:
+        # What a decorator takes itself is not in the signature that it shows.
+        inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join([*(repr(value) for value in args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+        problem = str(error)
+        kind = {"missing a required": "Wrong number of arguments", "too many positional": "Too many arguments",
+                "got an unexpected": "Too many keyword arguments"}  # fmt: skip
+        what = next((text for start, text in kind.items() if problem.startswith(start)), "The arguments do not fit")
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ArgumentsError(
+            f"{what} for {name}{signature}: {name}({given}) was called, {problem or 'which does not fit'}"
+        ) from None
+    except ValueError:  # built in: it has no signature
+        return
+
+
+def describe_met(met: Any, project: Project, nothing: object) -> tuple[bytes | None, tuple[tuple[Any, ...], ...]]:
+    """What a class or function means that was met in an argument: the digest of what it rests on, None for what lies
+    outside of the project; and what has to stay as it is for that to hold."""
+    if not project.has(met.__module__):
+        return None, ()
+    depends = Depends(met, project, nothing)
+    return _engine.hash_object(depends.parts) if depends.parts else None, depends.watch
 
 
 _engine.configure_store(describe_argument)

@@ -19,10 +19,9 @@ import datetime
 import functools
 import inspect
 import os
-import pickle
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal import _engine
@@ -46,11 +45,18 @@ from shoal.joblib._store_backends import (
 )
 from shoal.joblib.func_inspect import function_name
 
-__all__ = ["AsyncMemorizedFunc", "AsyncNotMemorizedFunc", "CacheWarning", "Explanation", "MemorizedFunc",
-           "MemorizedResult", "Memory", "NotMemorizedFunc", "NotMemorizedResult", "expires_after",
+__all__ = ["AsyncMemorizedFunc", "AsyncNotMemorizedFunc", "CacheWarning", "Explanation", "JobLibCollisionWarning",
+           "MemorizedFunc", "MemorizedResult", "Memory", "NotMemorizedFunc", "NotMemorizedResult", "expires_after",
            "register_store_backend"]  # fmt: skip
 
 _NOTHING = object()
+
+
+class JobLibCollisionWarning(UserWarning):
+    """joblib's warning that two functions of one name replace each other's results. Here none does, so it is never
+    given; it is there for programs that filter it."""
+
+
 _MMAP_MODES = (None, "r", "r+", "w+", "c")
 _CLAIM_WAIT = 600  # seconds to wait for another who computes the same; then we do it too
 
@@ -132,18 +138,26 @@ class MemorizedFunc(_engine.Memo, Speaker):
         if not self._is_open:
             store = self._location.store()
             if store is not None:
-                self._open(store, self.func_id, pickle.loads)
+                self._open(store, self.func_id, _value.loader(self.mmap_mode))
                 self._is_open = True
         seen = self._parameters = func_inspect.examine(self.func, self.ignore, _NOTHING, self.follow)
         fully = self._verbose > 1 or self.cache_validation_callback is not None or not self._is_open
+        fully = fully or seen.undecidable is not None
         self._describe(
             seen.watched, seen.cells, seen.identity, seen.names, seen.defaults, _NOTHING, seen.ignored, seen.leading,
             seen.keywords, seen.positional_only, seen.positional, seen.takes_args, seen.takes_keywords,
-            self.mmap_mode is not None, fully, self.mmap_mode == "r", seen.watch,
+            self.mmap_mode is not None, fully, self.mmap_mode == "r", seen.watch, bool(seen.project),
         )  # fmt: skip
 
+    def _meet(self, met: Any) -> tuple[bytes | None, tuple[tuple[Any, ...], ...]]:
+        """What a class or function among the arguments means beyond its name."""
+        seen = self._parameters
+        assert seen is not None
+        return func_inspect.describe_met(met, seen.project, _NOTHING)
+
     def _call_unbound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments do not fit: the function itself says so best."""
+        """The arguments do not fit the parameters that the function shows."""
+        func_inspect.check_misfit(self.func, args, kwargs)
         return self.func(*args, **kwargs)
 
     def _call_fully(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,10 +191,37 @@ class MemorizedFunc(_engine.Memo, Speaker):
         seen = self._parameters
         assert seen is not None
         try:
-            arguments = _value.read_call(text, seen.names, len(seen.leading))
+            arguments = _value.read_call(text, seen)
         except ValueError:
             arguments = {}
         return {"duration": cost / 1e9, "input_args": arguments, "time": created / 1e9}
+
+    def _undecidable(self) -> str | None:
+        return self._parameters.undecidable if self._parameters is not None else None
+
+    def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
+        """The key of a call; None where it has none and the function is to be called: its closure cannot be hashed, or
+        it takes arguments that it does not show. Raises ArgumentsError for arguments that do not fit."""
+        try:
+            key = self._key(args, kwargs)  # looks at the function, if it has changed
+        except Exception:
+            if self._undecidable() is None:
+                raise
+            key = b""
+        if key is None:
+            func_inspect.check_misfit(self.func, args, kwargs)
+        undecidable = self._undecidable()
+        if undecidable is None:
+            return key
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Results of {self.func_id} are not kept, as they may rest on what cannot be told apart: {undecidable}."
+                " Hand it over as a parameter (which may be ignored), or make it a global.",
+                CacheWarning,
+                stacklevel=4,
+            )
+        return None
 
     def _is_valid(self, key: bytes) -> bool:
         """Whether there is an entry that may be used; one that the user's callback refuses is removed."""
@@ -207,7 +248,7 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
     def _cached_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """A call with everything that may be wanted beside its value."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return self.func(*args, **kwargs), {}
         if self._is_open and (self.cache_validation_callback is None or self._is_valid(key)):
@@ -274,13 +315,18 @@ class MemorizedFunc(_engine.Memo, Speaker):
             value = again if found else value
         return value, {"duration": cost / 1e9, "time": started}
 
+    def _input_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+        """The arguments of a call by parameter, as texts."""
+        assert self._parameters is not None
+        return _value.read_call(_value.describe_call(args, kwargs, {}), self._parameters)
+
     def _about_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return _value.describe_call(args, kwargs, self._parameters.parts if self._parameters is not None else {})
 
     def _store_value(self, key: bytes, about: bytes, value: Any, cost: int) -> bool:
         """Keep a value; where that fails, warn once. Whether it was kept."""
         try:
-            pickled, buffers = _value.dump(value)
+            pickled, buffers = _value.dump(value, self.mmap_mode is not None)
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -304,14 +350,15 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute, whether there is an entry or not, and keep the value. Returns it and a dict about the call."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return self.func(*args, **kwargs), {}
-        return self._call(args, kwargs, key)
+        value, metadata = self._call(args, kwargs, key)
+        return value, {**metadata, "input_args": self._input_args(args, kwargs)}
 
     def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Whether a call with these arguments would be a hit. Nothing is computed."""
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         return key is not None and self._is_valid(key)
 
     def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
@@ -319,7 +366,7 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
         Where nothing can be kept, the value itself in a NotMemorizedResult.
         """
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return NotMemorizedResult(self.func(*args, **kwargs))
         if not self._is_valid(key):
@@ -388,13 +435,14 @@ class AsyncMemorizedFunc(MemorizedFunc):
         return (await output if inspect.iscoroutine(output) else output)[0]
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return await self.func(*args, **kwargs), {}
-        return await self._call(args, kwargs, key)  # type: ignore[misc]
+        value, metadata = await self._call(args, kwargs, key)  # type: ignore[misc]
+        return value, {**metadata, "input_args": self._input_args(args, kwargs)}
 
     async def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
-        key = self._key(args, kwargs)
+        key = self._key_of(args, kwargs)
         if key is None:
             return NotMemorizedResult(await self.func(*args, **kwargs))
         if not self._is_valid(key):
@@ -445,8 +493,9 @@ class Memory(Speaker):
 
     location: the folder (str or path); results lie in its sub-folder `shoal`. None: nothing is kept.
     backend: "local", or a name that register_store_backend was given.
-    mmap_mode: None, or as for numpy.load: arrays in results come back as views of the file in any case; with "r" they
-        are read-only, with the other modes they can be written to, which never changes the file.
+    mmap_mode: None, or as for numpy.load: arrays in results come back as views of the file in any case; with a mode
+        they are numpy.memmap from the first call on, read-only with "r". With the other modes they can be written to,
+        which never changes the file: unlike with joblib's "r+", results are what the function returned.
     compress: False, True (zstd), a level, "zstd" or "lz4", or a pair of name and level.
     verbose: 0 nothing is printed, 1 each call that is computed, 2 and more also each that is not.
     backend_options: {"durable": True} has each result survive a loss of power (0.3 ms and more each).
@@ -468,6 +517,8 @@ class Memory(Speaker):
         bytes_limit: int | str | None = None,
         follow: Any = True,
     ) -> None:
+        if backend_options is not None and not isinstance(backend_options, Mapping):
+            raise TypeError(f"backend_options must be a mapping, not {type(backend_options).__name__}")
         if mmap_mode not in _MMAP_MODES:
             raise ValueError(f"mmap_mode must be one of {_MMAP_MODES}, not {mmap_mode!r}")
         if compress and mmap_mode is not None:
@@ -485,6 +536,8 @@ class Memory(Speaker):
         if location is None:
             return
         limit = parse_size(bytes_limit) or 0
+        if limit < 0:
+            raise ValueError(f"bytes_limit must not be negative, not {bytes_limit!r}")
         if backend != "local":
             options = {**self.backend_options, "compress": compress, "mmap_mode": mmap_mode}
             self._location = make_backend(backend, location, verbose, options)

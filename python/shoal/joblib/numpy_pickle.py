@@ -182,7 +182,7 @@ def dump(value: Any, filename: Any, compress: Any = 0, protocol: int | None = No
     if isinstance(filename, os.PathLike):
         filename = os.fspath(filename)
     is_file = hasattr(filename, "write")
-    if not isinstance(filename, (str, bytes)) and not is_file:
+    if not isinstance(filename, str) and not is_file:
         raise ValueError(
             f"Second argument should be a filename or a file-like object, {filename} (type {type(filename)}) was given."
         )

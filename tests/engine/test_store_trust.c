@@ -1,0 +1,322 @@
+/* test_store_trust.c: right values or none, whatever happens to the store's files, whoever may write to them, and where
+ * there is no room. */
+#include "store_place.h"
+
+/* ---- damage ---- */
+
+static size_t load_file(const char *path, uint8_t **out)
+{
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    assert_int_equal(fstat(fd, &status), 0);
+    *out = malloc((size_t)status.st_size);
+    assert_int_equal(read(fd, *out, (size_t)status.st_size), status.st_size);
+    (void)close(fd);
+    return (size_t)status.st_size;
+}
+
+static void store_file(const char *path, const uint8_t *data, size_t size)
+{
+    int fd = open(path, O_WRONLY | O_TRUNC);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, size), (ssize_t)size);
+    (void)close(fd);
+}
+
+static void no_changed_byte_of_a_small_entry_goes_unseen(void **state)
+{
+    struct place *place = *state;
+    uint8_t *data;
+    assert_int_equal(put_pattern(place->folder, &place->key, 100), 0);
+    size_t size = load_file(place->file, &data);
+    for (size_t at = 0; at < size; at++) {
+        for (int change = 0; change < 3; change++) {
+            uint8_t was = data[at];
+            data[at] = (uint8_t)(change == 0 ? was ^ (1u << (at % 8)) : change == 1 ? ~(unsigned)was : was + 1u);
+            store_file(place->file, data, size);
+            data[at] = was;
+            if (get_pattern(place->folder, &place->key, NULL) != SHOAL_ECORRUPT)
+                fail_msg("byte %zu: the change was not seen", at);
+        }
+    }
+    store_file(place->file, data, size);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    free(data);
+}
+
+static void a_large_entry_is_verified_again_once_its_file_changed(void **state)
+{
+    struct place *place = *state;
+    uint8_t *data;
+    struct timespec settle = {0, 60000000}; /* until its times tell one content from another */
+    assert_int_equal(put_pattern(place->folder, &place->key, LARGE), 0);
+    (void)nanosleep(&settle, NULL);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    size_t size = load_file(place->file, &data);
+    for (size_t at = 5; at < size; at += size / 23) {
+        data[at] ^= 4;
+        store_file(place->file, data, size);
+        data[at] ^= 4;
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), SHOAL_ECORRUPT);
+        store_file(place->file, data, size);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    }
+    free(data);
+}
+
+static void damage_of_any_kind_is_told_and_repaired_by_the_next_put(void **state)
+{
+    struct place *place = *state;
+    static const char *const damages[] = {
+        "truncate -s 0 $F",
+        "truncate -s 60 $F",
+        "truncate -s 127 $F",
+        "truncate -s 128 $F",
+        "truncate -s -1 $F",
+        "truncate -s +1 $F",
+        "head -c 4000 /dev/urandom > $F",
+        "rm $F; mkdir $F",
+        "rm $F; mkdir -p $F/a/b; touch $F/a/b/c $F/d",
+        "rm $F; ln -s /etc/passwd $F",
+        "mv $F $F.x; ln -s $F.x $F",
+        "rm $F; ln -s nowhere $F",
+        "rm $F; mkfifo $F",
+        "printf '\\002' | dd of=$F bs=1 seek=8 conv=notrunc 2>/dev/null",                 /* another version */
+        "printf '\\001\\002' | dd of=$F bs=1 seek=10 conv=notrunc 2>/dev/null",           /* another byte order */
+        "printf '\\377\\377\\377\\177' | dd of=$F bs=1 seek=88 conv=notrunc 2>/dev/null", /* a giant part count */
+    };
+    static const size_t sizes[] = {100, LARGE};
+    for (size_t s = 0; s < 2; s++) {
+        for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
+            char command[900];
+            assert_int_equal(put_pattern(place->folder, &place->key, sizes[s]), 0);
+            assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+            (void)snprintf(command, sizeof command, "F=%s; %s", place->file, damages[i]);
+            run(command);
+            if (get_pattern(place->folder, &place->key, NULL) != SHOAL_ECORRUPT)
+                fail_msg("not seen: %s", damages[i]);
+        }
+        assert_int_equal(put_pattern(place->folder, &place->key, sizes[s]), 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    }
+}
+
+static void an_entry_under_another_name_is_not_taken_for_that_one(void **state)
+{
+    struct place *place = *state;
+    char command[1200];
+    assert_int_equal(put_pattern(place->folder, &place->key, 100), 0);
+    (void)snprintf(command, sizeof command, "cd %s && mv * 00000000000000000000000000000000",
+                   shoal_folder_path(place->folder));
+    run(command);
+    shoal_key other = {{0}};
+    assert_int_equal(get_pattern(place->folder, &other, NULL), SHOAL_ECORRUPT);
+}
+
+/* ---- whose it is ---- */
+
+static void what_others_could_have_written_is_refused(void **state)
+{
+    struct place *place = *state;
+    char inner[128];
+    shoal_store *store;
+    (void)snprintf(inner, sizeof inner, "%s/store", place->path);
+    assert_int_equal(put_pattern(place->folder, &place->key, 100), 0);
+
+    assert_int_equal(chmod(place->file, 0620), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), -EPERM);
+    assert_int_equal(chmod(place->file, 0602), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), -EPERM);
+    assert_int_equal(chmod(place->file, 0644), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+
+    shoal_folder *fresh;
+    assert_int_equal(chmod(shoal_folder_path(place->folder), 0770), 0);
+    assert_int_equal(shoal_folder_open(place->store, "function", &fresh), 0);
+    assert_int_equal(get_pattern(fresh, &place->key, NULL), -EPERM);
+    assert_int_equal(put_pattern(fresh, &place->key, 100), -EPERM);
+    assert_int_equal(put_pattern(place->folder, &place->key, 100), -EPERM);
+    shoal_folder_close(fresh);
+    assert_int_equal(chmod(shoal_folder_path(place->folder), 0700), 0);
+
+    assert_int_equal(chmod(inner, 0707), 0);
+    assert_int_equal(shoal_store_open(inner, NULL, &store), -EPERM);
+    assert_int_equal(chmod(inner, 0755), 0);
+    assert_int_equal(shoal_store_open(inner, NULL, &store), 0);
+    shoal_store_close(store);
+
+    if (geteuid() == 0) { /* only root can make a file that is another's */
+        assert_int_equal(chown(place->file, 12345, (gid_t)-1), 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), -EPERM);
+        assert_int_equal(chown(inner, 12345, (gid_t)-1), 0);
+        assert_int_equal(shoal_store_open(inner, NULL, &store), -EPERM);
+        assert_int_equal(chown(inner, 0, (gid_t)-1), 0);
+        assert_int_equal(put_pattern(place->folder, &place->key, 100), 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    }
+}
+
+static void links_to_folders_are_not_followed(void **state)
+{
+    struct place *place = *state;
+    char command[400], inner[128];
+    shoal_store *store;
+    shoal_folder *folder;
+    (void)snprintf(command, sizeof command,
+                   "cd %s && mkdir -m 700 away && ln -s away link && ln -s ../away store/linked", place->path);
+    run(command);
+    (void)snprintf(inner, sizeof inner, "%s/link/", place->path);
+    assert_int_equal(shoal_store_open(inner, NULL, &store), -ENOTDIR);
+    assert_int_equal(shoal_folder_open(place->store, "linked", &folder), 0);
+    assert_int_equal(get_pattern(folder, &place->key, NULL), -ENOTDIR);
+    assert_int_equal(put_pattern(folder, &place->key, 10), -ENOTDIR);
+    shoal_folder_close(folder);
+    (void)snprintf(inner, sizeof inner, "%s/away", place->path);
+    assert_int_equal(files_below(inner), 0);
+}
+
+static void modes_do_not_depend_on_the_umask(void **state)
+{
+    struct place *place = *state;
+    static const mode_t masks[] = {0, 022, 077, 0777};
+    for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+        for (uint32_t flags = 0; flags <= SHOAL_STORE_NAMED_FILES; flags += SHOAL_STORE_NAMED_FILES) {
+            char inner[128];
+            shoal_store *store;
+            shoal_folder *folder;
+            shoal_store_options options = {.flags = flags};
+            (void)snprintf(inner, sizeof inner, "%s/umask-%zu-%u", place->path, i, flags);
+            mode_t before = umask(masks[i]);
+            assert_int_equal(shoal_store_open(inner, &options, &store), 0);
+            assert_int_equal(shoal_folder_open(store, "f", &folder), 0);
+            assert_int_equal(put_pattern(folder, &place->key, 10), 0);
+            (void)umask(before);
+            char file[600];
+            assert_only_entry_is_kept_private(inner, S_IFDIR, 0700);
+            assert_only_entry_is_kept_private(shoal_folder_path(folder), S_IFDIR, 0700);
+            (void)snprintf(file, sizeof file, "%s/%s", shoal_folder_path(folder), strrchr(place->file, '/') + 1);
+            assert_only_entry_is_kept_private(file, S_IFREG, 0600);
+            shoal_folder_close(folder);
+            shoal_store_close(store);
+        }
+    }
+}
+
+/* ---- no room, no right ---- */
+
+static void a_limit_on_file_size_is_an_error_and_leaves_nothing(void **state)
+{
+    struct place *place = *state;
+    for (uint32_t flags = 0; flags <= SHOAL_STORE_NAMED_FILES; flags += SHOAL_STORE_NAMED_FILES) {
+        shoal_folder_close(place->folder);
+        shoal_store_close(place->store);
+        open_place(place, flags);
+        pid_t child = fork();
+        if (child == 0) { /* SIGXFSZ has its default action here */
+            struct rlimit limit = {1000, 1000};
+            (void)setrlimit(RLIMIT_FSIZE, &limit);
+            _exit(put_pattern(place->folder, &place->key, 2000) == -EFBIG &&
+                          put_pattern(place->folder, &place->key, LARGE) == -EFBIG &&
+                          put_pattern(place->folder, &place->key, 10) == 0
+                      ? 0
+                      : 1);
+        }
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+        assert_int_equal(files_below(place->path), 1);
+    }
+}
+
+static void a_full_disk_is_an_error_and_leaves_nothing(void **state)
+{
+    struct place *place = *state;
+    char command[300];
+    (void)snprintf(command, sizeof command, "mount -t tmpfs -o size=200k,mode=700 none %s/store 2>/dev/null",
+                   place->path);
+    if (geteuid() != 0 || system(command) != 0) {
+        print_message("cannot mount here: the limit on file size stands for it\n");
+        a_limit_on_file_size_is_an_error_and_leaves_nothing(state);
+        return;
+    }
+    int first = put_pattern(place->folder, &place->key, 100);
+    int second = put_pattern(place->folder, &place->key, LARGE);
+    int third = get_pattern(place->folder, &place->key, NULL);
+    size_t files = files_below(place->path);
+    (void)snprintf(command, sizeof command, "umount -l %s/store", place->path);
+    run(command);
+    assert_int_equal(first, 0);
+    assert_int_equal(second, -ENOSPC);
+    assert_int_equal(third, 0);
+    assert_int_equal(files, 1);
+}
+
+/* Runs `body` as a user without privileges, whose the place is. */
+static int as_plain_user(struct place *place, int (*body)(struct place *place))
+{
+    char command[300];
+    pid_t child = fork();
+    if (child == 0) {
+        if (geteuid() == 0) {
+            (void)snprintf(command, sizeof command, "chown -R 12345 %s", place->path);
+            if (system(command) != 0 || setgid(12345) != 0 || setuid(12345) != 0)
+                _exit(99);
+        }
+        _exit(body(place));
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (geteuid() == 0) {
+        (void)snprintf(command, sizeof command, "chown -R 0 %s", place->path);
+        run(command);
+    }
+    return status;
+}
+
+static int use_read_only(struct place *place)
+{
+    shoal_store *store;
+    char inner[128];
+    if (put_pattern(place->folder, &place->key, 100) != 0)
+        return 1;
+    shoal_key other = place->key;
+    other.bytes[3] ^= 1;
+    if (chmod(shoal_folder_path(place->folder), 0500) != 0)
+        return 2;
+    if (put_pattern(place->folder, &other, 100) != -EACCES)
+        return 3;
+    if (get_pattern(place->folder, &place->key, NULL) != 0)
+        return 4;
+    (void)snprintf(inner, sizeof inner, "%s/store", place->path);
+    if (chmod(inner, 0500) != 0 || shoal_store_open(inner, NULL, &store) != 0)
+        return 5;
+    if (chmod(place->path, 0500) != 0)
+        return 6;
+    (void)snprintf(inner, sizeof inner, "%s/another/deep", place->path);
+    return shoal_store_open(inner, NULL, &store) == -ENOENT || shoal_store_open(inner, NULL, &store) == -EACCES ? 0 : 7;
+}
+
+static void a_read_only_folder_can_be_read_and_says_why_not_more(void **state)
+{
+    assert_int_equal(as_plain_user(*state, use_read_only), 0);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(no_changed_byte_of_a_small_entry_goes_unseen),
+        TEST(a_large_entry_is_verified_again_once_its_file_changed),
+        TEST(damage_of_any_kind_is_told_and_repaired_by_the_next_put),
+        TEST(an_entry_under_another_name_is_not_taken_for_that_one),
+        TEST(what_others_could_have_written_is_refused),
+        TEST(links_to_folders_are_not_followed),
+        TEST(modes_do_not_depend_on_the_umask),
+        TEST(a_limit_on_file_size_is_an_error_and_leaves_nothing),
+        TEST(a_full_disk_is_an_error_and_leaves_nothing),
+        TEST(a_read_only_folder_can_be_read_and_says_why_not_more),
+    };
+    return cmocka_run_group_tests_name("store_trust", tests, NULL, NULL);
+}

@@ -1,0 +1,282 @@
+"""`Memory`: right values with others at work, after damage, and where nothing can be written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+
+import cloudpickle
+import numpy as np
+import pytest
+from helpers import entries, run_with_cache
+from shoal.joblib.memory import (
+    CacheWarning,
+    Memory,
+)
+
+CALLS: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def no_calls_yet():
+    CALLS.clear()
+
+
+@pytest.fixture
+def memory(tmp_path):
+    return Memory(tmp_path, verbose=0)
+
+
+def add(x, y=1, *args, z=0, **kwargs):
+    CALLS.append((x, y))
+    return x + y + sum(args) + z + sum(kwargs.values())
+
+
+def make_array(n):
+    CALLS.append(n)
+    return np.arange(n, dtype=float)
+
+
+# ---- other processes and threads ----
+
+
+def test_memory_and_cached_functions_can_be_pickled(memory, tmp_path):
+    cached = memory.cache(add, ignore=["z"])
+    cached(1)
+    again = pickle.loads(pickle.dumps(cached))
+    assert again(1) == 2
+    assert pickle.loads(pickle.dumps(memory)).cache(add, ignore=["z"])(1) == 2
+    assert len(CALLS) == 1
+    by_value = cloudpickle.loads(cloudpickle.dumps(memory.cache(lambda x: x + 1)))
+    assert by_value(1) == 2
+
+
+def test_a_decorated_function_of_a_module_is_pickled_by_name(tmp_path):
+    (tmp_path / "library.py").write_text(
+        f"from shoal.joblib.memory import Memory\n@Memory({str(tmp_path)!r}, verbose=0).cache\ndef f(x): return x\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import library
+
+        assert pickle.loads(pickle.dumps(library.f)) is library.f
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+PARALLEL = """
+    import sys, os, multiprocessing
+    from shoal.joblib.memory import Memory
+    memory = Memory(sys.argv[1], verbose=0)
+
+    def f(x):
+        with open(sys.argv[1] + "/calls", "a") as file:
+            file.write("x")
+        return x * 2
+    cached = memory.cache(f)
+
+    if __name__ == "__main__":
+        with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
+            assert pool.map(cached, range(20), chunksize=1) == [2 * x for x in range(20)]
+            assert pool.map(cached, range(20), chunksize=1) == [2 * x for x in range(20)]
+        assert [cached(x) for x in range(20)] == [2 * x for x in range(20)]
+        print(os.path.getsize(sys.argv[1] + "/calls"))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_the_results(tmp_path, method):
+    assert run_with_cache(tmp_path, PARALLEL, method).split() == ["20"]
+
+
+def test_threads_may_call_at_the_same_time(memory):
+    cached = memory.cache(make_array)
+    wrong = []
+
+    def work():
+        for turn in range(100):
+            n = 20_000 * (turn % 3)
+            if len(cached(n)) != n:
+                wrong.append(n)
+            if turn % 10 == 0:
+                cached.clear(warn=False)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_killed_writer_leaves_right_values_and_no_stray_file(tmp_path):
+    script = tmp_path / "writer.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys, numpy as np
+        from shoal.joblib.memory import Memory
+        f = Memory(sys.argv[1], verbose=0).cache(lambda n: np.full(100_000 + n, n))
+        print("ready", flush=True)
+        while True:
+            for n in range(5):
+                f.call(n)
+    """)
+    )
+    for turn in range(12):
+        process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.003 * turn)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert len([path for path in (tmp_path / "shoal").rglob("[!.]*") if path.is_file()]) <= 5
+    cached = Memory(tmp_path, verbose=0).cache(lambda n: np.full(100_000 + n, n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in range(5):
+            assert (cached(n) == n).all()
+
+
+# ---- damage, rights, room ----
+
+
+@pytest.mark.parametrize("n", [10, 100_000])
+def test_damage_is_a_miss_with_a_warning_and_is_repaired(memory, tmp_path, n):
+    cached = memory.cache(make_array)
+    cached(n)
+    (path,) = entries(tmp_path)
+    sound = path.read_bytes()
+    damages = [b"", sound[:100], sound[:-1], sound + b"x", os.urandom(len(sound))]
+    damages += [sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :] for at in range(0, len(sound), len(sound) // 20)]
+    for number, damage in enumerate(damages):
+        path.write_bytes(damage)
+        with pytest.warns(CacheWarning, match="cannot be used"):
+            assert np.array_equal(cached(n), np.arange(n, dtype=float))
+        assert len(CALLS) == number + 2
+        assert np.array_equal(cached(n), np.arange(n, dtype=float))
+        assert len(CALLS) == number + 2
+
+
+def test_a_value_whose_class_is_gone_is_computed_again(memory):
+    class Gone:
+        pass
+
+    module = sys.modules[__name__]
+    module.Gone, Gone.__qualname__ = Gone, "Gone"
+    cached = memory.cache(lambda: module.__dict__.get("Gone", int)())
+    assert isinstance(cached(), Gone)
+    del module.Gone
+    with pytest.warns(CacheWarning, match="cannot be used"):
+        assert cached() == 0
+    assert cached() == 0
+
+
+def test_what_others_could_have_written_is_refused(memory, tmp_path):
+    cached = memory.cache(add)
+    cached(1)
+    (path,) = entries(tmp_path)
+    path.chmod(0o666)
+    with pytest.raises(PermissionError, match="group or others may write"):
+        cached(1)
+    path.chmod(0o600)
+    assert cached(1) == 2
+    (tmp_path / "shoal").chmod(0o777)
+    with pytest.raises(PermissionError, match="not used"):
+        subprocess_memory(tmp_path)
+    assert len(CALLS) == 1
+
+
+def subprocess_memory(tmp_path):
+    from shoal import _engine
+
+    return _engine.Store(str(tmp_path / "shoal"))
+
+
+def test_folders_and_files_are_the_users_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        memory = Memory(tmp_path / "new", verbose=0)
+        memory.cache(add)(1)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+READ_ONLY = """
+    import os, sys, warnings
+    from shoal.joblib.memory import Memory
+    os.makedirs(sys.argv[1])
+    if sys.argv[2] == "folder":
+        os.chmod(sys.argv[1], 0o555)
+    if os.geteuid() == 0:
+        os.chown(sys.argv[1], 12345, 12345)
+        os.setgid(12345), os.setuid(12345)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        memory = Memory(sys.argv[1], verbose=0)
+        if sys.argv[2] == "later":
+            os.chmod(sys.argv[1] + "/shoal", 0o500)
+        f = memory.cache(lambda x: x + 1)
+        print([f(1), f(1), f(2), memory.cache(lambda x: x + 3)(1)])
+    print(len(caught))
+"""
+
+
+@pytest.mark.parametrize("when", ["folder", "later"])
+def test_in_a_read_only_folder_values_are_computed_with_one_warning(tmp_path, when):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent != parent.parent and parent.stat().st_uid == os.geteuid():
+            parent.chmod(parent.stat().st_mode | 0o055)
+    assert run_with_cache(tmp_path, READ_ONLY, when).split("\n")[:2] == ["[2, 2, 3, 4]", "1"]
+
+
+def test_where_there_is_no_room_values_are_computed_with_one_warning(tmp_path):
+    cached = Memory(tmp_path, verbose=0).cache(make_array)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.warns(CacheWarning, match="cannot be kept") as caught:
+            for _ in range(3):
+                assert len(cached(5000)) == 5000
+        assert len(caught) == 1
+        cached(10), cached(10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert CALLS == [5000, 5000, 5000, 10]
+
+
+def test_a_value_that_cannot_be_pickled_is_returned_with_one_warning(memory):
+    cached = memory.cache(lambda: threading.Lock())
+    with pytest.warns(CacheWarning, match="cannot be pickled") as caught:
+        assert cached() is not cached()
+    assert len(caught) == 1
+
+
+def test_a_cached_function_goes_away_with_its_last_reference(memory):
+    import gc
+    import weakref
+
+    def cycle():
+        @memory.cache
+        def function(x):
+            return function, x
+
+        return function
+
+    function = cycle()
+    function(1) if False else function.check_call_in_cache(1)
+    gone = weakref.ref(function)
+    del function
+    gc.collect()
+    assert gone() is None
