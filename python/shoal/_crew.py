@@ -21,7 +21,7 @@ from shoal.errors import TaskCancelled
 
 TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any, Protocol
 
     class WorkerProcess(Protocol):
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
         def terminate(self) -> None: ...
         def kill(self) -> None: ...
 
-    StartWorker = Callable[[_engine.Pool, int, int, int], WorkerProcess]
-    """(engine, place, owner, crash) -> the started process, which runs `_serving.serve` with the same three numbers."""
+    StartWorkers = Callable[[Sequence[tuple[_engine.Pool, int, int, int]]], Generator[WorkerProcess, None, None]]
+    """[(engine, place, owner, crash), …] -> the started processes, each of which runs `_serving.serve` with the same
+    three numbers; one is started as it is asked for, or before."""
 
 CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
 
@@ -133,7 +134,7 @@ class Crew:
     def __init__(
         self,
         size: int,
-        start: StartWorker,
+        start: StartWorkers,
         *,
         foreign_main: bool = False,
         restarts: bool = True,
@@ -243,15 +244,23 @@ class Crew:
         with self.hold():
             return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
 
-    def _fill(self, place: int) -> None:
-        owner = self.engine.enlist(place)
-        if self._crashes[place] < 0:
-            self._crashes[place] = os.memfd_create("shoal-crash")
+    def _fill(self, places: Sequence[int]) -> None:
+        """Start a worker in each of these places. What fails is raised; the workers before that are there."""
+        orders = []
+        for place in places:
+            if self._crashes[place] < 0:
+                self._crashes[place] = os.memfd_create("shoal-crash")
+            orders.append((self.engine, place, self.engine.enlist(place), self._crashes[place]))
         before, _thread.starts_for = getattr(_thread, "starts_for", None), self
+        starting = self._start(orders)
         try:
-            process = self._start(self.engine, place, owner, self._crashes[place])
+            for place, process in zip(places, starting, strict=False):
+                self._watch(place, process)
         finally:
+            starting.close()
             _thread.starts_for = before
+
+    def _watch(self, place: int, process: WorkerProcess) -> None:
         assert process.pid is not None
         try:
             descriptor = os.pidfd_open(process.pid)
@@ -268,9 +277,7 @@ class Crew:
         self.processes[place] = process
 
     def _fill_first(self) -> None:
-        for place in range(self.wanted):
-            if self.processes[place] is None:
-                self._fill(place)
+        self._fill([place for place in range(self.wanted) if self.processes[place] is None])
 
     def grow(self) -> None:
         """Fill one more place, where there is one."""
@@ -278,7 +285,7 @@ class Crew:
 
     def _grow_once(self) -> None:
         if self.wanted < self.size and self.state == RUN and self.broken is None:
-            self._fill(self.wanted)
+            self._fill([self.wanted])
             self.wanted += 1
 
     def _begin(self, start: Callable[[], None]) -> None:
@@ -344,7 +351,7 @@ class Crew:
         for place, process in enumerate(self.processes[: self.wanted]):
             if process is None:
                 try:
-                    self._fill(place)
+                    self._fill([place])
                 except OSError as error:
                     if error.errno == _ECANCELED:  # put off
                         return False

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import _base, process
 from concurrent.futures._base import as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +22,7 @@ from typing import Any
 from shoal import _crew, _engine, _options, _progress, _serving, _threads, errors
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, TERMINATE
 from shoal.errors import TaskCancelled, TaskTimeout
-from shoal.multiprocessing.pool import _Descriptors, _EngineHandle
+from shoal.multiprocessing.pool import _Descriptors, _EngineHandle, start_each
 
 __all__ = ["BrokenProcessPool", "Future", "ProcessPoolExecutor", "WorkerDied", "as_completed", "wait"]
 
@@ -103,17 +103,15 @@ def _initialize(crash: int, initializer: Callable[..., object], initargs: tuple[
     os.lseek(crash, 0, os.SEEK_SET)
 
 
-def _starter(context: Any, duties: _serving.Duties) -> _crew.StartWorker:
+def _starter(context: Any, duties: _serving.Duties) -> _crew.StartWorkers:
     """What starts a worker; it does not know its executor, so that one that is dropped can be collected."""
 
-    def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
-        if context.get_start_method(allow_none=False) == "fork":
-            _threads.prepare_fork()
-        worker = context.Process(
-            target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties), daemon=True
-        )
-        worker.start()
-        return worker
+    def make(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
+        arguments = (_EngineHandle(engine, crash), place, owner, duties)
+        return context.Process(target=_worker_main, args=arguments, daemon=True)
+
+    def start(orders: Sequence[tuple[_engine.Pool, int, int, int]]) -> Generator[Any, None, None]:
+        return start_each([make(*order) for order in orders], context.get_start_method(allow_none=False) == "fork")
 
     return start
 
@@ -124,7 +122,7 @@ def _starter(context: Any, duties: _serving.Duties) -> _crew.StartWorker:
 class _Crew(_crew.Crew):
     """A crew that finishes its work and ends by itself once it is closed, whether or not somebody waits for that."""
 
-    def __init__(self, size: int, start: _crew.StartWorker, **options: Any) -> None:
+    def __init__(self, size: int, start: _crew.StartWorkers, **options: Any) -> None:
         self.ended = False  # no callback is run any more
         super().__init__(size, start, **options)
         self.engine.unreadable = _unreadable

@@ -21,7 +21,7 @@ from shoal.joblib import _in_worker
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
     from typing import Any
 
 IDLE = 300.0  # seconds after which workers without work end, as loky's do
@@ -90,7 +90,10 @@ class _Start:
             self._fd = os.memfd_create("shoal-begin")
             os.write(self._fd, begin)
 
-    def __call__(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
+    def __call__(self, orders: Sequence[tuple[_engine.Pool, int, int, int]]) -> Generator[_CleanProcess, None, None]:
+        return (self._start(*order) for order in orders)
+
+    def _start(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> _CleanProcess:
         from shoal import _zygote
 
         payload = b"%d %d %d %d %d %d %d" % (place, owner, *self._threads, self._level, _is_installed())
@@ -277,7 +280,7 @@ class ForkedWorkers(Handle):
         super().__init__(
             Crew(
                 n_jobs,
-                pool._starter(_make_process, context, duties),
+                pool._Starter(_make_process, context, duties),
                 foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
                 forks_with=duties.threads if context.get_start_method() == "fork" else None,
             )

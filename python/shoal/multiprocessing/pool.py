@@ -9,7 +9,7 @@ import os
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import TimeoutError, pool, process, util
 from multiprocessing.pool import (  # type: ignore[attr-defined]
     ExceptionWithTraceback,
@@ -23,6 +23,7 @@ from typing import Any
 from shoal import _crew, _engine, _options, _progress, _serving, _threads
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
 from shoal.errors import TaskCancelled
+from shoal.multiprocessing.popen_fork import Siblings
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -146,7 +147,7 @@ class Pool(_StandardPool):  # type: ignore[misc]
         )
         self._crew = _crew.Crew(
             processes,
-            _starter(self.Process, context, duties),
+            _Starter(self.Process, context, duties),
             foreign_main=_crew.is_main_interactive(),
             forks_with=duties.threads if context.get_start_method() == "fork" else None,
         )
@@ -497,20 +498,37 @@ def _as_sequence(iterable: Iterable[Any]) -> Sequence[Any]:
     return iterable if type(iterable) in _PROMPT else list(iterable)  # type: ignore[return-value]
 
 
-def _starter(make_process: Callable[..., Any], context: Any, duties: _serving.Duties) -> _crew.StartWorker:
-    """What starts a worker; it does not know its pool, so that a pool that is dropped can be collected."""
+class _Starter:
+    """Starts workers; it does not know its pool, so that a pool that is dropped can be collected."""
 
-    def start(engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
-        if context.get_start_method() == "fork":
-            _threads.prepare_fork()
-        worker = make_process(context, target=_worker_main, args=(_EngineHandle(engine, crash), place, owner, duties))
+    def __init__(self, make_process: Callable[..., Any], context: Any, duties: _serving.Duties) -> None:
+        self._make_process = make_process
+        self._context = context
+        self._duties = duties
+
+    def _make(self, engine: _engine.Pool, place: int, owner: int, crash: int) -> Any:
+        arguments = (_EngineHandle(engine, crash), place, owner, self._duties)
+        worker = self._make_process(self._context, target=_worker_main, args=arguments)
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
-        with _children_allowed():
-            worker.start()
         return worker
 
-    return start
+    def __call__(self, orders: Sequence[tuple[_engine.Pool, int, int, int]]) -> Generator[Any, None, None]:
+        workers = [self._make(*order) for order in orders]
+        return start_each(workers, self._context.get_start_method() == "fork", _children_allowed)
+
+
+def start_each(
+    workers: Sequence[Any], forks: bool, around: Callable[[], Any] = contextlib.nullcontext
+) -> Generator[Any, None, None]:
+    """Start processes, one at a time as the next is asked for; those that are forked at one go."""
+    if forks:
+        _threads.prepare_fork()
+    with Siblings(workers) if forks else contextlib.nullcontext():
+        for worker in workers:
+            with around():
+                worker.start()
+            yield worker
 
 
 _family_lock = threading.Lock()

@@ -10,43 +10,137 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import popen_fork, util
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from shoal import _engine
 from shoal.multiprocessing import _child
+from shoal.multiprocessing.context import ForkProcess
 
-__all__ = ["Popen"]
+__all__ = ["Popen", "Siblings"]
+
+
+class Siblings:
+    """Processes of the fork method that are started one after the other, and forked at one go when the first one is.
+
+    After a fork each page that the parent writes to is copied, for as long as a child has it too: what start() does
+    around its fork costs as much as the fork. So nothing is done between two of them. Use it in a `with`; in its end
+    those that were forked and not started after all are killed.
+    """
+
+    def __init__(self, processes: Sequence[Any]) -> None:
+        self._waiting = [process for process in processes if _starts_as_usual(process)]
+        self._forked: dict[int, tuple[_engine.Process, int]] = {}  # by id: the process and its parent's end of the pipe
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        _thread.siblings = self
+
+    def __exit__(self, *details: object) -> None:
+        _thread.siblings = None
+        _kill([process for process, _ in self._forked.values()])
+        for _, end in self._forked.values():
+            os.close(end)
+
+    def take(self, process_obj: Any) -> tuple[_engine.Process, int] | None:
+        """The process of `process_obj`, if it is one of these."""
+        waiting, self._waiting = self._waiting, []
+        if any(process is process_obj for process in waiting):
+            self._forked, self._error = _fork(waiting)
+        elif self._error is None and id(process_obj) not in self._forked:
+            return None
+        if id(process_obj) in self._forked:
+            return self._forked.pop(id(process_obj))
+        assert self._error is not None
+        raise self._error
+
+
+_thread = threading.local()  # .siblings: those whose turn it is in this thread
+
+
+def _starts_as_usual(process_obj: Any) -> bool:
+    """Whether start() of this process's class does nothing of its own before the fork."""
+    kind: Any = type(process_obj)
+    return kind.start is BaseProcess.start and kind._Popen is ForkProcess._Popen
+
+
+def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, int]], BaseException | None]:
+    """Fork these: what came of each, by id, up to the first that failed, and why that did."""
+    _child.open_null_input()
+    # The parent's end stays open as long as a child's parent_process() is to be found alive.
+    parent_sentinel, parent_end = os.pipe()
+
+    def runner(process_obj: Any) -> Callable[[], int]:
+        def run() -> int:
+            os.close(parent_end)
+            _thread.siblings = None
+            util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
+            # What _bootstrap raises it prints itself.
+            return _child.run_with_exit_functions(process_obj._bootstrap, parent_sentinel)
+
+        return run
+
+    # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
+    crew = sys.modules.get("shoal._crew")
+    mask = None
+    if crew is not None and crew.is_starting():
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    forked: list[_engine.Process] = []
+    error: BaseException | None = None
+    try:
+        orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
+        for order in orders:
+            forked.append(_engine.fork_process(*order))
+    except OSError as failure:
+        error = failure
+    except BaseException:
+        _kill(forked)
+        forked.clear()
+        raise
+    finally:
+        os.close(parent_sentinel)
+        if not forked:
+            os.close(parent_end)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    found = {}
+    for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
+        try:
+            end = parent_end if number == 0 else os.dup(parent_end)
+        except OSError as failure:
+            error = failure
+            _kill([process])
+        else:
+            found[id(process_obj)] = process, end
+    return found, error
+
+
+def _kill(processes: Iterable[_engine.Process]) -> None:
+    """End processes that nobody will hear of."""
+    for process in processes:
+        try:
+            process.signal(signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        process.close()
 
 
 class Popen(popen_fork.Popen):
     """A forked child of multiprocessing's."""
 
     def _launch(self, process_obj: Any) -> None:
-        _child.open_null_input()
-        # The parent's end stays open as long as the child's parent_process() is to be found alive.
-        parent_sentinel, parent_end = os.pipe()
-
-        def run() -> int:
-            os.close(parent_end)
-            util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
-            # What _bootstrap raises it prints itself.
-            return _child.run_with_exit_functions(process_obj._bootstrap, parent_sentinel)
-
-        # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
-        crew = sys.modules.get("shoal._crew")
-        mask = None
-        if crew is not None and crew.is_starting():
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        try:
-            self._process = _engine.fork_process(run, bool(process_obj.daemon))
-        except BaseException:
-            os.close(parent_end)
-            raise
-        finally:
-            os.close(parent_sentinel)
-            if mask is not None:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        siblings: Siblings | None = getattr(_thread, "siblings", None)
+        taken = None if siblings is None else siblings.take(process_obj)
+        if taken is None:
+            found, error = _fork([process_obj])
+            if error is not None:
+                raise error
+            taken = found[id(process_obj)]
+        self._process, parent_end = taken
         self.pid = self._process.pid
         self.sentinel = self._process.fd
         self.finalizer = util.Finalize(self, _close, (self._process, parent_end))
