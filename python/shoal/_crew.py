@@ -532,9 +532,10 @@ class Crew:
                 self.engine.call_supervisor()
             except ValueError:  # closed by join()
                 return
-            self._bury_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        with self._lock:
+            self._bury_all()
         try:
             self._run_callbacks(self.engine.pump())  # of the calls that failed just now
         except ValueError:

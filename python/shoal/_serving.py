@@ -6,6 +6,9 @@ that it needs, would add a fifth to the start of a bare interpreter; who needs i
 
 from __future__ import annotations
 
+# The C module: the Python one makes enums of everything, at a cost to each start.
+import _signal as signal  # type: ignore[import-not-found]
+import faulthandler
 import os
 import sys
 
@@ -76,14 +79,12 @@ def serve(
 
     crash: the descriptor that the Python stack goes to when the process crashes.
     """
-    import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
-    import faulthandler
-
     crew = sys.modules.get("shoal._crew")
     if crew is not None and crew.is_supervisor():
         _forget_imports_of_other_threads()
 
-    import shoal._pickling  # noqa: F401  (configures the codec)
+    if "shoal._pickling" not in sys.modules:
+        import shoal._pickling  # noqa: F401  (configures the codec)
 
     threading = sys.modules.get("threading")
     if threading is None or threading.current_thread() is threading.main_thread():
