@@ -32,30 +32,32 @@ class Siblings:
     """
 
     def __init__(self, processes: Sequence[Any]) -> None:
-        self._waiting = [process for process in processes if _starts_as_usual(process)]
-        self._forked: dict[int, tuple[_engine.Process, int]] = {}  # by id: the process and its parent's end of the pipe
-        self._error: BaseException | None = None
+        self._processes = {id(process): process for process in processes if _starts_as_usual(process)}
+        self._forked: dict[int, tuple[_engine.Process, int]] | None = None  # what start() is to find
+        self._error: OSError | None = None
+        self._parent = os.getpid()
 
     def __enter__(self) -> None:
         _thread.siblings = self
 
     def __exit__(self, *details: object) -> None:
         _thread.siblings = None
-        _kill([process for process, _ in self._forked.values()])
-        for _, end in self._forked.values():
+        left = list((self._forked or {}).values())
+        _kill([process for process, _ in left])
+        for _, end in left:
             os.close(end)
 
     def take(self, process_obj: Any) -> tuple[_engine.Process, int] | None:
-        """The process of `process_obj`, if it is one of these."""
-        waiting, self._waiting = self._waiting, []
-        if any(process is process_obj for process in waiting):
-            self._forked, self._error = _fork(waiting)
-        elif self._error is None and id(process_obj) not in self._forked:
+        """What was forked for `process_obj`, and the parent's end of its pipe; None: it is none of these."""
+        number = id(process_obj)
+        if number not in self._processes or os.getpid() != self._parent:  # one of them may start processes itself
             return None
-        if id(process_obj) in self._forked:
-            return self._forked.pop(id(process_obj))
-        assert self._error is not None
-        raise self._error
+        if self._forked is None:
+            self._forked, self._error = _fork(list(self._processes.values()))
+        if number not in self._forked:
+            assert self._error is not None
+            raise self._error
+        return self._forked.pop(number)
 
 
 _thread = threading.local()  # .siblings: those whose turn it is in this thread
@@ -67,7 +69,7 @@ def _starts_as_usual(process_obj: Any) -> bool:
     return kind.start is BaseProcess.start and kind._Popen is ForkProcess._Popen
 
 
-def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, int]], BaseException | None]:
+def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, int]], OSError | None]:
     """Fork these: what came of each, by id, up to the first that failed, and why that did."""
     _child.open_null_input()
     # The parent's end stays open as long as a child's parent_process() is to be found alive.
@@ -76,7 +78,6 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     def runner(process_obj: Any) -> Callable[[], int]:
         def run() -> int:
             os.close(parent_end)
-            _thread.siblings = None
             util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
             # What _bootstrap raises it prints itself.
             return _child.run_with_exit_functions(process_obj._bootstrap, parent_sentinel)
@@ -89,7 +90,7 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     if crew is not None and crew.is_starting():
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     forked: list[_engine.Process] = []
-    error: BaseException | None = None
+    error: OSError | None = None
     try:
         orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
         for order in orders:
