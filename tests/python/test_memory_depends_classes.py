@@ -91,6 +91,7 @@ STATE = {
     "a list": ("kept = []", "def note(self): C.kept.append(1)"),
     "a list of the object's type": ("kept = []", "def note(self): type(self).kept.append(1)"),
     "a list in a variable": ("kept = []", "def note(self):\n        kind = type(self)\n        kind.kept.append(1)"),
+    "lists in a dict": ("kept = {1: []}", "def note(self): self.kept[1].append(1)"),
     "the only object": ("only = None", "def __new__(cls):\n        if cls.only is None:\n"
                         "            cls.only = object.__new__(cls)\n        return cls.only"),
 }  # fmt: skip
@@ -109,6 +110,14 @@ def test_the_state_of_a_class_does_not_count_but_its_methods_do(memory, what):
     assert len(CALLS) == 1
     module.C.g = lambda self: 5
     assert [f(1), f(1)] == [6, 6] and len(CALLS) == 2
+
+
+def test_lists_in_a_global_that_is_added_to_are_state(memory):
+    module = project("GROUPS = {1: []}\ndef f(x):\n    CALLS.append(x)\n    GROUPS[x].append(x)\n    return x")
+    f = memory.cache(module.f)
+    assert [f(1), f(1), f(1)] == [1, 1, 1] and len(CALLS) == 1
+    run(module, "GROUPS = {1: [2]}")
+    assert f(1) == 1 and len(CALLS) == 1
 
 
 def test_what_a_name_stands_for_of_another_package_counts(memory):

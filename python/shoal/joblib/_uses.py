@@ -9,7 +9,7 @@ A *path* says where a value comes from, and the attributes that are loaded of it
 `getattr` with a constant name is an attribute like any other. What a function that lies in the code does counts as the
 code's own. Of each path it is known whether the value is *read*, in whatever way, and whether the code *changes* it: an
 item or attribute is assigned, or a method that changes a list, dict or set is called. `seen.append(x)`,
-`counts[k] += 1` and `total += x` alone read nothing that a result could rest on.
+`groups[k].append(x)`, `counts[k] += 1` and `total += x` alone read nothing that a result could rest on.
 
 Of attributes it is also known which are the state of a class: those that are assigned of what may be one (`Model.made`,
 `cls.made`, `type(self).made`), and those whose contents are changed (`self.seen.append(x)`).
@@ -110,6 +110,21 @@ def _statement_end(steps: list[_Step], at: int) -> tuple[int, int] | None:
     return None
 
 
+def _behind_items(steps: list[_Step], at: int, after: int) -> int:
+    """The step behind value[index][index], for a value that the step `at` loads with its attributes up to `after`."""
+    depth, position = 1, after
+    for number in range(after, min(at + 200, len(steps))):
+        step = steps[number]
+        if step.jumps or step.name.startswith(("COPY", "SWAP", "DUP_", "ROT_")):
+            break
+        depth += step.effect
+        if depth < 1 or (depth == 1 and step.name != "BINARY_SUBSCR"):
+            break
+        if depth == 1:
+            position = number + 1
+    return position
+
+
 def _use_of(steps: list[_Step], at: int, after: int) -> Use:
     """How the value is used that the step `at` loads, of which attributes are loaded up to the step `after`."""
     if after >= len(steps):
@@ -119,6 +134,12 @@ def _use_of(steps: list[_Step], at: int, after: int) -> Use:
         return Use(changed=True, assigned={following.value})
     end = _statement_end(steps, at)
     method = steps[after - 1].value if steps[after - 1].name in _ATTRIBUTES and after - 1 > at else None
+    behind = _behind_items(steps, at, after)
+    if after < behind < len(steps):  # groups[key].append(x), groups[key].count = 1
+        if steps[behind].name in ("STORE_ATTR", "DELETE_ATTR"):
+            return Use(changed=True)
+        if steps[behind].name in _ATTRIBUTES and steps[behind].value in _CHANGING:
+            method = steps[behind].value
     if method in _CHANGING:
         silent = method in _SILENT and end is not None and steps[end[0]].name == "POP_TOP" and end[1] == 0
         return Use(read=not silent, changed=True)
