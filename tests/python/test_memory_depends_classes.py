@@ -146,6 +146,16 @@ def test_a_value_that_many_modules_have_is_looked_at_once_in_a_call(memory):
     assert f(1) == 506 and len(CALLS) == 2
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("step", ["(TABLE,)", "(TABLE, TABLE)"])
+def test_tuples_may_lie_in_each_other_however_deep(memory, step):
+    module = project(f"TABLE = (1,)\nfor _ in range({3000 if step == '(TABLE,)' else 60}):\n    TABLE = {step}\n"
+                     "def f(x):\n    CALLS.append(x)\n    return len(TABLE) + x")  # fmt: skip
+    f = memory.cache(module.f)
+    expected = len(module.TABLE) + 1
+    assert [f(1), f(1)] == [expected, expected] and len(CALLS) == 1
+
+
 def test_functions_of_one_name_in_a_set_count_in_no_order(memory):
     source = "TABLE = {lambda x: x + 1, lambda x: x + 2, lambda x: x + 3}\ndef f(x): return sum(g(x) for g in TABLE)"
     kept = [project(source) for _ in range(20)]

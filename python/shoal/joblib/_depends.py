@@ -71,9 +71,18 @@ def _wrapped(value: Any) -> Any:
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether a value and all in it can never change."""
-    kind = type(value)
-    return kind in _PLAIN or (kind in (tuple, frozenset) and all(_is_fixed(item) for item in value))
+    """Whether a value and all in it can never change. Tuples may lie in each other, and in many at once."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if type(item) in _PLAIN or id(item) in seen:
+            continue
+        if type(item) not in (tuple, frozenset):
+            return False
+        seen.add(id(item))
+        pending.extend(item)
+    return True
 
 
 def counted_cells(function: types.FunctionType) -> dict[str, types.CellType]:
@@ -342,7 +351,7 @@ class Depends:
     def _digest(self, value: Any, strict: bool, watch: bool = True) -> bytes:
         """A value by its contents; what can change is watched. Raises Undecidable for what cannot be hashed."""
         if _is_fixed(value):
-            return _engine.hash_object(value)
+            return self._digest_of_contents(value, strict, False)
         inner = self._inner(value)
         if inner is not None:
             self._count(value, always=True, strict=strict)

@@ -32,8 +32,8 @@ _ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
 _SIMPLE = _GLOBALS | _CELLS | _LOCALS | {"LOAD_CONST"}
 _CHANGING = frozenset(("append", "appendleft", "add", "extend", "update", "insert", "clear", "discard", "remove", "pop",
                        "popitem", "popleft", "setdefault", "sort", "reverse", "difference_update",
-                       "intersection_update", "symmetric_difference_update"))  # fmt: skip
-_SILENT = frozenset(("append", "appendleft", "add", "extend", "update", "insert", "clear", "discard"))
+                       "intersection_update", "symmetric_difference_update", "extendleft", "rotate"))  # fmt: skip
+_SILENT = frozenset(("append", "appendleft", "add", "extend", "extendleft", "update", "insert", "clear", "discard"))
 _DEEPEST = 6  # attributes of attributes
 _KEPT_CODES = 4096
 
