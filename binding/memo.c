@@ -295,9 +295,11 @@ static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObje
     int result = bind(self, identity, args, kwargs, &call);
     if (result != 0)
         return result;
+    struct memo_meeting meeting = {.memo = self};
     struct hash_options options = {
-        .meet = self->met != NULL ? memo_meet : NULL, .context = self, .coerce_mmap = self->coerce_mmap};
+        .meet = self->met != NULL ? memo_meet : NULL, .context = &meeting, .coerce_mmap = self->coerce_mmap};
     result = hash_digest_with(memo_state(self), call, &options, key->bytes);
+    memo_meeting_end(&meeting);
     Py_DECREF(call);
     return result;
 }

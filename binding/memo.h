@@ -32,7 +32,19 @@ module_state *memo_state(MemoObject *self);
 
 /* memo_watch.c: whether the function is still what was described. Runs Python code where contents are hashed. */
 bool memo_is_current(MemoObject *self);
-/* A hash_meet for the arguments of a call; `self` is the MemoObject. */
-int memo_meet(void *self, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE]);
+
+/* What was met in the arguments of one call: a class with thousands of objects there is looked at once. */
+struct memo_meeting {
+    MemoObject *memo;
+    struct {
+        PyObject *object; /* held, so that its address stays its own; NULL: free */
+        bool counts;
+        uint8_t digest[SHOAL_DIGEST_SIZE];
+    } recent[16]; /* by address */
+};
+
+/* A hash_meet for the arguments of a call; `meeting` is a struct memo_meeting. */
+int memo_meet(void *meeting, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE]);
+void memo_meeting_end(struct memo_meeting *meeting);
 
 #endif

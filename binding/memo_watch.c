@@ -2,7 +2,8 @@
  *
  * It is looked at in each call. An item to be watched is a tuple:
  *
- *     (dict or class, name, object)                   a global or attribute is still that object; `nothing`: not there
+ *     (dict or class, name, object)                   a global, or what is in a class by that name, is still that
+ *                                                     object; `nothing`: not there
  *     (cell, object)                                  a closure's variable, likewise
  *     (function, code, defaults, keyword defaults)    a function that is called
  *     (object, digest)                                the contents of a list, an array ...; the same functions in it
@@ -18,6 +19,20 @@ static const struct hash_options contents = {.functions = HASH_BY_ADDRESS};
 
 #define MET_MOST 256 /* beyond it all are forgotten: functions that are made for each call would pile up */
 
+/* What is in a class itself by a name, before a descriptor makes something else of it: a new reference, or NULL, with
+ * or without an exception set. */
+static PyObject *own_attribute(PyTypeObject *type, PyObject *name)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject *dict = PyType_GetDict(type);
+#else
+    PyObject *dict = Py_XNewRef(type->tp_dict);
+#endif
+    PyObject *value = dict != NULL ? Py_XNewRef(PyDict_GetItemWithError(dict, name)) : NULL;
+    Py_XDECREF(dict);
+    return value;
+}
+
 static bool is_as_watched(MemoObject *self, PyObject *item)
 {
     switch (PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0) {
@@ -26,7 +41,7 @@ static bool is_as_watched(MemoObject *self, PyObject *item)
         if (PyDict_Check(holder))
             now = Py_XNewRef(PyDict_GetItemWithError(holder, name));
         else if (PyType_Check(holder))
-            now = PyObject_GetAttr(holder, name);
+            now = own_attribute((PyTypeObject *)holder, name);
         if (now == NULL)
             PyErr_Clear();
         bool same = (now != NULL ? now : self->nothing) == PyTuple_GET_ITEM(item, 2);
@@ -117,15 +132,29 @@ done:
     return known;
 }
 
-int memo_meet(void *self, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE])
+int memo_meet(void *context, PyObject *object, uint8_t digest[SHOAL_DIGEST_SIZE])
 {
-    PyObject *known = describe_met(self, object);
-    if (known == NULL)
-        return PyErr_Occurred() ? -1 : 0;
-    PyObject *bytes = PyTuple_GET_ITEM(known, 1);
-    bool counts = PyBytes_Check(bytes) && PyBytes_GET_SIZE(bytes) == SHOAL_DIGEST_SIZE;
-    if (counts)
-        memcpy(digest, PyBytes_AS_STRING(bytes), SHOAL_DIGEST_SIZE);
-    Py_DECREF(known);
-    return counts;
+    struct memo_meeting *meeting = context;
+    size_t place = ((uintptr_t)object >> 5) % (sizeof meeting->recent / sizeof meeting->recent[0]);
+    if (meeting->recent[place].object != object) {
+        PyObject *known = describe_met(meeting->memo, object);
+        if (known == NULL)
+            return PyErr_Occurred() ? -1 : 0;
+        PyObject *bytes = PyTuple_GET_ITEM(known, 1);
+        bool counts = PyBytes_Check(bytes) && PyBytes_GET_SIZE(bytes) == SHOAL_DIGEST_SIZE;
+        if (counts)
+            memcpy(meeting->recent[place].digest, PyBytes_AS_STRING(bytes), SHOAL_DIGEST_SIZE);
+        meeting->recent[place].counts = counts;
+        Py_DECREF(known);
+        Py_XSETREF(meeting->recent[place].object, Py_NewRef(object));
+    }
+    if (meeting->recent[place].counts)
+        memcpy(digest, meeting->recent[place].digest, SHOAL_DIGEST_SIZE);
+    return meeting->recent[place].counts;
+}
+
+void memo_meeting_end(struct memo_meeting *meeting)
+{
+    for (size_t i = 0; i < sizeof meeting->recent / sizeof meeting->recent[0]; i++)
+        Py_CLEAR(meeting->recent[i].object);
 }

@@ -277,6 +277,30 @@ def test_a_task_knows_its_worker_and_has_a_client(client: Any) -> None:
     assert Parallel(n_jobs=2)(delayed(outside)() for _ in range(2)) == ["No worker found"] * 2
 
 
+def test_a_task_may_ask_whether_there_is_distributed_before_it_imports_it(tmp_path: Path) -> None:
+    result = run_program(
+        tmp_path,
+        """
+        import importlib.util
+
+        from shoal.joblib import _dask_task
+
+
+        def task():
+            assert importlib.util.find_spec("distributed") and importlib.util.find_spec("distributed")
+            import distributed
+
+            return distributed.get_worker().address
+
+
+        names = ("scheduler", "name", "threads", "directory", "key", "seat", "security")
+        place = _dask_task.Place(address="tcp://here:1", **dict.fromkeys(names))
+        print(_dask_task.run_at(place, task))
+        """,
+    )
+    assert (result.stdout, result.returncode) == ("tcp://here:1\n", 0), result.stderr
+
+
 def test_a_cluster_in_this_process_has_threads_for_calls_in_tasks() -> None:
     """Its scheduler cannot be reached from another process."""
 

@@ -9,6 +9,7 @@ Nothing of distributed is imported before a task does so: it takes most of a sec
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import importlib.util
@@ -181,17 +182,26 @@ def _run(function: Callable[[], Any]) -> Any:
 
 
 class _Finder:
-    """Has distributed know of the task as soon as it was imported."""
+    """Has distributed know of the task as soon as it was imported. It stays until then: many only ask whether there is
+    such a package."""
+
+    def __init__(self) -> None:
+        self._thread = 0  # that asks the other finders
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "distributed":
+        if name != "distributed" or self._thread == threading.get_ident():
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
+        self._thread = threading.get_ident()
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._thread = 0
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_announce(module: Any) -> None:
+                with contextlib.suppress(ValueError):
+                    sys.meta_path.remove(self)  # type: ignore[arg-type]
                 execute(module)
                 _announce()
 

@@ -7,6 +7,7 @@ through every function that is found. Counted are
 
 - functions, classes (all their methods and values), methods and partials whose module lies in the project;
 - the classes, of the project, of objects that are met: so what `model.run()` calls counts where `model` is a global;
+- which function, class or module of another package a global name stands for, by its name;
 - plain values that cannot change (numbers, texts, tuples of them), by their contents once;
 - lists, dicts, sets, arrays and other values, and objects of the project's classes, by their contents at each call,
   where none of the code that was found changes them.
@@ -14,8 +15,8 @@ through every function that is found. Counted are
 A closure is the function's own: what its variables hold counts whatever it is, unless the code only adds to it
 (`seen.append(x)`, `count += 1`). What cannot be hashed makes the function `undecidable`.
 
-Not counted: globals that the code itself assigns to or changes, globals of other types, what is called through a local
-variable or an unknown attribute, and everything outside of the project.
+Not counted: globals, and values of classes, that the code itself assigns to or changes, globals of other types, what is
+called through a local variable or an unknown attribute, and everything outside of the project.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
+from shoal.joblib._project import Project, package_of, usual_name
 from shoal.joblib._uses import Path, Use, uses_of
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
@@ -39,7 +41,9 @@ _VALUES = frozenset(("builtins", "numpy", "pandas", "scipy", "polars", "torch", 
 # What these hold is no value: locks, weak references, loggers, and where results are kept.
 _NO_VALUES = frozenset(("_thread", "threading", "weakref", "_weakref", "logging", "asyncio", "shoal", "joblib"))
 _MAKING = frozenset(("__init__", "__new__", "__post_init__", "__setstate__", "__init_subclass__", "__set_name__"))
-_MOST = 1000  # functions and values that are followed
+_CLASS_MAKING = frozenset(("__new__", "__init_subclass__", "__class_getitem__"))  # their first parameter is a class
+_CHANGING_MEMBERS = "_value2member_map_"  # of an enum: members that calls make are put there
+_MOST = 10_000  # functions and values that are followed: it takes half a millisecond each
 
 
 def code_digest(code: types.CodeType) -> bytes:
@@ -48,48 +52,37 @@ def code_digest(code: types.CodeType) -> bytes:
     return func_inspect.code_digest(code)
 
 
-def _package(module: Any) -> str:
-    return module.partition(".")[0] if isinstance(module, str) else ""
-
-
-def _usual(module: Any) -> str:
-    """The name of a module; that of the script is the same in a worker that spawn made."""
-    return "__main__" if module == "__mp_main__" else str(module)
-
-
 def _name(value: Any) -> str:
-    return f"{_usual(value.__module__)}.{value.__qualname__}"
+    return f"{usual_name(value.__module__)}.{value.__qualname__}"
+
+
+def _outside_name(value: Any) -> str:
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', '')}"
+
+
+def _wrapped(value: Any) -> Any:
+    """What a wrapper of functools wraps; None for other values, also for those that raise what they like."""
+    try:
+        return getattr(value, "__wrapped__", None)
+    except Exception:
+        return None
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether a value and all in it can never change."""
-    kind = type(value)
-    return kind in _PLAIN or (kind in (tuple, frozenset) and all(_is_fixed(item) for item in value))
-
-
-class Project:
-    """Which modules are the user's own: those of a function's top-level package, and those that were named."""
-
-    def __init__(self, function: Any, follow: bool | Iterable[Any]) -> None:
-        self._named: tuple[str, ...] = ()
-        self._own = ""
-        if follow is False:
-            return
-        self._own = _package(_usual(getattr(function, "__module__", None) or ""))
-        if follow is not True:
-            names = [follow] if isinstance(follow, (str, types.ModuleType)) else list(follow)
-            self._named = tuple(name.__name__ if isinstance(name, types.ModuleType) else str(name) for name in names)
-
-    def has(self, module: Any) -> bool:
-        if not isinstance(module, str) or not module:
+    """Whether a value and all in it can never change. Tuples may lie in each other, and in many at once."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if type(item) in _PLAIN or id(item) in seen:
+            continue
+        if type(item) not in (tuple, frozenset):
             return False
-        module = _usual(module)
-        if self._own and _package(module) == self._own:
-            return True
-        return any(module == name or module.startswith(name + ".") for name in self._named)
-
-    def __bool__(self) -> bool:
-        return bool(self._own or self._named)
+        seen.add(id(item))
+        pending.extend(item)
+    return True
 
 
 def counted_cells(function: types.FunctionType) -> dict[str, types.CellType]:
@@ -129,8 +122,14 @@ class Depends:
         self._functions: list[types.FunctionType] = []
         self._strict: set[int] = set()  # functions whose closures must be decidable
         self._values: dict[tuple[int, str], _Global] = {}
+        self._classes: dict[int, tuple[type, list[tuple[str, bytes]]]] = {}  # with those of their values that count
+        self._class_values: list[tuple[type, str, Any]] = []  # that may count
+        self._class_methods: set[int] = set()  # functions whose first parameter is a class
+        self._assigned: set[tuple[int, str]] = set()  # attributes of classes that the code assigns to
+        self._outside: dict[str, str] = {}  # what global names stand for that is of another package
+        self._digests: dict[tuple[int, bool, bool], tuple[Any, bytes]] = {}
         self._watch: dict[tuple[int, ...], tuple[Any, ...]] = {}
-        self.parts: dict[str, bytes] = {}
+        self._found: dict[str, list[bytes]] = {}
         self.undecidable: str | None = None
         if isinstance(root, type):
             self._count(root)
@@ -141,6 +140,12 @@ class Depends:
                 self._strict.add(id(root))
                 self._meet_closure(root, "")
         self._go_on()
+        for kind, values in self._classes.values():
+            bases = [_name(base) for base in kind.__bases__]
+            self._part(f"class {_name(kind)}", _engine.hash_object((sorted(values), bases)))
+        if self._outside:
+            self._part("names of other packages", _engine.hash_object(self._outside))
+        self.parts = self._numbered()
         self.watch = tuple(self._watch.values())
 
     def _go_on(self) -> None:
@@ -156,15 +161,20 @@ class Depends:
                 return
 
     def _watch_for(self, *item: Any) -> None:
-        self._watch[tuple(id(part) if number < 2 else 0 for number, part in enumerate(item))] = item
+        of_contents = len(item) == 2 and not isinstance(item[0], types.CellType)
+        self._watch[(id(item[0]),) if of_contents else (id(item[0]), id(item[1]))] = item
 
     def _part(self, name: str, digest: bytes) -> None:
-        """Functions of one name may differ: made by one function, with different closures."""
-        number, unique = 1, name
-        while unique in self.parts:
-            number += 1
-            unique = f"{name} ({number})"
-        self.parts[unique] = digest
+        self._found.setdefault(name, []).append(digest)
+
+    def _numbered(self) -> dict[str, bytes]:
+        """Functions of one name may differ: made by one function, with different closures. They come in no order that
+        another process would know, as out of a set."""
+        parts: dict[str, bytes] = {}
+        for name, digests in self._found.items():
+            for number, digest in enumerate(sorted(digests), 1):
+                parts[name if number == 1 else f"{name} ({number})"] = digest
+        return parts
 
     # -- names in the code --
 
@@ -180,19 +190,21 @@ class Depends:
         kind, first, *attributes = path
         names: dict[str, Any] = function.__globals__
         if kind == "global":
-            where, holder, rest = _usual(names.get("__name__", "")), names, [first, *attributes]
+            where, holder, rest = usual_name(names.get("__name__", "")), names, [first, *attributes]
         elif kind == "import":
             module = self._import(names, first)
             if module is None or not attributes:
                 return
             if attributes[0] not in vars(module):
                 self._import_module(f"{module.__name__}.{attributes[0]}")
-            where, holder, rest = _usual(module.__name__), vars(module), attributes
+            where, holder, rest = usual_name(module.__name__), vars(module), attributes
         else:
-            module = self._module_in(function, first)
-            if module is None or not attributes:
+            module = self._content_of(function, first)
+            if isinstance(module, type) and not attributes:
+                self._note_assigned(module, use)
+            if not isinstance(module, types.ModuleType) or not attributes:
                 return
-            where, holder, rest = _usual(module.__name__), vars(module), attributes
+            where, holder, rest = usual_name(module.__name__), vars(module), attributes
         for number, name in enumerate(rest):
             if name not in holder:
                 if not hasattr(builtins, name):
@@ -209,15 +221,18 @@ class Depends:
                 return  # the shorter path met it
             if self._project.has(value.__name__):
                 self._watch_for(holder, name, value)
-            where, holder = _usual(value.__name__), vars(value)
+            where, holder = usual_name(value.__name__), vars(value)
 
-    def _module_in(self, function: types.FunctionType, name: str) -> types.ModuleType | None:
+    def _content_of(self, function: types.FunctionType, name: str) -> Any:
+        """What a variable of the closure holds; None where it has none."""
         names = function.__code__.co_freevars
         try:
-            content = (function.__closure__ or ())[names.index(name)].cell_contents
+            return (function.__closure__ or ())[names.index(name)].cell_contents
         except (ValueError, IndexError):
             return None
-        return content if isinstance(content, types.ModuleType) else None
+
+    def _note_assigned(self, kind: type, use: Use) -> None:
+        self._assigned.update((id(base), name) for base in kind.__mro__ for name in use.assigned)
 
     def _import(self, names: dict[str, Any], statement: str) -> types.ModuleType | None:
         """What an import statement gives, if it is the project's."""
@@ -247,10 +262,14 @@ class Depends:
         if inner is None:
             known = self._values.setdefault((id(holder), name), _Global(where, holder, name, value, Use()))
             known.use.add(use)
-        elif self._count(value):
-            self._watch_for(holder, name, value)
-            if isinstance(inner, (types.FunctionType, type)) and _name(inner) != f"{where}.{name}":
-                self.parts.setdefault(f"name {where}.{name}", _engine.hash_object(_name(inner)))
+            return
+        if isinstance(value, type):
+            self._note_assigned(value, use)
+        self._watch_for(holder, name, value)
+        if not self._count(value):
+            self._outside[f"{where}.{name}"] = _outside_name(inner)
+        elif isinstance(inner, (types.FunctionType, type)) and _name(inner) != f"{where}.{name}":
+            self._found.setdefault(f"name {where}.{name}", [_engine.hash_object(_name(inner))])
 
     def _inner(self, value: Any) -> Any:
         """The function or class that a value stands for, module for a module, or None: then it is any other value."""
@@ -264,7 +283,7 @@ class Depends:
             return self._inner(value.__func__)
         if isinstance(value, (staticmethod, classmethod)):
             return self._inner(value.__func__)
-        inner = getattr(value, "__wrapped__", None) if callable(value) else None  # of functools.lru_cache
+        inner = _wrapped(value) if callable(value) else None  # of functools.lru_cache
         return inner if isinstance(inner, types.FunctionType) else None
 
     def _count(self, value: Any, always: bool = False, strict: bool = False) -> bool:
@@ -332,18 +351,21 @@ class Depends:
     def _digest(self, value: Any, strict: bool, watch: bool = True) -> bytes:
         """A value by its contents; what can change is watched. Raises Undecidable for what cannot be hashed."""
         if _is_fixed(value):
-            return _engine.hash_object(value)
+            return self._digest_of_contents(value, strict, False)
         inner = self._inner(value)
         if inner is not None:
             self._count(value, always=True, strict=strict)
             if isinstance(inner, types.BuiltinFunctionType) and inner is value:
                 return self._digest_of_contents(value, strict, watch)
             return _engine.hash_object(("name", getattr(inner, "__module__", None), getattr(inner, "__qualname__", "")))
-        if _package(type(value).__module__) in _NO_VALUES:
+        if package_of(type(value).__module__) in _NO_VALUES:
             return self._digest_of_type(value)
         return self._digest_of_contents(value, strict, watch)
 
     def _digest_of_contents(self, value: Any, strict: bool, watch: bool) -> bytes:
+        known = self._digests.get((id(value), strict, watch))
+        if known is not None:
+            return known[1]
         met: list[Any] = []
         try:
             digest = _engine.hash_object(value, False, met)
@@ -355,6 +377,7 @@ class Depends:
             self._watch_for(value, _engine.hash_object(value, by_address=True) if functions else digest)
         for inside in met:
             self._count(inside, always=functions, strict=strict)
+        self._digests[id(value), strict, watch] = (value, digest)
         return digest
 
     def _digest_leniently(self, value: Any, watch: bool = True) -> bytes:
@@ -380,7 +403,7 @@ class Depends:
         kind = type(value)
         if self._project.has(kind.__module__):
             return not self._has_state(kind)
-        return _package(kind.__module__) in _VALUES and not kind.__module__.startswith("numpy.random")
+        return package_of(kind.__module__) in _VALUES and not kind.__module__.startswith("numpy.random")
 
     def _count_values(self) -> None:
         assigned = {
@@ -389,20 +412,21 @@ class Depends:
             for name in uses_of(function.__code__).stores
         }
         for (place, name), known in list(self._values.items()):
-            if (place, name) in assigned or known.counted or known.use.changed or not known.use.read:
+            if (place, name) in assigned or known.counted or not known.use.read or name.startswith("__"):
                 continue
-            if name.startswith("__"):
+            if self._project.has(type(known.value).__module__):
+                self._count(type(known.value))
+            if known.use.changed:
                 continue
             known.counted = True
             self._watch_for(known.holder, name, known.value)
-            if self._project.has(type(known.value).__module__):
-                self._count(type(known.value))
             if not _is_fixed(known.value) and not self._is_value(known.value):
                 continue
             try:
-                self.parts[f"global {known.where}.{name}"] = self._digest(known.value, False)
+                self._found[f"global {known.where}.{name}"] = [self._digest(known.value, False)]
             except Undecidable:  # it holds what cannot be told apart
                 continue
+        self._count_class_values()
 
     # -- classes --
 
@@ -416,28 +440,54 @@ class Depends:
             yield from self._functions_in(value.__func__)
         elif isinstance(value, (functools.cached_property, functools.partialmethod, functools.singledispatchmethod)):
             yield from self._functions_in(value.func)
-        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
-            yield value.__wrapped__
+        elif isinstance(_wrapped(value), types.FunctionType):
+            yield _wrapped(value)
 
     def _count_class(self, kind: type) -> None:
         values: list[tuple[str, bytes]] = []
+        self._classes[id(kind)] = (kind, values)
         for name, value in sorted(vars(kind).items()):
-            for function in self._functions_in(value):
+            functions = list(self._functions_in(value))
+            for function in functions:
+                if isinstance(value, classmethod) or name in _CLASS_MAKING or issubclass(kind, type):
+                    self._class_methods.add(id(function))
                 self._count(function, always=True)
-            if name.startswith("__"):
-                if isinstance(value, types.FunctionType):
-                    self._watch_for(kind, name, value)
-                continue
-            if isinstance(value, types.FunctionType) or _is_fixed(value) or self._is_value(value):
+            if functions:
                 self._watch_for(kind, name, value)
-            if isinstance(value, type):
+                values.append((name, _engine.hash_object([_name(function) for function in functions])))
+            elif isinstance(value, type):
+                self._watch_for(kind, name, value)
                 self._count(value)
-            elif _is_fixed(value) or (self._is_value(value) and not isinstance(value, kind)):
+            elif not name.startswith("__") and name != _CHANGING_MEMBERS:
+                self._class_values.append((kind, name, value))
+        for base in (*kind.__bases__, type(kind)):
+            self._count(base)
+
+    def _count_registered(self, value: Any) -> None:
+        """The functions and classes in a dict or list of a class whose code changes it: it may be a registry."""
+        held = list(value.values()) if isinstance(value, dict) else value
+        for item in held if isinstance(held, (list, set)) else ():
+            if isinstance(item, (types.FunctionType, type)):
+                self._count(item)
+
+    def _count_class_values(self) -> None:
+        """Those of the classes that were met, where none of the code that was found changes them."""
+        changed: set[str] = set()  # what is in them
+        assigned: set[str] = set()  # by functions that get the class from their caller
+        for function in self._functions:
+            uses = uses_of(function.__code__)
+            changed |= uses.changed_inside
+            assigned |= uses.assigned_of_type
+            if id(function) in self._class_methods:
+                assigned |= uses.assigned_of_first
+        pending, self._class_values = self._class_values, []
+        for kind, name, value in pending:
+            is_fixed = _is_fixed(value)
+            if name in assigned or (id(kind), name) in self._assigned or (name in changed and not is_fixed):
+                self._count_registered(value)
+            elif is_fixed or (self._is_value(value) and not isinstance(value, kind)):
+                self._watch_for(kind, name, value)
                 try:
-                    values.append((name, self._digest(value, False)))
+                    self._classes[id(kind)][1].append((name, self._digest(value, False)))
                 except Undecidable:
                     continue
-        bases = [_name(base) for base in kind.__bases__]
-        self._part(f"class {_name(kind)}", _engine.hash_object((values, bases)))
-        for base in kind.__bases__:
-            self._count(base)

@@ -9,7 +9,10 @@ A *path* says where a value comes from, and the attributes that are loaded of it
 `getattr` with a constant name is an attribute like any other. What a function that lies in the code does counts as the
 code's own. Of each path it is known whether the value is *read*, in whatever way, and whether the code *changes* it: an
 item or attribute is assigned, or a method that changes a list, dict or set is called. `seen.append(x)`,
-`counts[k] += 1` and `total += x` alone read nothing that a result could rest on.
+`groups[k].append(x)`, `counts[k] += 1` and `total += x` alone read nothing that a result could rest on.
+
+Of attributes it is also known which are the state of a class: those that are assigned of what may be one (`Model.made`,
+`cls.made`, `type(self).made`), and those whose contents are changed (`self.seen.append(x)`).
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ _ATTRIBUTES = frozenset(("LOAD_ATTR", "LOAD_METHOD"))
 _SIMPLE = _GLOBALS | _CELLS | _LOCALS | {"LOAD_CONST"}
 _CHANGING = frozenset(("append", "appendleft", "add", "extend", "update", "insert", "clear", "discard", "remove", "pop",
                        "popitem", "popleft", "setdefault", "sort", "reverse", "difference_update",
-                       "intersection_update", "symmetric_difference_update"))  # fmt: skip
-_SILENT = frozenset(("append", "appendleft", "add", "extend", "update", "insert", "clear", "discard"))
+                       "intersection_update", "symmetric_difference_update", "extendleft", "rotate"))  # fmt: skip
+_SILENT = frozenset(("append", "appendleft", "add", "extend", "extendleft", "update", "insert", "clear", "discard"))
 _DEEPEST = 6  # attributes of attributes
 _KEPT_CODES = 4096
 
@@ -39,10 +42,12 @@ _KEPT_CODES = 4096
 class Use:
     read: bool = False
     changed: bool = False
+    assigned: set[str] = field(default_factory=set)  # its attributes that are assigned
 
     def add(self, other: Use) -> None:
         self.read |= other.read
         self.changed |= other.changed
+        self.assigned |= other.assigned
 
 
 @dataclass
@@ -51,6 +56,9 @@ class Uses:
     stores: set[str] = field(default_factory=set)  # global names that are assigned to
     cells: dict[str, Use] = field(default_factory=dict)  # closure variables
     changes_first: bool = False  # whether what the first parameter holds (self) is changed
+    assigned_of_first: set[str] = field(default_factory=set)  # attributes of the first parameter
+    assigned_of_type: set[str] = field(default_factory=set)  # attributes of type(...), or of a __class__
+    changed_inside: set[str] = field(default_factory=set)  # attributes of anything, whose contents are changed
     aliases: dict[str, set[Path]] = field(default_factory=dict)  # names that an import gives a value
 
     def note(self, path: Path, use: Use) -> None:
@@ -102,15 +110,36 @@ def _statement_end(steps: list[_Step], at: int) -> tuple[int, int] | None:
     return None
 
 
+def _behind_items(steps: list[_Step], at: int, after: int) -> int:
+    """The step behind value[index][index], for a value that the step `at` loads with its attributes up to `after`."""
+    depth, position = 1, after
+    for number in range(after, min(at + 200, len(steps))):
+        step = steps[number]
+        if step.jumps or step.name.startswith(("COPY", "SWAP", "DUP_", "ROT_")):
+            break
+        depth += step.effect
+        if depth < 1 or (depth == 1 and step.name != "BINARY_SUBSCR"):
+            break
+        if depth == 1:
+            position = number + 1
+    return position
+
+
 def _use_of(steps: list[_Step], at: int, after: int) -> Use:
     """How the value is used that the step `at` loads, of which attributes are loaded up to the step `after`."""
     if after >= len(steps):
         return Use(read=True)
     following = steps[after]
     if following.name in ("STORE_ATTR", "DELETE_ATTR"):
-        return Use(changed=True)
+        return Use(changed=True, assigned={following.value})
     end = _statement_end(steps, at)
     method = steps[after - 1].value if steps[after - 1].name in _ATTRIBUTES and after - 1 > at else None
+    behind = _behind_items(steps, at, after)
+    if after < behind < len(steps):  # groups[key].append(x), groups[key].count = 1
+        if steps[behind].name in ("STORE_ATTR", "DELETE_ATTR"):
+            return Use(changed=True)
+        if steps[behind].name in _ATTRIBUTES and steps[behind].value in _CHANGING:
+            method = steps[behind].value
     if method in _CHANGING:
         silent = method in _SILENT and end is not None and steps[end[0]].name == "POP_TOP" and end[1] == 0
         return Use(read=not silent, changed=True)
@@ -126,7 +155,7 @@ def _is_copy(step: _Step, depth: int) -> bool:
 def _assigned_part(steps: list[_Step], at: int, after: int, end: tuple[int, int] | None) -> Use | None:
     """Whether an item or attribute of the value is assigned, and nothing else is done with it."""
     if _is_copy(steps[after], 1) and after + 1 < len(steps) and steps[after + 1].name == "LOAD_ATTR":
-        return Use(changed=True)  # value.attribute += ...
+        return Use(changed=True, assigned={steps[after + 1].value})  # value.attribute += ...
     depth = 1
     for number in range(at + 1, min(at + 200, len(steps))):
         step = steps[number]
@@ -195,6 +224,22 @@ def _first_of(code: types.CodeType) -> str | None:
     return code.co_varnames[0] if code.co_argcount > 0 else None
 
 
+def _attributes_of(steps: list[_Step], at: int) -> tuple[list[str], int]:
+    """The attributes that are loaded of what the step `at` loads, and the number of the step behind them."""
+    attributes: list[str] = []
+    position = at + 1
+    while position < len(steps) and steps[position].name in _ATTRIBUTES and len(attributes) < _DEEPEST:
+        attributes.append(steps[position].value)
+        position += 1
+    return attributes, position
+
+
+def _note_changed_inside(uses: Uses, attributes: list[str], use: Use) -> None:
+    if use.changed and not use.assigned:
+        places = attributes[:-1] if attributes and attributes[-1] in _CHANGING else attributes
+        uses.changed_inside.update(places[-1:])
+
+
 def _note_load(uses: Uses, code: types.CodeType, steps: list[_Step], at: int) -> None:
     step = steps[at]
     known = step.name in _GLOBALS or step.name in _CELLS or step.name in _LOCALS
@@ -202,18 +247,19 @@ def _note_load(uses: Uses, code: types.CodeType, steps: list[_Step], at: int) ->
         return
     first = step.value == _first_of(code) and step.name not in _GLOBALS and step.value not in code.co_freevars
     roots = _roots(uses, code, step)
-    if not roots and not first:
+    attributes, position = _attributes_of(steps, at)
+    if not roots and not first and not attributes:
         return
-    attributes: list[str] = []
-    position = at + 1
-    while position < len(steps) and steps[position].name in _ATTRIBUTES and len(attributes) < _DEEPEST:
-        attributes.append(steps[position].value)
-        position += 1
     use = _use_of(steps, at, position)
+    _note_changed_inside(uses, attributes, use)
+    if attributes and attributes[-1] == "__class__":
+        uses.assigned_of_type |= use.assigned
     if _is_count(steps, at):
         use = Use(changed=True)
     if first:
         uses.changes_first |= use.changed
+        if not attributes:
+            uses.assigned_of_first |= use.assigned
     before = steps[at - 1] if at > 0 else None
     if (
         before is not None and before.name in _GLOBALS and before.value == "getattr"
@@ -222,9 +268,19 @@ def _note_load(uses: Uses, code: types.CodeType, steps: list[_Step], at: int) ->
         attributes.append(steps[position].value)
     for root in roots:
         for length in range(len(attributes) + 1):
-            uses.note((*root, *attributes[:length]), use)
+            whole = length == len(attributes)
+            uses.note((*root, *attributes[:length]), use if whole else Use(use.read, use.changed))
         if root[0] == "cell":
             uses.cells.setdefault(root[1], Use()).add(use)
+
+
+def _note_type(uses: Uses, steps: list[_Step], at: int) -> None:
+    """`type(self)`, where the step `at` is the call: what is assigned or changed is the class's."""
+    attributes, position = _attributes_of(steps, at)
+    use = _use_of(steps, at, position)
+    _note_changed_inside(uses, attributes, use)
+    if not attributes:
+        uses.assigned_of_type |= use.assigned
 
 
 def uses_of(code: types.CodeType) -> Uses:
@@ -252,12 +308,16 @@ def _examine(code: types.CodeType, outer: dict[str, set[Path]]) -> Uses:
     for number, step in enumerate(steps):
         if step.name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             uses.stores.add(step.value)
+        elif step.name.startswith("CALL") and number >= 2 and steps[number - 2].value == "type":
+            _note_type(uses, steps, number)
         else:
             _note_load(uses, code, steps, number)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = _examine(constant, uses.aliases)
             uses.stores |= inner.stores
+            uses.assigned_of_type |= inner.assigned_of_type
+            uses.changed_inside |= inner.changed_inside
             held = inner.cells.get(_first_of(code) or "")
             uses.changes_first |= held is not None and held.changed
             own = set(code.co_freevars)  # its other free variables are our own variables

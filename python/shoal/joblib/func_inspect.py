@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
-from shoal.joblib._depends import Depends, Project, counted_cells
+from shoal.joblib._depends import Depends, counted_cells
+from shoal.joblib._project import Project
 
 _BUILT_IN = (type, types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType,
              types.WrapperDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
