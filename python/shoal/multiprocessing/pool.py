@@ -612,12 +612,19 @@ class IMapIterator(_engine.Job, _StandardIMapIterator):  # type: ignore[misc]
     def next(self, timeout: float | None = None) -> Any:
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""
         if timeout is None:
-            return self.__next__()
+            return super().__next__()
         try:
             return self.next_within(timeout)
         except builtins.TimeoutError:
             raise TimeoutError from None
 
+    __next__ = next  # as in the standard library, by which name both take a timeout
+
 
 class IMapUnorderedIterator(IMapIterator, _StandardIMapUnorderedIterator):  # type: ignore[misc]
     """Results of `imap_unordered`, as they come."""
+
+
+# A loop over either goes on without a call of Python's.
+_engine.iterate_as_job(IMapIterator)
+_engine.iterate_as_job(IMapUnorderedIterator)
