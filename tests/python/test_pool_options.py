@@ -337,6 +337,25 @@ def test_workers_are_pinned_to_the_cpus_they_are_given() -> None:
         Pool(1, cpus=[99_999])
 
 
+def switches(pid: int) -> int:
+    """How often the process went to sleep."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("voluntary")).split()[1])
+
+
+def test_a_pinned_worker_looks_for_work_before_it_sleeps_as_others_do() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    fewest = 2000
+    with Pool(1, cpus=[cpu]) as pool:
+        pid = pool.apply(os.getpid)
+        for _ in range(20):  # other processes may be on the cpus
+            before = switches(pid)
+            for _ in range(2000):
+                pool.apply(square, (1,))
+            fewest = min(fewest, switches(pid) - before)
+    assert fewest < 200
+
+
 def thread_numbers(_: Any) -> list[int]:
     import numpy  # noqa: F401
     import threadpoolctl
