@@ -415,6 +415,33 @@ def test_a_crash_shows_where_in_python_it_happened(method: str, how: str, signal
         assert "in crash" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_crash_is_told_to_the_file_that_the_program_chose(method: str, tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import ctypes, faulthandler, os
+        file = open("crash.txt", "a")
+        faulthandler.enable(file=file)
+        import shoal
+        from shoal.multiprocessing import get_context
+
+        def crash():
+            ctypes.string_at(0)
+
+        if __name__ == "__main__":
+            with get_context({method!r}).Pool(1) as pool:
+                try:
+                    pool.apply(crash)
+                except shoal.WorkerDied as error:
+                    print(error.signal)
+            print("in crash" in open("crash.txt").read())
+        """,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "SIGSEGV\nTrue\n", done.stderr
+
+
 # -- stats --
 
 
