@@ -191,6 +191,31 @@ def test_wrong_use_is_explained() -> None:
     assert _shoal().returncode == 2
 
 
+def test_a_thread_pool_is_a_pool_by_either_name(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import abc, multiprocessing.pool
+        from multiprocessing.pool import Pool as before
+        import shoal
+        shoal.install()
+        from multiprocessing.pool import Pool, ThreadPool
+
+        class Derived(Pool):
+            pass
+
+        class Abstract(Pool, abc.ABC):
+            pass
+
+        with ThreadPool(1) as threads, Pool(1) as pool:
+            for kind in (before, Pool, Derived, Abstract, ThreadPool):
+                print(isinstance(threads, kind), issubclass(ThreadPool, kind), isinstance(pool, kind))
+        """,
+    )
+    both, neither, threads = "True True True", "False False False", "True True False"
+    assert done.stdout.splitlines() == [both, both, neither, neither, threads], done.stderr
+
+
 def test_thread_pools_stay_the_standard_librarys(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

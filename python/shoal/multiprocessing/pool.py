@@ -3,6 +3,7 @@ library's."""
 
 from __future__ import annotations
 
+import abc
 import builtins
 import contextlib
 import os
@@ -74,7 +75,7 @@ def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, d
     _serving.serve(handle.engine, place, owner, handle.crash, duties)
 
 
-class Pool(_StandardPool):  # type: ignore[misc]
+class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
     """A pool of worker processes; the interface of `multiprocessing.pool.Pool`. The keyword-only arguments are Shoal's.
 
     processes: how many; by default one a cpu.
@@ -471,6 +472,10 @@ class Pool(_StandardPool):  # type: ignore[misc]
 
     def __exit__(self, exc_type: object, exc_val: object, exc_tb: object) -> None:
         self.terminate()
+
+
+# It rests on the standard library's Pool. But there it is one: whoever looks for a pool means either.
+Pool.register(ThreadPool)
 
 
 def _submit(pool: Pool, result: Any) -> None:
