@@ -269,6 +269,8 @@ class Crew:
 
     def _fill_first(self) -> None:
         for place in range(self.wanted):
+            if self.broken is not None:  # others needed the lock meanwhile: the supervisor, for those that died at once
+                return
             if self.processes[place] is None:
                 self._fill(place)
 
