@@ -454,7 +454,10 @@ static PyObject *block_as_buffer(module_state *state, shoal_heap *heap, shoal_bl
     }
     object->loan = loan;
     object->length = (Py_ssize_t)length;
-    return (PyObject *)object;
+    /* As it is, where nothing is made of it: what was sent as a bare PickleBuffer is used as memory then. */
+    PyObject *view = PyMemoryView_FromObject((PyObject *)object);
+    Py_DECREF(object);
+    return view;
 }
 
 static PyObject *decode_pickled(module_state *state, shoal_heap *heap, const shoal_item *item, struct reader *reader,

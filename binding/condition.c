@@ -231,12 +231,12 @@ static PyMethodDef condition_methods[] = {
     {"_open", condition_open, METH_VARARGS,
      "_open(lock, fd=-1)\n--\n\nMake the condition, or map the one behind this descriptor. Once, by __init__."},
     {"_home", condition_home, METH_NOARGS,
-     "_home()\n--\n\n(descriptor, None, 0): where a process that does not inherit it finds it."},
+     "_home($self)\n--\n\n(descriptor, None, 0): where a process that does not inherit it finds it."},
     {"acquire", (PyCFunction)(void (*)(void))condition_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake the lock."},
     {"release", condition_release, METH_NOARGS, "release($self)\n--\n\nGive the lock back."},
-    {"__enter__", condition_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)(void (*)(void))condition_leave, METH_FASTCALL, NULL},
+    {"__enter__", condition_enter, METH_NOARGS, "__enter__($self)\n--\n\n"},
+    {"__exit__", (PyCFunction)(void (*)(void))condition_leave, METH_FASTCALL, "__exit__($self, *args)\n--\n\n"},
     {"wait", (PyCFunction)(void (*)(void))condition_wait, METH_FASTCALL | METH_KEYWORDS,
      "wait($self, timeout=None)\n--\n\nGive the lock up until somebody notifies, and take it again. False: nobody did "
      "in `timeout` seconds.\n\nRaises shoal.OwnerDied, without the lock, if the process that held it meanwhile died, "
@@ -244,7 +244,7 @@ static PyMethodDef condition_methods[] = {
     {"notify", (PyCFunction)(void (*)(void))condition_notify, METH_VARARGS | METH_KEYWORDS,
      "notify($self, n=1)\n--\n\nWake up to `n` of those who wait, the longest-waiting first."},
     {"notify_all", condition_notify_all, METH_NOARGS, "notify_all($self)\n--\n\nWake all who wait."},
-    {"_waiting", condition_waiting, METH_NOARGS, "_waiting()\n--\n\nHow many wait."},
+    {"_waiting", condition_waiting, METH_NOARGS, "_waiting($self)\n--\n\nHow many wait."},
     {NULL, NULL, 0, NULL},
 };
 

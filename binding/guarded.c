@@ -161,8 +161,8 @@ static PyMethodDef guarded_methods[] = {
      "methods nobody replaced."},
     {"get_obj", guarded_get_object, METH_NOARGS, "get_obj($self)\n--\n\nThe object without its lock."},
     {"get_lock", guarded_get_lock, METH_NOARGS, "get_lock($self)\n--\n\nThe lock."},
-    {"__enter__", guarded_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)(void (*)(void))guarded_leave, METH_FASTCALL, NULL},
+    {"__enter__", guarded_enter, METH_NOARGS, "__enter__($self)\n--\n\n"},
+    {"__exit__", (PyCFunction)(void (*)(void))guarded_leave, METH_FASTCALL, "__exit__($self, *args)\n--\n\n"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -741,9 +741,31 @@ static PyType_Spec job_spec = {
     .slots = job_slots,
 };
 
+/* A sub-class with a method __next__ has its iteration go through that. One whose method does the same where it is
+ * given no arguments has it go straight on. */
+static PyObject *iterate_as_job(PyObject *module, PyObject *type)
+{
+    module_state *state = module_get_state(module);
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->job_type)) {
+        PyErr_SetString(PyExc_TypeError, "not a class of jobs");
+        return NULL;
+    }
+    ((PyTypeObject *)type)->tp_iternext = job_iternext;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef job_functions[] = {
+    {"iterate_as_job", iterate_as_job, METH_O,
+     "iterate_as_job(type)\n--\n\nHave iterators of this sub-class of Job go on as a Job does, whatever its method "
+     "__next__ is."},
+    {NULL, NULL, 0, NULL},
+};
+
 int job_add(PyObject *module)
 {
     module_state *state = module_get_state(module);
+    if (PyModule_AddFunctions(module, job_functions) != 0)
+        return -1;
     state->job_type = PyType_FromModuleAndSpec(module, &job_spec, NULL);
     state->missing = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     if (state->job_type == NULL || state->missing == NULL)

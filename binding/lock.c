@@ -277,7 +277,8 @@ static PyMethodDef lock_methods[] = {
      "this "
      "descriptor. Instead of _open."},
     {"_home", lock_home, METH_NOARGS,
-     "_home()\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it finds "
+     "_home($self)\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it "
+     "finds "
      "it."},
     {"acquire", (PyCFunction)(void (*)(void))lock_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake the lock. False: it was not free (in `timeout` seconds, or "
@@ -288,10 +289,10 @@ static PyMethodDef lock_methods[] = {
     {"reset", lock_reset, METH_NOARGS,
      "reset($self)\n--\n\nMake a lock whose owner died free again: the caller says that what it protects is "
      "sound.\n\nRaises ValueError if its owner lives."},
-    {"_is_mine", lock_is_mine, METH_NOARGS, "_is_mine()\n--\n\nWhether the calling thread holds it."},
-    {"_count", lock_count, METH_NOARGS, "_count()\n--\n\nHow often this process holds it."},
-    {"_get_value", lock_get_value, METH_NOARGS, "_get_value()\n--\n\n1 if it is free, else 0."},
-    {"_is_zero", lock_is_zero, METH_NOARGS, "_is_zero()\n--\n\nWhether somebody holds it."},
+    {"_is_mine", lock_is_mine, METH_NOARGS, "_is_mine($self)\n--\n\nWhether the calling thread holds it."},
+    {"_count", lock_count, METH_NOARGS, "_count($self)\n--\n\nHow often this process holds it."},
+    {"_get_value", lock_get_value, METH_NOARGS, "_get_value($self)\n--\n\n1 if it is free, else 0."},
+    {"_is_zero", lock_is_zero, METH_NOARGS, "_is_zero($self)\n--\n\nWhether somebody holds it."},
     {NULL, NULL, 0, NULL},
 };
 

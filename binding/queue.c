@@ -337,9 +337,9 @@ static PyObject *queue_get_closed(PyObject *self, void *closure)
 static PyMethodDef queue_methods[] = {
     {"_open", queue_open, METH_VARARGS,
      "_open(maxsize, *fds)\n--\n\nMake the queue, or map the one behind these descriptors. Once, by __init__."},
-    {"_fds", queue_fds, METH_NOARGS, "_fds()\n--\n\nIts descriptors, for a process that does not inherit it."},
+    {"_fds", queue_fds, METH_NOARGS, "_fds($self)\n--\n\nIts descriptors, for a process that does not inherit it."},
     {"_watch", queue_watch, METH_NOARGS,
-     "_watch()\n--\n\nA descriptor, the queue's own, that is readable while something is in the queue."},
+     "_watch($self)\n--\n\nA descriptor, the queue's own, that is readable while something is in the queue."},
     {"put", (PyCFunction)(void (*)(void))queue_put, METH_FASTCALL | METH_KEYWORDS,
      "put($self, obj, block=True, timeout=None)\n--\n\nPut an object. When this returns the object is there, whatever "
      "becomes of this "
@@ -357,8 +357,8 @@ static PyMethodDef queue_methods[] = {
      "behind it, up to `most` in all: a list.\n\nRaises queue.Empty if there is none (after `timeout` seconds, or at "
      "once if not `block`). Where one of them cannot be unpickled that is raised, and those "
      "before it are lost. ValueError: `most` is not at least 1."},
-    {"qsize", queue_size, METH_NOARGS, "qsize()\n--\n\nHow many objects are in the queue."},
-    {"close", queue_close, METH_NOARGS, "close()\n--\n\nThis process uses the queue no more. What was put stays."},
+    {"qsize", queue_size, METH_NOARGS, "qsize($self)\n--\n\nHow many objects are in the queue."},
+    {"close", queue_close, METH_NOARGS, "close($self)\n--\n\nThis process uses the queue no more. What was put stays."},
     {NULL, NULL, 0, NULL},
 };
 

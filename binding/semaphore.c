@@ -260,7 +260,8 @@ static PyMethodDef semaphore_methods[] = {
      "this "
      "descriptor. Instead of _open."},
     {"_home", semaphore_home, METH_NOARGS,
-     "_home()\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it finds "
+     "_home($self)\n--\n\n(descriptor, group or None, place in the group): where a process that does not inherit it "
+     "finds "
      "it."},
     {"acquire", (PyCFunction)(void (*)(void))semaphore_acquire, METH_FASTCALL | METH_KEYWORDS,
      "acquire($self, block=True, timeout=None)\n--\n\nTake a unit. False: there was none (in `timeout` seconds, or at "
@@ -269,16 +270,18 @@ static PyMethodDef semaphore_methods[] = {
     {"release", semaphore_release, METH_NOARGS,
      "release($self)\n--\n\nGive a unit back, or add one.\n\nRaises ValueError if there would be more than it may "
      "have, or if it is owned and this process holds none."},
-    {"__enter__", semaphore_enter, METH_NOARGS, NULL},
-    {"__exit__", (PyCFunction)(void (*)(void))semaphore_leave, METH_FASTCALL, NULL},
+    {"__enter__", semaphore_enter, METH_NOARGS, "__enter__($self)\n--\n\n"},
+    {"__exit__", (PyCFunction)(void (*)(void))semaphore_leave, METH_FASTCALL, "__exit__($self, *args)\n--\n\n"},
     {"reset", semaphore_reset, METH_NOARGS,
      "reset($self)\n--\n\nFree the units of processes that died, and return how many.\n\nRaises ValueError if it is "
      "not owned."},
-    {"_is_mine", semaphore_is_mine, METH_NOARGS, "_is_mine()\n--\n\nWhether the calling thread took the last unit."},
-    {"_count", semaphore_count, METH_NOARGS, "_count()\n--\n\nUnits that this process took, less those it gave."},
-    {"_get_value", semaphore_value, METH_NOARGS, "_get_value()\n--\n\nHow many units are free."},
-    {"_is_zero", semaphore_is_zero, METH_NOARGS, "_is_zero()\n--\n\nWhether no unit is free."},
-    {"_after_fork", semaphore_after_fork, METH_NOARGS, "_after_fork()\n--\n\nThis process, a child, took none yet."},
+    {"_is_mine", semaphore_is_mine, METH_NOARGS,
+     "_is_mine($self)\n--\n\nWhether the calling thread took the last unit."},
+    {"_count", semaphore_count, METH_NOARGS, "_count($self)\n--\n\nUnits that this process took, less those it gave."},
+    {"_get_value", semaphore_value, METH_NOARGS, "_get_value($self)\n--\n\nHow many units are free."},
+    {"_is_zero", semaphore_is_zero, METH_NOARGS, "_is_zero($self)\n--\n\nWhether no unit is free."},
+    {"_after_fork", semaphore_after_fork, METH_NOARGS,
+     "_after_fork($self)\n--\n\nThis process, a child, took none yet."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -94,6 +94,18 @@ static PyObject *part_get_name(PyObject *part, void *closure)
     return PyUnicode_FromString(((PartObject *)part)->call == enter ? "__enter__" : "__exit__");
 }
 
+/* For inspect.signature, which asks descriptors for it. */
+static PyObject *part_get_signature(PyObject *part, void *closure)
+{
+    return PyUnicode_FromString(((PartObject *)part)->call == enter ? "()" : "(*args)");
+}
+
+/* What is bound already stays so, as a class's attribute too. */
+static PyObject *part_get(PyObject *part, PyObject *object, PyObject *type)
+{
+    return Py_NewRef(part);
+}
+
 static PyMemberDef part_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(PartObject, call), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -102,6 +114,7 @@ static PyMemberDef part_members[] = {
 static PyGetSetDef part_properties[] = {
     {"__self__", part_get_self, NULL, "the lock", NULL},
     {"__name__", part_get_name, NULL, "the method's name", NULL},
+    {"__text_signature__", part_get_signature, NULL, "its arguments", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -111,6 +124,7 @@ static PyType_Slot part_slots[] = {
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_members, part_members},
     {Py_tp_getset, part_properties},
+    {Py_tp_descr_get, part_get},
     {0, NULL},
 };
 
@@ -158,6 +172,24 @@ static PyObject *binder_call(PyObject *binder, PyObject *args, PyObject *keyword
     return result;
 }
 
+static PyObject *binder_get_name(PyObject *binder, void *closure)
+{
+    return PyUnicode_FromString(((BinderObject *)binder)->part == offsetof(LockObject, enter) ? "__enter__"
+                                                                                              : "__exit__");
+}
+
+static PyObject *binder_get_signature(PyObject *binder, void *closure)
+{
+    return PyUnicode_FromString(((BinderObject *)binder)->part == offsetof(LockObject, enter) ? "($self)"
+                                                                                              : "($self, *args)");
+}
+
+static PyGetSetDef binder_properties[] = {
+    {"__name__", binder_get_name, NULL, "the method's name", NULL},
+    {"__text_signature__", binder_get_signature, NULL, "its arguments", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static int binder_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
@@ -187,6 +219,7 @@ static PyType_Slot binder_slots[] = {
     {Py_tp_clear, binder_clear},
     {Py_tp_call, binder_call},
     {Py_tp_descr_get, binder_get},
+    {Py_tp_getset, binder_properties},
     {0, NULL},
 };
 

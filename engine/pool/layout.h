@@ -106,7 +106,8 @@ struct table_header {
     uint32_t slots, workers;                                            /* slots: a power of 2 */
     uint64_t size;                                                      /* of the region */
     uint64_t workers_at, shares_at, ready_at, completions_at, slots_at; /* offsets */
-    uint8_t unused0[128 - 72];
+    uint32_t cpus;                                                      /* that the owner may use */
+    uint8_t unused0[128 - 76];
 
     /* the ready ring: entries slot | generation << 32; positions [ready_head, ready_tail) */
     _Atomic uint64_t ready_tail; /* the submitter's */

@@ -49,6 +49,7 @@ int table_create(uint32_t slots, uint32_t workers, struct table *out)
         .slot_size = sizeof(struct slot),
         .slots = slots,
         .workers = workers,
+        .cpus = shoal_cpu_count(),
     };
     header.size = lay_out(&header);
     struct table table;

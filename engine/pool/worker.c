@@ -184,12 +184,36 @@ static bool try_claim(shoal_worker *worker, uint32_t *index)
     }
 }
 
-/* Only one worker at a time looks instead of sleeping, and only while there is a core for it beside the owner and the
- * workers that have something to do. */
+/* Whether no other worker that has something to do ran on this cpu last. */
+static bool has_cpu_alone(const shoal_worker *worker)
+{
+    const uint32_t cpu = spin_current_cpu();
+    for (uint32_t i = 0; i < worker->table.worker_count; i++) {
+        const struct worker_record *other = &worker->table.workers[i];
+        if (i != worker->place && atomic_load_explicit(&other->awake, memory_order_relaxed) != 0 &&
+            atomic_load_explicit(&other->cpu, memory_order_relaxed) == cpu)
+            return false;
+    }
+    return true;
+}
+
+/* Whether there is a core for this worker beside the owner and the workers that have something to do. Where it may use
+ * fewer cpus than the owner, most of these are elsewhere, and count only if they are on its own. */
+static bool has_core(const shoal_worker *worker)
+{
+    const struct table_header *header = worker->table.header;
+    const uint32_t busy = atomic_load_explicit(&header->awake, memory_order_relaxed) + 1; /* this one is among them */
+    const uint32_t cpus = spin_cpu_count(shoal_clock_now());
+    if (busy <= cpus)
+        return true;
+    return cpus < header->cpus && busy <= header->cpus && has_cpu_alone(worker);
+}
+
+/* Only one worker at a time looks instead of sleeping. */
 static bool may_look(shoal_worker *worker)
 {
     struct table_header *header = worker->table.header;
-    if (atomic_load_explicit(&header->awake, memory_order_relaxed) + 1 > spin_cpu_count(shoal_clock_now()))
+    if (!has_core(worker))
         return false;
     uint32_t nobody = 0;
     return atomic_compare_exchange_strong_explicit(&header->looking, &nobody, worker->owner, memory_order_relaxed,

@@ -277,7 +277,8 @@ class Crew:
         self.processes[place] = process
 
     def _fill_first(self) -> None:
-        self._fill([place for place in range(self.wanted) if self.processes[place] is None])
+        if self.broken is None:  # others may have needed the lock: the supervisor, for those that died at once
+            self._fill([place for place in range(self.wanted) if self.processes[place] is None])
 
     def grow(self) -> None:
         """Fill one more place, where there is one."""

@@ -115,6 +115,22 @@ def _redirect_the_pool_that_others_hold(standard: Any, simple_queue: Any) -> Non
     _set(standard, "_setup_queues", _setup_queues)
 
 
+def _redirect_the_class_that_others_hold(standard: Any, ours: Any) -> None:
+    """As that of the pool, for classes whose objects are made in C: what is made by the standard library's class is
+    one of ours from the beginning."""
+
+    def make_as_before(cls: Any, *args: Any, **keywords: Any) -> Any:
+        base = super(standard, cls).__new__
+        return base(cls) if base is object.__new__ else base(cls, *args, **keywords)
+
+    def make(cls: Any, *args: Any, **keywords: Any) -> Any:
+        return ours.__new__(ours, *args, **keywords) if cls is standard else make_as_before(cls, *args, **keywords)
+
+    _set(standard, "__new__", make)
+    # Once a class had a __new__ it needs one for good: without, object's complains of the arguments of __init__.
+    _undo[-1] = standard, "__new__", staticmethod(make_as_before)
+
+
 def _install_multiprocessing() -> None:
     # The standard library's other Popen classes derive from its own popen_fork.Popen: they must have done so before
     # it changes.
@@ -148,11 +164,14 @@ def _install_multiprocessing() -> None:
         _set(multiprocessing, name, getattr(context._default_context, name))  # type: ignore[attr-defined]
     for name in ("ApplyResult", "AsyncResult", "MapResult", "IMapIterator", "IMapUnorderedIterator"):
         _set(pool, name, getattr(shoal.multiprocessing.pool, name))
-    _set(queues, "Queue", shoal.multiprocessing.queues.Queue)
-    _set(queues, "JoinableQueue", shoal.multiprocessing.queues.JoinableQueue)
-    _set(queues, "SimpleQueue", shoal.multiprocessing.queues.SimpleQueue)
+    _keep_the_insides_of(queues)
+    for name in ("Queue", "JoinableQueue", "SimpleQueue"):
+        _redirect_the_class_that_others_hold(getattr(queues, name), getattr(shoal.multiprocessing.queues, name))
+        _set(queues, name, getattr(shoal.multiprocessing.queues, name))
     for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"):
-        _set(synchronize, name, getattr(shoal.multiprocessing.synchronize, name))
+        ours = getattr(shoal.multiprocessing.synchronize, name)
+        _redirect_the_class_that_others_hold(getattr(synchronize, name), ours)
+        _set(synchronize, name, ours)
     # What wraps ctypes objects finds its classes by name at each call.
     for name in ("make_property", "SynchronizedBase", "Synchronized", "SynchronizedArray", "SynchronizedString"):
         _set(sharedctypes, name, getattr(shoal.multiprocessing.sharedctypes, name))
@@ -192,6 +211,7 @@ def patch_futures() -> None:
     ours = getattr(importlib.import_module("shoal.futures"), "ProcessPoolExecutor", None)
     if _undo and ours is not None and process.ProcessPoolExecutor is not ours:
         # This one first: where nobody asked for it yet, it is fetched from the other.
+        _redirect_the_class_that_others_hold(process.ProcessPoolExecutor, ours)
         _set(concurrent.futures, "ProcessPoolExecutor", ours)
         _set(process, "ProcessPoolExecutor", ours)
 

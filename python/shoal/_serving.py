@@ -77,7 +77,8 @@ def serve(
 ) -> None:
     """Run in a worker process: work until the pool shuts, or the worker's duties say that it ends.
 
-    crash: the descriptor that the Python stack goes to when the process crashes.
+    crash: the descriptor that the Python stack goes to when the process crashes; where the program has it go to a file
+        of its own (`faulthandler.enable(file=...)`), it goes there.
     """
     crew = sys.modules.get("shoal._crew")
     if crew is not None and crew.is_supervisor():
@@ -92,7 +93,8 @@ def serve(
         # SIG_IGN: what a task starts by exec must not inherit it.
         signal.signal(signal.SIGINT, _ignore_interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
-    faulthandler.enable(crash)
+    if not _has_own_crash_file(faulthandler):
+        faulthandler.enable(crash)
     duties = duties or Duties()
     if duties.cpus:
         os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
@@ -104,6 +106,20 @@ def serve(
     worker.run(duties.max_tasks or 0, duties.memory_limit or 0, duties.keeps_exits, duties.unreadable)
     if duties.worker_exit is not None:
         duties.worker_exit()
+
+
+def _has_own_crash_file(faulthandler: Any) -> bool:
+    """Whether the program has crashes told to a file that it opened, rather than to standard error: there is one place
+    that they are told to, and then that is it."""
+    if not faulthandler.is_enabled():
+        return False
+    import gc
+
+    # Nothing tells the file but that the module holds it.
+    for holding in gc.get_referents(faulthandler):
+        if hasattr(holding, "fileno") and holding not in (sys.stderr, sys.__stderr__):
+            return True
+    return False
 
 
 def call_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> None:

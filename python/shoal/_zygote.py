@@ -36,6 +36,7 @@ _lock = threading.Lock()
 _LIMITS = 16  # RLIM_NLIMITS
 _ASIDE_MOST = 4  # zygotes set aside that may be of use again, beside those that have processes
 _FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
+_HINTS = {11: "; the user's limit of processes and threads is reached", 12: "; there is too little memory"}  # by errno
 _SIGCONT = 18  # by number: the module of that name costs each worker's start
 
 
@@ -59,6 +60,9 @@ class Zygote:
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
             )
+        except OSError as error:
+            what = f"{sys.executable!r}, the interpreter that clean processes are forked from"
+            raise start_error(what, error.errno or 0) from error
         finally:
             theirs.close()
         self._engine = _engine.Zygote(ours.detach(), self.pid)
@@ -115,6 +119,11 @@ class Zygote:
                 os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass
+
+
+def start_error(what: str, number: int) -> OSError:
+    """What to raise when something cannot be started: which else nobody could tell from "temporarily unavailable"."""
+    return OSError(number, f"cannot start {what}: {os.strerror(number)}{_HINTS.get(number, '')}")
 
 
 def command_line(path: list[str], asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> list[str]:

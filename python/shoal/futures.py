@@ -127,6 +127,8 @@ class _Crew(_crew.Crew):
         super().__init__(size, start, **options)
         self.engine.unreadable = _unreadable
         _alive.add(self)
+        if self.ended:  # its supervisor is gone by now: the initializer failed
+            _alive.discard(self)
 
     def grow_for(self, tasks: int) -> None:
         """So many more tasks are about to be handed out: start workers for them where none is idle."""

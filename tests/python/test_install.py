@@ -191,6 +191,114 @@ def test_wrong_use_is_explained() -> None:
     assert _shoal().returncode == 2
 
 
+def test_what_classes_make_that_others_imported_before_is_ours(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing as mp, threading
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing.queues import JoinableQueue, Queue, SimpleQueue
+        from multiprocessing.synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
+
+        class Derived(JoinableQueue):
+            pass
+
+        class DerivedExecutor(ProcessPoolExecutor):
+            pass
+
+        class Foreign:  # has what multiprocessing's condition asks of a lock, and is not ours
+            def __init__(self, lock):
+                self._semlock, self.acquire, self.release = lock._semlock, lock.acquire, lock.release
+
+            def __enter__(self):
+                return self._semlock.__enter__()
+
+            def __exit__(self, *args):
+                return self._semlock.__exit__(*args)
+
+        def work(lock, queue):
+            with lock:
+                queue.put(mp.current_process().name != "MainProcess")
+
+        def show(*makes):
+            for make in makes:
+                made = make()
+                print(type(made).__module__.split(".")[0], type(made).__name__, end="; ")
+            print()
+
+        if __name__ == "__main__":
+            import shoal
+            context = mp.get_context("fork")
+            synchronizing = [
+                lambda: Lock(ctx=context), lambda: RLock(ctx=context), lambda: Semaphore(2, ctx=context),
+                lambda: BoundedSemaphore(value=2, ctx=context), lambda: Condition(ctx=context),
+                lambda: Event(ctx=context), lambda: Barrier(2, ctx=context),
+            ]
+            queues = [lambda: Queue(ctx=context), lambda: JoinableQueue(3, ctx=context),
+                      lambda: SimpleQueue(ctx=context), lambda: Derived(ctx=context)]
+            executors = [lambda: ProcessPoolExecutor(1), lambda: DerivedExecutor(1)]
+            for _ in range(2):
+                shoal.install()
+                show(*synchronizing)
+                show(*queues)
+                show(*executors)
+                for method in ("fork", "spawn"):
+                    context = mp.get_context(method)
+                    # Under spawn the class that the program derives is derived from ours in the process.
+                    for kind in (Queue, JoinableQueue, SimpleQueue, *([Derived] if method == "fork" else [])):
+                        queue, lock = kind(ctx=context), Lock(ctx=context)
+                        process = context.Process(target=work, args=(lock, queue))
+                        process.start()
+                        print(queue.get(), end=" ")
+                        process.join()
+                for kind in (ProcessPoolExecutor, DerivedExecutor):
+                    with kind(1, mp_context=context) as executor:
+                        print(isinstance(executor, ProcessPoolExecutor), executor.submit(abs, -3).result(), end=" ")
+                condition = Condition(Foreign(mp.Lock()), ctx=mp)
+                with condition:
+                    print(type(condition) is Condition, condition.wait(0.01))
+                shoal.uninstall()
+                show(*synchronizing, *queues, *executors)
+        """,
+    )
+    synchronizing = ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"]
+    queues = ["Queue", "JoinableQueue", "SimpleQueue"]
+    standard = [f"multiprocessing {name}; " for name in [*synchronizing, *queues]]
+    executor = "ProcessPoolExecutor; "
+    assert done.stdout.splitlines() == 2 * [
+        "".join(f"shoal {name}; " for name in synchronizing),
+        "".join(f"shoal {name}; " for name in queues) + "__main__ Derived; ",
+        f"shoal {executor}__main__ DerivedExecutor; ",
+        "True " * 7 + "True 3 " * 2 + "True False",
+        "".join(standard) + f"__main__ Derived; concurrent {executor}__main__ DerivedExecutor; ",
+    ], done.stderr
+
+
+def test_a_thread_pool_is_a_pool_by_either_name(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import abc, multiprocessing.pool
+        from multiprocessing.pool import Pool as before
+        import shoal
+        shoal.install()
+        from multiprocessing.pool import Pool, ThreadPool
+
+        class Derived(Pool):
+            pass
+
+        class Abstract(Pool, abc.ABC):
+            pass
+
+        with ThreadPool(1) as threads, Pool(1) as pool:
+            for kind in (before, Pool, Derived, Abstract, ThreadPool):
+                print(isinstance(threads, kind), issubclass(ThreadPool, kind), isinstance(pool, kind))
+        """,
+    )
+    both, neither, threads = "True True True", "False False False", "True True False"
+    assert done.stdout.splitlines() == [both, both, neither, neither, threads], done.stderr
+
+
 def test_thread_pools_stay_the_standard_librarys(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

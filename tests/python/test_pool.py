@@ -792,3 +792,30 @@ def test_a_pool_that_is_dropped_with_its_result_ends(how: str) -> None:
         gc.collect()
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in pids)
+
+
+# -- buffers by themselves --
+
+
+def tell_of_buffer(buffer: Any) -> tuple[int, bytes, bool]:
+    view = memoryview(buffer)
+    if not view.readonly:
+        buffer[0:1] = b"x"
+    return len(buffer), bytes(buffer[:2]), view.readonly
+
+
+def send_buffer(size: int) -> pickle.PickleBuffer:
+    return pickle.PickleBuffer(bytearray(size))
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_bare_pickle_buffer_arrives_as_memory_that_can_be_used(size: int) -> None:
+    with Pool(1) as pool:
+        sent = bytearray(size)
+        assert pool.apply(tell_of_buffer, (pickle.PickleBuffer(sent),)) == (size, b"x\0", False)
+        assert sent[0] == 0
+        assert pool.apply(tell_of_buffer, (pickle.PickleBuffer(bytes(size)),)) == (size, b"\0\0", True)
+        back = pool.apply(send_buffer, (size,))
+        back[:2] = b"ab"
+    assert len(back) == size
+    assert bytes(back[:3]) == b"ab\0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import queue
 import signal
@@ -308,3 +309,28 @@ def test_who_reads_an_iterator_that_was_cancelled_is_told_so(pool: Any) -> None:
         list(results)
     assert list(results) == []
     assert pool.map(square, [3]) == [9]
+
+
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_both_names_of_next_take_a_timeout(pool: Any, method: str) -> None:
+    results = getattr(pool, method)(time.sleep, [0, 0, 0.5])
+    assert results.__next__() is None
+    assert results.__next__(20) is None
+    for following in (results.next, results.__next__):
+        with pytest.raises(multiprocessing.TimeoutError):
+            following(0.01)
+    assert list(results) == [None]
+    with pytest.raises(StopIteration):
+        results.__next__(timeout=0.01)
+
+
+def test_a_sub_class_of_an_iterator_goes_on_as_it_says(pool: Any) -> None:
+    class Doubling(type(pool.imap(abs, []))):  # type: ignore[misc]
+        def next(self, timeout: float | None = None) -> Any:
+            return 2 * super().next(timeout)
+
+        __next__ = next
+
+    results = pool.imap(square, range(3))
+    results.__class__ = Doubling
+    assert list(results) == [0, 2, 8]

@@ -337,6 +337,25 @@ def test_workers_are_pinned_to_the_cpus_they_are_given() -> None:
         Pool(1, cpus=[99_999])
 
 
+def switches(pid: int) -> int:
+    """How often the process went to sleep."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("voluntary")).split()[1])
+
+
+def test_a_pinned_worker_looks_for_work_before_it_sleeps_as_others_do() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    fewest = 2000
+    with Pool(1, cpus=[cpu]) as pool:
+        pid = pool.apply(os.getpid)
+        for _ in range(20):  # other processes may be on the cpus
+            before = switches(pid)
+            for _ in range(2000):
+                pool.apply(square, (1,))
+            fewest = min(fewest, switches(pid) - before)
+    assert fewest < 200
+
+
 def thread_numbers(_: Any) -> list[int]:
     import numpy  # noqa: F401
     import threadpoolctl
@@ -394,6 +413,33 @@ def test_a_crash_shows_where_in_python_it_happened(method: str, how: str, signal
         with pytest.raises(shoal.WorkerDied) as caught:  # by a killed one's successor: nothing left over
             pool.apply(os.kill, (pool.apply(os.getpid), signal.SIGKILL))
         assert "in crash" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_crash_is_told_to_the_file_that_the_program_chose(method: str, tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import ctypes, faulthandler, os
+        file = open("crash.txt", "a")
+        faulthandler.enable(file=file)
+        import shoal
+        from shoal.multiprocessing import get_context
+
+        def crash():
+            ctypes.string_at(0)
+
+        if __name__ == "__main__":
+            with get_context({method!r}).Pool(1) as pool:
+                try:
+                    pool.apply(crash)
+                except shoal.WorkerDied as error:
+                    print(error.signal)
+            print("in crash" in open("crash.txt").read())
+        """,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "SIGSEGV\nTrue\n", done.stderr
 
 
 # -- stats --

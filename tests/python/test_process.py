@@ -661,3 +661,43 @@ def test_an_exit_status_too_large_for_an_int_is_a_failure(method: str, status: A
     process.start()
     process.join(30)
     assert process.exitcode == expected
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_process_that_there_is_no_room_for_says_what_could_not_be_started(method: str, tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import os, resource
+        from multiprocessing import resource_tracker
+        from shoal.multiprocessing import get_context
+
+        def start():
+            process = get_context({method!r}).Process(target=abs, args=(1,))
+            process.start()
+            process.join()
+            return process.exitcode
+
+        if __name__ == "__main__":
+            print(start())  # all that is imported on need
+            if os.getuid() == 0:
+                os.setuid(65534)  # the limit does not hold for root
+            hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(2):
+                try:
+                    start()
+                except BlockingIOError as error:
+                    print(error)
+                print(len(os.listdir("/proc/self/fd")) - before)
+                resource_tracker._resource_tracker._stop()
+                before = len(os.listdir("/proc/self/fd"))
+        """,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert (lines[0], lines[2], lines[4]) == ("0", "0", "0")
+    assert "the interpreter that clean processes are forked from: " in lines[1]
+    assert "multiprocessing's resource tracker: " in lines[3]
+    assert all("the user's limit of processes" in line for line in (lines[1], lines[3]))

@@ -44,6 +44,34 @@ def test_a_process_reads_nothing_from_standard_input(method: str, tmp_path: Path
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_of_processes_read_nothing_either(method: str, tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import sys
+        from shoal.multiprocessing import get_context
+
+        def read(depth):
+            print(depth, repr(sys.stdin.read()), flush=True)
+            if depth == 1:
+                sys.stdin.close()  # the next one has it open all the same
+            if depth:
+                process = get_context("fork").Process(target=read, args=(depth - 1,))
+                process.start()
+                process.join()
+
+        if __name__ == "__main__":
+            process = get_context({method!r}).Process(target=read, args=(3,))
+            process.start()
+            process.join()
+            print(process.exitcode)
+        """,
+        input="for the program\n",
+    )
+    assert (done.stdout, done.stderr) == ("3 ''\n2 ''\n1 ''\n0 ''\n0\n", "")
+
+
 def test_a_process_without_standard_input_gets_none(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

@@ -171,3 +171,24 @@ def test_a_simple_queue_with_insides_of_its_own_rests_on_the_standard_one() -> N
     made = Counted(ctx=mp.get_context("fork"))
     made.put("x")
     assert made.get() == (1, "x")
+
+
+# ------------------------------------------------------------------- sub-classes
+
+
+class WithOwnEnds(queues.Queue):
+    """As PyTorch's: it wraps what it thinks the ends of a pipe are."""
+
+    def __init__(self, maxsize: int = 0, *, ctx: Any) -> None:
+        super().__init__(maxsize, ctx=ctx)
+        self._reader = ("reader", self._reader)
+        self._writer = ("writer", self._writer)
+
+
+def test_a_sub_class_may_put_its_own_ends_there() -> None:
+    made = WithOwnEnds(ctx=mp.get_context())
+    made.put(1)
+    assert made._reader[0] == "reader"
+    assert made._reader[1].poll()
+    assert made._writer[0] == "writer"
+    assert made.get() == 1

@@ -17,31 +17,40 @@ from typing import Any, TextIO
 
 __all__ = ["keep_null_input", "open_null_input", "run_with_exit_functions", "take_null_input"]
 
-# What reads as empty, and the device and inode that its descriptor had when it was opened: a program may close
+# What reads as empty; its descriptor, and the device and inode that this had when it was opened: a program may close
 # descriptors that it knows nothing of, and have another file under the number.
-_null_input: tuple[TextIO, int, int] | None = None
+_null_input: tuple[TextIO, int, tuple[int, int]] | None = None
 
 
 def open_null_input() -> None:
     """Before a fork: what take_null_input() takes. OSError: there is no descriptor left."""
     global _null_input
     if _null_input is not None:
-        file, device, inode = _null_input
+        file, descriptor, identity = _null_input
         try:
-            status = os.fstat(file.fileno())
+            kept = _identity(descriptor) == identity
         except OSError:
-            pass
-        else:
-            if (status.st_dev, status.st_ino) == (device, inode):
-                return
+            kept = False
+        if kept:
+            if file.closed:  # it was this process's sys.stdin, and the program closed that
+                _null_input = _text_of(descriptor), descriptor, identity
+            return
     descriptor = os.open(os.devnull, os.O_RDONLY)
+    _null_input = _text_of(descriptor), descriptor, _identity(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
     status = os.fstat(descriptor)
-    _null_input = open(descriptor, encoding="utf-8", closefd=False), status.st_dev, status.st_ino  # noqa: SIM115
+    return status.st_dev, status.st_ino
+
+
+def _text_of(descriptor: int) -> TextIO:
+    return open(descriptor, encoding="utf-8", closefd=False)
 
 
 def take_null_input() -> None:
     """In the forked process, in the place of `util._close_stdin`: no two processes read from one terminal."""
-    if sys.stdin is None or _null_input is None:
+    if sys.stdin is None or _null_input is None or sys.stdin is _null_input[0]:  # the last: its parent took it
         return
     try:
         sys.stdin.close()

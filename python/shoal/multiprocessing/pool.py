@@ -3,6 +3,7 @@ library's."""
 
 from __future__ import annotations
 
+import abc
 import builtins
 import contextlib
 import os
@@ -75,7 +76,7 @@ def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, d
     _serving.serve(handle.engine, place, owner, handle.crash, duties)
 
 
-class Pool(_StandardPool):  # type: ignore[misc]
+class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
     """A pool of worker processes; the interface of `multiprocessing.pool.Pool`. The keyword-only arguments are Shoal's.
 
     processes: how many; by default one a cpu.
@@ -474,6 +475,10 @@ class Pool(_StandardPool):  # type: ignore[misc]
         self.terminate()
 
 
+# It rests on the standard library's Pool. But there it is one: whoever looks for a pool means either.
+Pool.register(ThreadPool)
+
+
 def _submit(pool: Pool, result: Any) -> None:
     # A pool that its user dropped ends its workers: not before its results are there.
     result._pool = pool
@@ -630,12 +635,19 @@ class IMapIterator(_engine.Job, _StandardIMapIterator):  # type: ignore[misc]
     def next(self, timeout: float | None = None) -> Any:
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""
         if timeout is None:
-            return self.__next__()
+            return super().__next__()
         try:
             return self.next_within(timeout)
         except builtins.TimeoutError:
             raise TimeoutError from None
 
+    __next__ = next  # as in the standard library, by which name both take a timeout
+
 
 class IMapUnorderedIterator(IMapIterator, _StandardIMapUnorderedIterator):  # type: ignore[misc]
     """Results of `imap_unordered`, as they come."""
+
+
+# A loop over either goes on without a call of Python's.
+_engine.iterate_as_job(IMapIterator)
+_engine.iterate_as_job(IMapUnorderedIterator)

@@ -71,7 +71,7 @@ class _Popen(popen_fork.Popen):
         try:
             payload = bytes(buffer.getbuffer())
             streams = [fd for fd in (1, 2) if _is_open(fd)]
-            fds = [parent_sentinel, resource_tracker.getfd(), *streams]  # type: ignore[attr-defined]
+            fds = [parent_sentinel, _tracker(), *streams]
             if len(payload) > _INLINE:
                 opened.append(_write_to_memory(payload))
                 fds.append(opened[-1])
@@ -95,6 +95,14 @@ class _Popen(popen_fork.Popen):
 
     def _unknown_end(self) -> int:
         return 255  # as multiprocessing's forkserver has it: the zygote that knew is gone
+
+
+def _tracker() -> int:
+    """The descriptor of multiprocessing's resource tracker, which is started if need be."""
+    try:
+        return resource_tracker.getfd()  # type: ignore[attr-defined, no-any-return]
+    except OSError as error:
+        raise _zygote.start_error("multiprocessing's resource tracker", error.errno or 0) from error
 
 
 def _is_open(fd: int) -> bool:

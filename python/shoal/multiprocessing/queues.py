@@ -86,6 +86,13 @@ class _End:
         self._queue.close()
 
 
+class _EndOf:
+    """A queue's `_reader` or `_writer`; what a sub-class puts there itself (as PyTorch's does) is there instead."""
+
+    def __get__(self, queue: Any, owner: Any) -> Any:
+        return self if queue is None else _End(queue)
+
+
 class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: ignore[misc]
     """A queue of Python objects between processes; the interface of `multiprocessing.Queue`.
 
@@ -107,13 +114,8 @@ class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: igno
 
         return _rebuild, (type(self), self._maxsize, *(DupFd(fd) for fd in self._fds()))
 
-    @property
-    def _reader(self) -> _End:
-        return _End(self)
-
-    @property
-    def _writer(self) -> _End:
-        return _End(self)
+    _reader = _EndOf()
+    _writer = _EndOf()
 
     def put_nowait(self, obj: Any) -> None:
         """`put` without waiting."""
@@ -155,13 +157,8 @@ class SimpleQueue(_engine.Queue, _standard_simple_queue, metaclass=_QueueType): 
 
         return _rebuild, (type(self), 0, *(DupFd(fd) for fd in self._fds()))
 
-    @property
-    def _reader(self) -> _End:
-        return _End(self)
-
-    @property
-    def _writer(self) -> _End:
-        return _End(self)
+    _reader = _EndOf()
+    _writer = _EndOf()
 
     def _poll(self) -> bool:
         return not self.empty()

@@ -198,7 +198,10 @@ class Condition(_engine.Condition, _standard.Condition):  # type: ignore[misc]
 
     def __new__(cls, lock: Any = None, *, ctx: Any = None) -> Any:
         if cls is Condition and lock is not None and not isinstance(lock, _engine.Lock):
-            return _standard_condition(lock, ctx=ctx)
+            # Not by a call of the class: under `install()` that comes here.
+            condition = object.__new__(_standard_condition)
+            condition.__init__(lock, ctx=ctx)  # type: ignore[misc]
+            return condition
         return super().__new__(cls)
 
     def __init__(self, lock: Any = None, *, ctx: Any) -> None:
