@@ -100,7 +100,8 @@ class _Popen(popen_fork.Popen):
 def _tracker() -> int:
     """The descriptor of multiprocessing's resource tracker, which is started if need be."""
     try:
-        return resource_tracker.getfd()  # type: ignore[attr-defined, no-any-return]
+        fd: Any = resource_tracker.getfd()  # type: ignore[attr-defined]
+        return int(fd)
     except OSError as error:
         raise _zygote.start_error("multiprocessing's resource tracker", error.errno or 0) from error
 
