@@ -356,11 +356,11 @@ static void scan_from_head(shoal_queue *queue)
 static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *position)
 {
     struct queue_header *header = queue->header;
+    const bool told_to_bury = bury;
     bool busy = false, again;
     do {
         uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
         uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
-        const bool told_to_bury = bury;
         const uint64_t from = scan_from(queue, head, &bury);
         uint64_t written = UINT64_MAX; /* the first slot that is not full yet */
         busy = again = false;
@@ -372,6 +372,11 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
             if (qslot_position(word) != at)
                 continue; /* passed and used again since */
             if (qslot_state(word) == QSLOT_FULL) {
+                if (!bury && at - from >= SEGMENT_SLOTS && may_ask(&queue->get_asked_at)) {
+                    /* Much was passed, as it lies behind a slot that is being written: perhaps by a dead producer. */
+                    bury = again = true;
+                    break;
+                }
                 /* acquire: pairs with the release in put; the contents come with it */
                 if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(at, self, QSLOT_READING),
                                                             memory_order_acquire, memory_order_relaxed)) {

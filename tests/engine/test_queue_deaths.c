@@ -263,6 +263,21 @@ static void a_backlog_behind_an_item_that_is_being_read_is_taken_at_the_usual_pa
     }
 }
 
+static void a_backlog_behind_an_item_whose_producer_died_is_taken_at_the_usual_pace(void **state)
+{
+    (void)state;
+    enum { BACKLOG = 300000 };
+    shoal_queue *queue = make_queue(0);
+    put_number(queue, 0);
+    let_die(die_writing, queue);
+    for (uint64_t i = 1; i < BACKLOG; i++)
+        put_number(queue, i);
+    for (uint64_t i = 0; i < BACKLOG; i++)
+        assert_int_equal(get_number(queue), i);
+    assert_int_equal(shoal_queue_count(queue), 0);
+    shoal_queue_close(queue);
+}
+
 static void a_producers_items_keep_their_order_though_one_is_finished_late(void **state)
 {
     (void)state;
@@ -608,6 +623,7 @@ int main(void)
         cmocka_unit_test_setup(a_full_queue_gets_its_room_back_from_a_producer_that_died, start_clock),
         cmocka_unit_test_setup(what_was_put_is_there_though_its_producer_was_killed_at_once, start_clock),
         cmocka_unit_test_setup(a_backlog_behind_an_item_that_is_being_read_is_taken_at_the_usual_pace, start_clock),
+        cmocka_unit_test_setup(a_backlog_behind_an_item_whose_producer_died_is_taken_at_the_usual_pace, start_clock),
         cmocka_unit_test_setup(a_producers_items_keep_their_order_though_one_is_finished_late, start_clock),
         cmocka_unit_test_setup(memory_that_a_dead_process_held_is_found_when_it_is_needed, start_clock),
         cmocka_unit_test_setup(memory_of_an_item_that_never_was_is_freed, start_clock),
