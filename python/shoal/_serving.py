@@ -93,7 +93,7 @@ def serve(
         # SIG_IGN: what a task starts by exec must not inherit it.
         signal.signal(signal.SIGINT, _ignore_interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
-    if not _has_own_crash_file(faulthandler):
+    if not _has_own_crash_file():
         faulthandler.enable(crash)
     duties = duties or Duties()
     if duties.cpus:
@@ -108,7 +108,7 @@ def serve(
         duties.worker_exit()
 
 
-def _has_own_crash_file(faulthandler: Any) -> bool:
+def _has_own_crash_file() -> bool:
     """Whether the program has crashes told to a file that it opened, rather than to standard error: there is one place
     that they are told to, and then that is it."""
     if not faulthandler.is_enabled():

@@ -1,6 +1,6 @@
 /* test_memory.c: regions and the heap as their users see them; test_loan.c has loans. test_heap.c has the heap under
  * load: against a model, by many processes, and over rubbish. */
-#include "helpers.h"
+#include "heap_blocks.h"
 
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -150,28 +150,6 @@ static void what_is_no_sealed_region_is_not_attached(void **state)
 
 /* ------------------------------------------------------------------------ heap ---- */
 
-static shoal_heap *make_heap(size_t limit)
-{
-    shoal_heap *heap;
-    assert_int_equal(shoal_heap_create(limit, &heap), 0);
-    return heap;
-}
-
-static shoal_block take(shoal_heap *heap, size_t size, uint32_t owner)
-{
-    shoal_block block = 0;
-    assert_int_equal(shoal_heap_allocate(heap, size, owner, &block), 0);
-    assert_true(block != 0);
-    return block;
-}
-
-static struct shoal_heap_numbers count(shoal_heap *heap)
-{
-    struct shoal_heap_numbers numbers;
-    assert_int_equal(shoal_heap_count(heap, &numbers), 0);
-    return numbers;
-}
-
 static void a_block_is_aligned_and_at_least_as_large_as_asked(void **state)
 {
     (void)state;
@@ -278,22 +256,6 @@ static void blocks_that_were_freed_lately_are_used_first(void **state)
 }
 
 /* Every call refuses the reference, and nothing changes. */
-static void expect_no_block(shoal_heap *heap, shoal_block block)
-{
-    uint32_t owner = 1234;
-    size_t size = 1234;
-    shoal_loan *loan = NULL;
-    uint8_t byte = 0;
-    assert_null(shoal_heap_pointer(heap, block, &size));
-    assert_int_equal(size, 1234);
-    assert_int_equal(shoal_heap_owner(heap, block, &owner), -EINVAL);
-    assert_int_equal(owner, 1234);
-    assert_int_equal(shoal_heap_give(heap, block, 1, 2), -EINVAL);
-    assert_int_equal(shoal_heap_write(heap, block, 0, &byte, 1), -EINVAL);
-    assert_int_equal(shoal_heap_lend(heap, block, &loan), -EINVAL);
-    assert_int_equal(shoal_heap_free(heap, block), -EINVAL);
-}
-
 static void a_reference_that_names_no_block_is_refused_by_every_call(void **state)
 {
     (void)state;
