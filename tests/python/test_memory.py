@@ -7,14 +7,13 @@ import threading
 
 import numpy as np
 import pytest
+from cached_calls import CALLS, add, make_array
 from helpers import run_with_cache
 from shoal.joblib.memory import (
     CacheWarning,
     MemorizedFunc,
     Memory,
 )
-
-CALLS: list[object] = []
 
 
 @pytest.fixture(autouse=True)
@@ -25,16 +24,6 @@ def no_calls_yet():
 @pytest.fixture
 def memory(tmp_path):
     return Memory(tmp_path, verbose=0)
-
-
-def add(x, y=1, *args, z=0, **kwargs):
-    CALLS.append((x, y))
-    return x + y + sum(args) + z + sum(kwargs.values())
-
-
-def make_array(n):
-    CALLS.append(n)
-    return np.arange(n, dtype=float)
 
 
 # ---- what is a hit ----

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from cached_calls import CALLS, add, make_array
 from helpers import entries
 from shoal.joblib.memory import (
     AsyncMemorizedFunc,
@@ -18,8 +19,6 @@ from shoal.joblib.memory import (
     expires_after,
 )
 
-CALLS: list[object] = []
-
 
 @pytest.fixture(autouse=True)
 def no_calls_yet():
@@ -29,16 +28,6 @@ def no_calls_yet():
 @pytest.fixture
 def memory(tmp_path):
     return Memory(tmp_path, verbose=0)
-
-
-def add(x, y=1, *args, z=0, **kwargs):
-    CALLS.append((x, y))
-    return x + y + sum(args) + z + sum(kwargs.values())
-
-
-def make_array(n):
-    CALLS.append(n)
-    return np.arange(n, dtype=float)
 
 
 # ---- the rest of the interface ----

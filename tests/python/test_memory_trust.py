@@ -17,13 +17,12 @@ import warnings
 import cloudpickle
 import numpy as np
 import pytest
+from cached_calls import CALLS, add, make_array
 from helpers import entries, run_with_cache
 from shoal.joblib.memory import (
     CacheWarning,
     Memory,
 )
-
-CALLS: list[object] = []
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +33,6 @@ def no_calls_yet():
 @pytest.fixture
 def memory(tmp_path):
     return Memory(tmp_path, verbose=0)
-
-
-def add(x, y=1, *args, z=0, **kwargs):
-    CALLS.append((x, y))
-    return x + y + sum(args) + z + sum(kwargs.values())
-
-
-def make_array(n):
-    CALLS.append(n)
-    return np.arange(n, dtype=float)
 
 
 # ---- other processes and threads ----
