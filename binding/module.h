@@ -53,6 +53,9 @@ static inline module_state *module_state_of_type(PyTypeObject *type)
 /* Raise what an engine call returned: OSError with errno and "what: reason", MemoryError for -ENOMEM. Returns NULL. */
 PyObject *module_raise(int error, const char *what);
 
+/* multiprocessing's exit code: the status, or the negated signal. */
+PyObject *module_exit_code(const shoal_exit *how);
+
 /* Seconds (float, int or None for no limit) to nanoseconds; negative counts as 0. -1 with an exception set. */
 int module_timeout(PyObject *seconds, int64_t *out);
 

@@ -160,12 +160,13 @@ static PyObject *pool_watch(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *pool_bury(PyObject *self, PyObject *args)
+/* bury() and settle(): (place, exitcode=None). */
+static PyObject *complete_dead(PoolObject *pool, PyObject *args,
+                               int (*complete)(shoal_pool *, uint32_t, const shoal_exit *, uint32_t *))
 {
-    PoolObject *pool = (PoolObject *)self;
     unsigned int place;
     PyObject *code = Py_None;
-    if (!PyArg_ParseTuple(args, "I|O:bury", &place, &code))
+    if (!PyArg_ParseTuple(args, "I|O", &place, &code))
         return NULL;
     shoal_exit how = {0}, *known = NULL;
     if (code != Py_None) {
@@ -181,10 +182,20 @@ static PyObject *pool_bury(PyObject *self, PyObject *args)
     uint32_t held = 0;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = shoal_pool_bury(pool->pool, place, known, &held);
+    error = complete(pool->pool, place, known, &held);
     Py_END_ALLOW_THREADS
     pool_leave(pool);
-    return error != 0 ? module_raise(error, "cannot bury a worker") : PyLong_FromUnsignedLong(held);
+    return error != 0 ? module_raise(error, "cannot settle what a worker held") : PyLong_FromUnsignedLong(held);
+}
+
+static PyObject *pool_bury(PyObject *self, PyObject *args)
+{
+    return complete_dead((PoolObject *)self, args, shoal_pool_bury);
+}
+
+static PyObject *pool_settle(PyObject *self, PyObject *args)
+{
+    return complete_dead((PoolObject *)self, args, shoal_pool_settle);
 }
 
 static PyObject *pool_supervise(PyObject *self, PyObject *args)
@@ -208,7 +219,8 @@ static PyObject *pool_supervise(PyObject *self, PyObject *args)
         return module_raise(error, "cannot wait for a pool's workers");
     PyObject *list = PyList_New(count);
     for (uint32_t i = 0; list != NULL && i < count; i++) {
-        PyObject *event = Py_BuildValue("(IIi)", events[i].kind, events[i].place, (int)events[i].pid);
+        PyObject *event = Py_BuildValue("(IIiN)", events[i].kind, events[i].place, (int)events[i].pid,
+                                        module_exit_code(&events[i].exit));
         if (event == NULL)
             Py_CLEAR(list);
         else
@@ -426,9 +438,11 @@ static PyMethodDef pool_methods[] = {
     {"watch", pool_watch, METH_VARARGS, "watch(place, pid, pidfd)\n--\n\nThe worker was started."},
     {"bury", pool_bury, METH_VARARGS,
      "bury(place, exitcode=None)\n--\n\nThe worker there has ended; how many tasks it held."},
+    {"settle", pool_settle, METH_VARARGS,
+     "settle(place, exitcode=None)\n--\n\nThe worker there is dying; how many tasks it held. bury() follows."},
     {"supervise", pool_supervise, METH_VARARGS,
-     "supervise(timeout=None)\n--\n\nWait for events: a list of (kind, place, pid); kind 1: a worker ended, 2: "
-     "pump()."},
+     "supervise(timeout=None)\n--\n\nWait for events: a list of (kind, place, pid, exitcode); kind 1: a worker ended, "
+     "2: pump(), 3: a worker is dying, with that exit code."},
     {"call_supervisor", pool_call_supervisor, METH_NOARGS, "call_supervisor()\n--\n\nMake supervise() return."},
     {"pump", pool_pump, METH_NOARGS,
      "pump()\n--\n\nCollect and hand out for jobs that nobody waits for; the jobs whose callbacks are due."},

@@ -46,8 +46,7 @@ static shoal_process *process_of(PyObject *self)
     return process;
 }
 
-/* multiprocessing's exit code: the status, or the negated signal. */
-static PyObject *exit_code(const shoal_exit *how)
+PyObject *module_exit_code(const shoal_exit *how)
 {
     return PyLong_FromLong(how->signal != 0 ? -how->signal : how->code);
 }
@@ -69,7 +68,7 @@ static PyObject *process_wait(PyObject *self, PyObject *args)
         error = shoal_process_wait(process, left, &how);
         Py_END_ALLOW_THREADS
         if (error == 0)
-            return exit_code(&how);
+            return module_exit_code(&how);
         if (error != -ETIMEDOUT && error != -EINTR)
             return module_raise(error, "cannot tell how the process ended");
         if (PyErr_CheckSignals() != 0)
@@ -87,7 +86,7 @@ static PyObject *process_poll(PyObject *self, PyObject *unused)
     shoal_exit how;
     int error = shoal_process_wait(process, 0, &how);
     if (error == 0)
-        return exit_code(&how);
+        return module_exit_code(&how);
     if (error == -ETIMEDOUT || error == -EINTR)
         Py_RETURN_NONE;
     return module_raise(error, "cannot tell how the process ended");

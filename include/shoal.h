@@ -799,10 +799,12 @@ SHOAL_API int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int 
 enum shoal_pool_event_kind {
     SHOAL_POOL_WORKER_ENDED = 1, /* `place` is free: bury it, then enlist another */
     SHOAL_POOL_ATTENTION = 2,    /* what shoal_pool_request_attention asked for */
+    SHOAL_POOL_WORKER_DYING = 3, /* milliseconds before it ends, where that can be told: settle it */
 };
 typedef struct shoal_pool_event {
     uint32_t kind, place;
     int32_t pid;
+    shoal_exit exit; /* how it dies; for SHOAL_POOL_WORKER_DYING alone */
 } shoal_pool_event;
 
 /** Wait for something that the owner must see to. One thread. 0, -ETIMEDOUT, -EINTR. Out: up to `capacity` events. */
@@ -813,6 +815,10 @@ SHOAL_API int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool
 SHOAL_API void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now);
 /** No task needs to be told of any more: somebody waits for them now. What was told already stays so. */
 SHOAL_API void shoal_pool_forgo_attention(shoal_pool *pool);
+/** A worker is dying, as SHOAL_POOL_WORKER_DYING told: what it held is completed with SHOAL_EWORKERDIED now (as it
+ * was already where SIGKILL killed it). Its blocks and its place wait for shoal_pool_bury, which must follow once it has
+ * ended. `how` as for that call. -EINVAL: of this worker nothing was told. Out: how many tasks it held. */
+SHOAL_API int shoal_pool_settle(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);
 /** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not
  * known). Out: how many tasks it held (0 when it ended in order). */
 SHOAL_API int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);

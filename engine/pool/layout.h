@@ -19,6 +19,7 @@
 #define SHOAL_POOL_LAYOUT_H
 
 #include <assert.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -88,7 +89,8 @@ struct worker_record {
     _Atomic int64_t busy;  /* ns */
     _Atomic int64_t since; /* when it began to serve */
     _Atomic uint64_t bytes_in, bytes_out;
-    uint8_t unused[128 - 72];
+    pthread_mutex_t life; /* held by the worker while it serves (deaths.c) */
+    uint8_t unused[128 - 72 - sizeof(pthread_mutex_t)];
 };
 static_assert(sizeof(struct worker_record) == 128, "no two workers share a line, nor the pair that is prefetched");
 

@@ -5,6 +5,7 @@
  */
 #include "pool/pool.h"
 #include "pool/batch.h"
+#include "pool/deaths.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -15,6 +16,8 @@
 
 #define DEFAULT_SLOTS 1024u
 #define TURNS_FOR_WHO_LOOKS 16
+/* A pool that is gone again in a moment needs no thread for the deaths of its workers. */
+#define YOUTH (20 * SHOAL_MILLISECOND)
 
 bool pool_is_owner(const shoal_pool *pool)
 {
@@ -31,6 +34,9 @@ static uint32_t round_up_to_power_of_2(uint32_t value)
 
 static void pool_free(shoal_pool *pool)
 {
+    deaths_end(pool);
+    if (pool->death >= 0)
+        close(pool->death);
     if (pool->attention >= 0)
         close(pool->attention);
     if (pool->epoll >= 0)
@@ -67,11 +73,12 @@ int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out)
     if (pool == NULL)
         return -ENOMEM;
     pthread_mutex_init(&pool->lock, NULL);
-    pool->epoll = pool->attention = -1;
+    pool->epoll = pool->attention = pool->death = -1;
     pool->owner_process = getpid();
     pool->spin = (struct spin_budget)SPIN_INITIALIZER;
     pool->next_owner = 1;
     pool->next_check = SHOAL_FOREVER;
+    pool->deaths_from = shoal_clock_now() + YOUTH;
 
     int error = table_create(slots, options->workers, &pool->table);
     if (error != 0)
@@ -96,8 +103,12 @@ int shoal_pool_create(const shoal_pool_options *options, shoal_pool **out)
 
     pool->epoll = epoll_create1(EPOLL_CLOEXEC);
     pool->attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
-    if (pool->epoll < 0 || pool->attention < 0 || epoll_ctl(pool->epoll, EPOLL_CTL_ADD, pool->attention, &event) != 0) {
+    pool->death = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct epoll_event attention = {.events = EPOLLIN, .data.u32 = EPOLL_ATTENTION};
+    struct epoll_event death = {.events = EPOLLIN, .data.u32 = EPOLL_DEATH};
+    if (pool->epoll < 0 || pool->attention < 0 || pool->death < 0 ||
+        epoll_ctl(pool->epoll, EPOLL_CTL_ADD, pool->attention, &attention) != 0 ||
+        epoll_ctl(pool->epoll, EPOLL_CTL_ADD, pool->death, &death) != 0) {
         error = -errno;
         goto failed;
     }

@@ -1,7 +1,8 @@
 /* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out), collect.c and supervise.c (deaths).
  *
  * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions on the way
- * of a task, for a walk over the slots where a worker died or a time limit is enforced; never across a wait, and never
+ * of a task, for a walk over the slots where a worker died (and a
+ * look into /proc) or a time limit is enforced; never across a wait, and never
  * taken by a worker: a worker that dies cannot leave it locked.
  */
 #ifndef SHOAL_POOL_POOL_H
@@ -14,6 +15,10 @@
 #include "pool/layout.h"
 #include "sync/spin.h"
 
+/* What the epoll set knows, besides places by their number. */
+#define EPOLL_ATTENTION UINT32_MAX
+#define EPOLL_DEATH (UINT32_MAX - 1)
+
 enum place_state { PLACE_EMPTY, PLACE_ENLISTED, PLACE_WATCHED, PLACE_ENDED };
 
 struct place {
@@ -24,6 +29,9 @@ struct place {
     uint64_t collected; /* tail of the worker's completion ring */
     /* Where the pool itself had the worker killed: for which item of which slot, and the outcome that this item gets.
      * It may have been done in the last instant; what the worker holds then is held by no fault of its own. */
+    bool dying, told;      /* its end was seen to come, and the supervisor told of it */
+    shoal_exit exit;       /* how, then */
+    uint32_t held;         /* tasks that it held, as far as they were settled */
     int32_t condemned_for; /* SHOAL_ETASKTIMEOUT, SHOAL_ECANCELLED, or 0 */
     uint32_t condemned_slot, condemned_item;
 };
@@ -67,7 +75,11 @@ struct shoal_pool {
     struct place *places;
     uint32_t next_owner;
     uint32_t next_share;
-    int epoll, attention; /* eventfd that workers write */
+    int epoll;
+    int attention;         /* eventfd that workers write */
+    int death;             /* eventfd that the thread of deaths.c writes */
+    struct deaths *deaths; /* NULL until the pool has lived for a while */
+    int64_t deaths_from;   /* when it is to begin; 0: it was tried */
 
     struct spin_budget spin;
     _Atomic uint64_t nudges;
@@ -98,6 +110,9 @@ void pool_finish_handing(shoal_pool *pool, uint32_t slot, uint32_t worker);
 void pool_take_over(shoal_pool *pool, uint32_t slot);
 /* Kill this worker for an item that it holds of this slot, which then has that outcome. Locked. */
 void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item, int32_t outcome);
+/* The worker's word says that it dies (deaths.c): settle what it holds, or have the supervisor do so, who is to be
+ * called if this returns true. */
+bool pool_see_dying(shoal_pool *pool, uint32_t place);
 /* Whether the caller's process made the pool. */
 bool pool_is_owner(const shoal_pool *pool);
 

@@ -1,11 +1,12 @@
 /* pool/supervise.c: who works in a pool, what happens when one of them ends, and what the owner's supervising thread
  * waits for.
  *
- * A death is seen by epoll on the worker's pidfd. Burying reads from the table which slots the dead worker held, by
- * their state words alone: those RUNNING become DONE with a note of the death; those DONE that it had not announced are
- * listed. The results it had given are taken over before its blocks are swept. Nothing is in doubt at any instruction
- * it may have died at.
+ * A death is seen by epoll on the worker's pidfd, and mostly before that by deaths.c. Settling reads from the table
+ * which slots the dead worker held, by their state words alone: those RUNNING become DONE with a note of the death;
+ * those DONE that it had not announced are listed. The results it had given are taken over before its blocks are swept.
+ * Nothing is in doubt at any instruction it may have died at.
  */
+#include "pool/deaths.h"
 #include "pool/pool.h"
 
 #include <errno.h>
@@ -39,6 +40,8 @@ int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
         atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
         atomic_store_explicit(&record->owner, number, memory_order_relaxed);
         entry->state = PLACE_ENLISTED;
+        entry->dying = entry->told = false;
+        entry->held = 0;
         entry->condemned_for = 0;
         entry->pid = 0;
         *owner = entry->owner = number;
@@ -73,10 +76,10 @@ int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int pidfd)
     return error;
 }
 
-static void empty_attention(shoal_pool *pool)
+static void empty(int counter)
 {
     uint64_t count;
-    while (read(pool->attention, &count, sizeof count) == (ssize_t)sizeof count) {
+    while (read(counter, &count, sizeof count) == (ssize_t)sizeof count) {
     }
 }
 
@@ -89,11 +92,28 @@ static bool note_end(shoal_pool *pool, uint32_t place, shoal_pool_event *event)
     if (entry->state == PLACE_WATCHED) {
         epoll_ctl(pool->epoll, EPOLL_CTL_DEL, entry->pidfd, NULL);
         entry->state = PLACE_ENDED;
-        *event = (shoal_pool_event){SHOAL_POOL_WORKER_ENDED, place, entry->pid};
+        *event = (shoal_pool_event){.kind = SHOAL_POOL_WORKER_ENDED, .place = place, .pid = entry->pid};
         news = true;
     }
     pthread_mutex_unlock(&pool->lock);
     return news;
+}
+
+/* Which workers are dying, of those that nobody was told of: up to `capacity` events; how many. The rest end with no
+ * notice before. */
+static uint32_t note_dying(shoal_pool *pool, shoal_pool_event *events, uint32_t capacity)
+{
+    uint32_t told = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t place = 0; place < pool->table.worker_count && told < capacity; place++) {
+        struct place *entry = &pool->places[place];
+        if (entry->state != PLACE_WATCHED || !entry->dying || entry->told)
+            continue;
+        entry->told = true;
+        events[told++] = (shoal_pool_event){SHOAL_POOL_WORKER_DYING, place, entry->pid, entry->exit};
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return told;
 }
 
 /* ------------------------------------------------------------------ time limits ---- */
@@ -178,7 +198,12 @@ int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *ev
     const int64_t deadline = timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
     int found;
     do {
-        found = epoll_wait(pool->epoll, ready, most, milliseconds_to_wait(pool, deadline));
+        if (pool->deaths_from != 0 && shoal_clock_now() >= pool->deaths_from) {
+            pool->deaths_from = 0;
+            deaths_begin(pool);
+        }
+        const int64_t until = pool->deaths_from != 0 && pool->deaths_from < deadline ? pool->deaths_from : deadline;
+        found = epoll_wait(pool->epoll, ready, most, milliseconds_to_wait(pool, until));
         if (found < 0)
             return -errno;
         if (found == 0 && shoal_clock_now() >= deadline)
@@ -186,9 +211,12 @@ int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *ev
     } while (found == 0);
     uint32_t told = 0;
     for (int i = 0; i < found; i++) {
-        if (ready[i].data.u32 == UINT32_MAX) {
-            empty_attention(pool);
-            events[told++] = (shoal_pool_event){SHOAL_POOL_ATTENTION, 0, 0};
+        if (ready[i].data.u32 == EPOLL_ATTENTION) {
+            empty(pool->attention);
+            events[told++] = (shoal_pool_event){.kind = SHOAL_POOL_ATTENTION};
+        } else if (ready[i].data.u32 == EPOLL_DEATH) {
+            empty(pool->death);
+            told += note_dying(pool, &events[told], capacity - told - (uint32_t)(found - 1 - i));
         } else if (ready[i].data.u32 < pool->table.worker_count && note_end(pool, ready[i].data.u32, &events[told])) {
             told++;
         }
@@ -278,6 +306,58 @@ static void count_awake(shoal_pool *pool)
     atomic_store_explicit(&pool->table.header->awake, awake, memory_order_relaxed);
 }
 
+/* A wake meant for the dead worker is lost with it, and the word says that nobody sleeps: say that somebody may. */
+static void wake_the_living(shoal_pool *pool)
+{
+    (void)eventcount_prepare(&pool->table.header->work);
+    shoal_pool_wake(pool);
+    shoal_pool_nudge(pool);
+}
+
+/* What the dead worker holds has an outcome. Locked. */
+static void settle(shoal_pool *pool, uint32_t place, const shoal_exit *how)
+{
+    pool_drain(pool, place);
+    pool->places[place].held += settle_slots(pool, pool->places[place].owner, &pool->places[place], how);
+}
+
+bool pool_see_dying(shoal_pool *pool, uint32_t place)
+{
+    bool dying = false, settled = false, waiting = false;
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    if (entry->state == PLACE_WATCHED && !entry->dying && deaths_tell(entry->pid, entry->pidfd, &entry->exit)) {
+        entry->dying = dying = true;
+        /* No worker can have left word of this end: the owner has nothing to do before it is told. */
+        settled = entry->exit.signal == SIGKILL;
+        if (settled)
+            settle(pool, place, &entry->exit);
+        waiting = pool->waiting_for_any + pool->waiting_for_low > 0;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (settled)
+        wake_the_living(pool);
+    return dying && !(settled && waiting); /* who waits sees to it by himself */
+}
+
+int shoal_pool_settle(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held)
+{
+    if (place >= pool->table.worker_count)
+        return -EINVAL;
+    int error = 0;
+    pthread_mutex_lock(&pool->lock);
+    struct place *entry = &pool->places[place];
+    if (entry->dying && (entry->state == PLACE_WATCHED || entry->state == PLACE_ENDED))
+        settle(pool, place, how);
+    else
+        error = -EINVAL; /* it may live */
+    *held = entry->held;
+    pthread_mutex_unlock(&pool->lock);
+    if (error == 0)
+        wake_the_living(pool);
+    return error;
+}
+
 int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held)
 {
     if (place >= pool->table.worker_count)
@@ -295,8 +375,8 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
     if (entry->pidfd >= 0)
         close(entry->pidfd);
     const uint32_t owner = entry->owner;
-    pool_drain(pool, place);
-    *held = settle_slots(pool, owner, entry, how);
+    settle(pool, place, how);
+    *held = entry->held;
     entry->pidfd = -1;
     entry->state = PLACE_EMPTY;
     atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
@@ -306,10 +386,7 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
     pthread_mutex_unlock(&pool->lock);
 
     (void)shoal_heap_sweep(pool->heap, owner, NULL);
-    /* A wake meant for the dead worker is lost with it, and the word says that nobody sleeps: say that somebody may. */
-    (void)eventcount_prepare(&header->work);
-    shoal_pool_wake(pool);
-    shoal_pool_nudge(pool);
+    wake_the_living(pool);
     return 0;
 }
 

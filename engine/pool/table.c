@@ -3,6 +3,7 @@
  * Whatever is read from the region is checked here once, on attach, and kept in struct table: nobody uses an offset or
  * a count from the region itself later. Called by pool.c and worker.c.
  */
+#include "pool/deaths.h"
 #include "pool/layout.h"
 
 #include <errno.h>
@@ -58,6 +59,8 @@ int table_create(uint32_t slots, uint32_t workers, struct table *out)
         return error;
     memcpy(shoal_region_base(table.region), &header, offsetof(struct table_header, unused0));
     point_into(&table, &header);
+    for (uint32_t i = 0; i < workers; i++)
+        life_prepare(&table.workers[i]);
     *out = table;
     return 0;
 }

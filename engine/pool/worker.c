@@ -4,6 +4,7 @@
  * names the worker; a result is complete before `finished` counts it; a task is DONE after its last result. Rings and
  * counters that only speed things up come after what counts.
  */
+#include "pool/deaths.h"
 #include "pool/pool.h"
 
 #include <errno.h>
@@ -58,6 +59,7 @@ static int worker_begin(shoal_worker *worker)
     atomic_store_explicit(&worker->record->since, shoal_clock_now(), memory_order_relaxed);
     atomic_store_explicit(&worker->record->awake, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&worker->table.header->awake, 1, memory_order_relaxed);
+    life_hold(worker->record);
     return 0;
 }
 
@@ -131,6 +133,7 @@ void shoal_worker_close(shoal_worker *worker)
     if (worker == NULL)
         return;
     go_to_sleep(worker);
+    life_release(worker->record);
     worker_free(worker);
 }
 

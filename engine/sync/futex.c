@@ -36,6 +36,16 @@ int futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline)
     return 0; /* EAGAIN: the word differs */
 }
 
+static_assert(FUTEX_WORDS_MOST == FUTEX_WAITV_MAX, "the kernel's limit");
+
+bool futex_wait_any(_Atomic uint32_t *const words[], const uint32_t expected[], uint32_t count)
+{
+    struct futex_waitv waiters[FUTEX_WAITV_MAX];
+    for (uint32_t i = 0; i < count; i++)
+        waiters[i] = (struct futex_waitv){.val = expected[i], .uaddr = (uintptr_t)words[i], .flags = FUTEX_32};
+    return syscall(SYS_futex_waitv, waiters, count, 0, NULL, 0) >= 0 || errno == EAGAIN || errno == EINTR;
+}
+
 int futex_wake(_Atomic uint32_t *word, int count)
 {
     long woken = syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);

@@ -43,7 +43,7 @@ CALL_ONE, CALL_STAR, CALL_APPLY, CALL_WHOLE, CALL_NAMED = range(5)
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
-_WORKER_ENDED, _ATTENTION = 1, 2
+_ATTENTION, _WORKER_DYING = 2, 3  # kinds of events; 1: a worker ended
 _TERM_GRACE = 0.25  # seconds between SIGTERM and SIGKILL: a stopped process heeds only the latter
 _RETRY_START = 0.1  # seconds until a worker that could not be started is tried again
 _START_LONGEST = 60.0  # seconds that a user's thread tries for
@@ -158,7 +158,7 @@ class Crew:
         ] = []  # one a thread that waits for it: a start that takes long is given up for now
         self._minded = False  # there may be results that nobody waits for
         self._ending = False
-        self._put_off: list[tuple[int, int, int]] = []  # what the supervisor was told of while a start took long
+        self._put_off: list[tuple[int, int, int, int]] = []  # what the supervisor was told of while a start took long
         self._owner = os.getpid()
         self.functions: dict[Any, int] = {}
         self._fruitless = 0  # workers in a row that ended before they finished a task, weighed
@@ -301,6 +301,14 @@ class Crew:
                         raise
             time.sleep(0.001)  # theirs now
 
+    def _settle(self, place: int, pid: int, exitcode: int) -> None:
+        """Fail what a worker holds that is dying, some milliseconds before it has ended: that long it takes the kernel
+        to take its memory down."""
+        process = self.processes[place]
+        if process is not None and process.pid == pid:
+            self._keep_last_words(place, pid)
+            self.engine.settle(place, exitcode)
+
     def _bury(self, place: int) -> None:
         """Settle what a worker that has ended leaves; its place is to be filled again."""
         process = self.processes[place]
@@ -309,7 +317,11 @@ class Crew:
         process.join(5)  # it has ended: this reaps it
         took_tasks = self.engine.numbers(place)["tasks"] > 0
         if process.pid is not None:
-            last_words.keep(process.pid, self._read_crash(place))
+            self._keep_last_words(place, process.pid)
+        crash = self._crashes[place]
+        if crash >= 0 and os.fstat(crash).st_size != 0:  # the next one there gets a fresh descriptor
+            os.close(crash)
+            self._crashes[place] = -1
         held = self.engine.bury(place, process.exitcode)
         self.processes[place] = None
         # One that was killed from outside says little about the next one.
@@ -323,15 +335,10 @@ class Crew:
                 )
             )
 
-    def _read_crash(self, place: int) -> str:
-        """What the worker wrote about its crash, if anything; the next one there gets a fresh descriptor."""
+    def _keep_last_words(self, place: int, pid: int) -> None:
+        """What the worker wrote about its crash, if anything."""
         crash = self._crashes[place]
-        if crash < 0 or os.fstat(crash).st_size == 0:
-            return ""
-        text = os.pread(crash, 20_000, 0).decode(errors="replace")
-        os.close(crash)
-        self._crashes[place] = -1
-        return text
+        last_words.keep(pid, os.pread(crash, 20_000, 0).decode(errors="replace") if crash >= 0 else "")
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
@@ -415,14 +422,17 @@ class Crew:
                 self._minded = True
                 self._call_helper()
 
-    def _see_to(self, events: list[tuple[int, int, int]]) -> bool:
+    def _see_to(self, events: list[tuple[int, int, int, int]]) -> bool:
         """Whether all places are filled."""
         held = False
-        for kind, place, _pid in events:
+        for kind, place, pid, code in events:
             if kind == _ATTENTION:
                 self._call_helper()
                 continue
-            self._bury(place)
+            if kind == _WORKER_DYING:
+                self._settle(place, pid, code)
+            else:
+                self._bury(place)
             if not self.engine.idle:  # what the worker held has an outcome now
                 self._call_helper()
                 held = True
