@@ -96,6 +96,10 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
  * more of it (`job->source` is NULL then). */
 static PyObject *next_item(JobObject *job)
 {
+    if (job->is_range) {
+        const bool left = job->source != NULL && job->next < job->length;
+        return left ? PyLong_FromLongLong(job->first + job->next * job->step) : NULL;
+    }
     if (!job->is_sequence) {
         /* Held: the pool may be terminated while the iterator runs. */
         PyObject *source = Py_XNewRef(job->source);
@@ -122,6 +126,22 @@ static bool encode_word(struct feeder *feeder, PyObject *object)
     const enum codec_kind kind = codec_encode_word(object, &word);
     const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
     return kind != CODEC_MESSAGE && shoal_batch_add(feeder->batch, &item) == 0;
+}
+
+/* Append items of a range, up to `count`. */
+static void encode_range(struct feeder *feeder, JobObject *job, uint32_t count)
+{
+    while (count > 0 && job->source != NULL && job->next < job->length) {
+        int64_t words[WORDS_AT_ONCE];
+        const Py_ssize_t left = Py_MIN(job->length - job->next, (Py_ssize_t)count);
+        const uint32_t most = (uint32_t)Py_MIN(left, (Py_ssize_t)WORDS_AT_ONCE);
+        for (uint32_t i = 0; i < most; i++)
+            words[i] = job->first + (job->next + (Py_ssize_t)i) * job->step;
+        if (shoal_batch_add_words(feeder->batch, CODEC_INTEGER, words, most) != 0)
+            return; /* as below */
+        job->next += most;
+        count -= most;
+    }
 }
 
 /* Append items of a sequence as long as they are words, up to `count` in all: what most short tasks are given. */
@@ -311,7 +331,10 @@ static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
     bool broken = false;
     shoal_batch_clear(batch, NULL);
     size_t large = 0;
-    encode_words(feeder, job, count);
+    if (job->is_range)
+        encode_range(feeder, job, count);
+    else
+        encode_words(feeder, job, count);
     while (shoal_batch_count(batch) < count && !broken) {
         PyObject *item = next_item(job);
         if (is_over(pool, job)) {

@@ -520,15 +520,37 @@ static PyObject *job_get_begun(PyObject *self, void *closure)
 
 /* ---------------------------------------------------------------- construction ---- */
 
+/* A range whose numbers all fit into words is taken by its bounds: no object is made of each. */
+static void look_for_range(JobObject *job, PyObject *source)
+{
+    PyObject *ends[2] = {PyObject_GetAttrString(source, "start"), PyObject_GetAttrString(source, "step")};
+    int overflow[2] = {1, 1};
+    int64_t numbers[2] = {0, 0}, last;
+    for (int i = 0; i < 2; i++) {
+        if (ends[i] != NULL)
+            numbers[i] = PyLong_AsLongLongAndOverflow(ends[i], &overflow[i]);
+        Py_XDECREF(ends[i]);
+    }
+    PyErr_Clear();
+    if (overflow[0] != 0 || overflow[1] != 0 || __builtin_mul_overflow(job->length - 1, numbers[1], &last) ||
+        __builtin_add_overflow(numbers[0], last, &last))
+        return;
+    job->is_range = true;
+    job->first = numbers[0];
+    job->step = numbers[1];
+}
+
 static int job_take_source(JobObject *job, PyObject *source)
 {
     job->is_sequence = PyList_CheckExact(source) || PyTuple_CheckExact(source);
-    job->source = job->is_sequence ? Py_NewRef(source) : PyObject_GetIter(source);
-    if (job->source == NULL)
-        return -1;
     job->prompt = job->is_sequence || PyRange_Check(source);
     job->length = job->prompt ? PyObject_Size(source) : -1;
     if (job->length < 0 && PyErr_Occurred()) /* a range longer than any list */
+        return -1;
+    if (job->prompt && !job->is_sequence && job->length > 0)
+        look_for_range(job, source);
+    job->source = job->is_sequence || job->is_range ? Py_NewRef(source) : PyObject_GetIter(source);
+    if (job->source == NULL)
         return -1;
     if (job->iterates || job->single)
         return 0;

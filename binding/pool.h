@@ -93,6 +93,8 @@ struct JobObject {
     uint32_t waiters;
     shoal_pace pace;
     bool is_sequence, iterates, ordered;
+    bool is_range; /* its items are first + index * step, and are made here where they are not sent as words */
+    int64_t first, step;
     bool prompt;             /* its source is a sequence or a range: it runs no code of the user's and has a length */
     bool single;             /* one call, made by Pool.call(): its result is no list */
     bool feeding;            /* a thread takes items from its source */

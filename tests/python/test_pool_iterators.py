@@ -334,3 +334,27 @@ def test_a_sub_class_of_an_iterator_goes_on_as_it_says(pool: Any) -> None:
     results = pool.imap(square, range(3))
     results.__class__ = Doubling
     assert list(results) == [0, 2, 8]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        range(1000),
+        range(1000, -1000, -7),
+        range(5, 5),
+        range(2**63 - 500, 2**63, 3),
+        range(-(2**63), -(2**63) + 300),
+        range(2**63 - 100, 2**63 + 100),
+        range(2**70, 2**70 + 50, 7),
+        range(-(2**63) + 10, -(2**63) - 40, -1),
+        range(0, 2**63, 2**56),
+    ],
+    ids=repr,
+)
+def test_each_number_of_a_range_is_handed_out_as_it_is(numbers: range) -> None:
+    with Pool(2) as pool:
+        for chunksize in (None, 1, 7, 100):
+            assert pool.map(str, numbers, chunksize) == [str(number) for number in numbers]
+        assert list(pool.imap(str, numbers)) == [str(number) for number in numbers]
+        assert sorted(pool.imap_unordered(int, numbers, 3)) == sorted(numbers)
+        assert pool.map(type, numbers) == [int] * len(numbers)
