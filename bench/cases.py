@@ -26,6 +26,7 @@ EXECUTORS = ("concurrent.futures", "shoal")
 FIFO = (*STANDARD, "faster-fifo")
 JOBLIB = ("joblib", "shoal")
 NUMPY = ("numpy", "shoal")
+BARE = (*STANDARD, "plain processes")
 ALL_POOLS = (*STANDARD, "concurrent.futures", "loky", "mpire", "ray")
 
 POOL, PROCESS, QUEUE, LOCK = "pool_cases.py", "process_cases.py", "queue_cases.py", "lock_cases.py"
@@ -43,8 +44,8 @@ CASES = {
         "8 MB arrays into workers", "GB/s", False, (*STANDARD, "concurrent.futures", "ray"), 10, POOL
     ),
     "arrays_out_of_workers": Case("8 MB arrays out of workers", "GB/s", False, (*STANDARD, "ray"), 20, POOL),
-    "short_tasks_2_workers": Case("1 ms tasks, 2 workers", "% of cores", False, STANDARD, 1, POOL),
-    "short_tasks_8_workers": Case("1 ms tasks, 8 workers", "% of cores", False, STANDARD, 1, POOL),
+    "short_tasks_2_workers": Case("1 ms tasks, 2 workers", "% of cores", False, BARE, 1, POOL),
+    "short_tasks_8_workers": Case("1 ms tasks, 8 workers", "% of cores", False, BARE, 1, POOL),
     "futures_round_trip": Case("executor: submit, result", "us", True, EXECUTORS, 10, POOL),
     "futures_as_completed": Case("executor: submit, as_completed", "us/item", True, EXECUTORS, 5, POOL),
     "futures_map_chunk_1": Case("executor: map, chunksize 1", "us/item", True, EXECUTORS, 20, POOL),
