@@ -9,9 +9,11 @@
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SIGNAL_SLICE (250 * SHOAL_MILLISECOND)
+#define LONGEST_REST 0.1 /* s; a child rests before it begins */
 
 typedef struct {
     PyObject_HEAD
@@ -159,15 +161,25 @@ static PyType_Spec process_spec = {
 
 /* ------------------------------------------------------------------------ fork ---- */
 
+struct fork_order {
+    PyObject *callable;
+    int64_t rest; /* ns that the child sleeps before it touches anything */
+};
+
 /* fork() with the interpreter's hooks. The GIL is held, as os.fork() does. */
 static pid_t fork_interpreter(void *context)
 {
     PyOS_BeforeFork();
     pid_t pid = fork();
     int error = errno;
-    if (pid == 0)
+    if (pid == 0) {
+        const struct fork_order *order = context;
+        const struct timespec rest = {.tv_nsec = (long)order->rest};
+        if (order->rest > 0)
+            (void)nanosleep(&rest, NULL); /* a signal may end it: it is no duty */
         PyOS_AfterFork_Child();
-    else
+    }
+    if (pid != 0)
         PyOS_AfterFork_Parent();
     errno = error;
     return pid;
@@ -185,8 +197,8 @@ static int status_of(PyObject *number)
 /* What a child of fork does: call, and turn what comes into an exit status. */
 static int call_in_child(void *context)
 {
-    PyObject *callable = context;
-    PyObject *result = PyObject_CallNoArgs(callable);
+    const struct fork_order *order = context;
+    PyObject *result = PyObject_CallNoArgs(order->callable);
     int status = 1;
     if (result != NULL && PyLong_Check(result)) {
         status = status_of(result);
@@ -200,13 +212,19 @@ static int call_in_child(void *context)
 
 static PyObject *fork_process(PyObject *module, PyObject *args)
 {
-    PyObject *callable;
+    struct fork_order order;
+    double rest = 0;
     int die_with_parent = 0;
-    if (!PyArg_ParseTuple(args, "O|p:fork_process", &callable, &die_with_parent))
+    if (!PyArg_ParseTuple(args, "O|pd:fork_process", &order.callable, &die_with_parent, &rest))
         return NULL;
+    if (!(rest >= 0 && rest <= LONGEST_REST)) {
+        PyErr_SetString(PyExc_ValueError, "a process rests for a tenth of a second at the most before it begins");
+        return NULL;
+    }
+    order.rest = (int64_t)(rest * SHOAL_SECOND);
     const shoal_process_options options = {
         .main = call_in_child,
-        .context = callable,
+        .context = &order,
         .die_with_parent = die_with_parent,
         .fork = fork_interpreter,
     };
@@ -419,9 +437,9 @@ static PyType_Spec zygote_spec = {
 
 static PyMethodDef functions[] = {
     {"fork_process", fork_process, METH_VARARGS,
-     "fork_process(callable, die_with_parent=False)\n--\n\nFork; the child calls, and exits with what that returns. "
-     "With "
-     "die_with_parent the kernel kills it as soon as this process is gone."},
+     "fork_process(callable, die_with_parent=False, rest=0.0)\n--\n\nFork; the child calls, and exits with what that "
+     "returns. With die_with_parent the kernel kills it as soon as this process is gone. rest: seconds, a tenth at the "
+     "most, that it sleeps before it begins."},
     {"adopt_process", adopt_process, METH_VARARGS,
      "adopt_process(pid)\n--\n\nA Process for one that somebody else started."},
     {"die_with", die_with, METH_VARARGS,

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from shoal import _engine
 from shoal import multiprocessing as mp
 from shoal.multiprocessing.popen_fork import Siblings
 
@@ -40,6 +41,44 @@ def test_siblings_are_forked_at_one_go_and_those_not_started_are_ended() -> None
         process.close()
     assert children() == before
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the null device, open from the first start on
+
+
+@pytest.mark.parametrize("cores, rest", [(1, True), (3, True), (4, False), (64, False)])
+def test_where_cores_are_scarce_the_first_sibling_begins_alone(
+    cores: int, rest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests = []
+    fork_process = _engine.fork_process
+
+    def spy(function: Any, daemonic: bool, rest: float) -> Any:
+        rests.append(rest)
+        return fork_process(function, daemonic, rest)
+
+    monkeypatch.setattr(_engine, "fork_process", spy)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    processes = [fork.Process(target=print) for _ in range(3)]
+    with Siblings(processes):
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join(10)
+        assert process.exitcode == 0
+    assert rests[0] == 0
+    assert [number > 0 for number in rests[1:]] == [rest, rest]
+    assert max(rests) <= 0.003
+
+
+def test_a_process_rests_before_it_begins() -> None:
+    begun, begin = os.pipe()
+    started = time.monotonic()
+    process = _engine.fork_process(lambda: os.write(begin, b"%.6f" % time.monotonic()) and 0, False, 0.1)
+    assert process.wait(10) == 0
+    assert float(os.read(begun, 100)) - started >= 0.1
+    os.close(begun)
+    os.close(begin)
+    for wrong in (-0.1, 0.2, float("nan")):
+        with pytest.raises(ValueError, match="a tenth of a second"):
+            _engine.fork_process(int, False, wrong)
 
 
 def tell(queue: Any) -> None:

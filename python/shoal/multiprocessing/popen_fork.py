@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import popen_fork, util
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,9 @@ from shoal.multiprocessing.context import ForkProcess
 
 __all__ = ["Popen", "Siblings"]
 
+_RESTED_FORKS = 2
+_LONGEST_REST = 0.003  # seconds
+
 
 class Siblings:
     """Processes of the fork method that are started one after the other, and forked at one go when the first one is.
@@ -29,6 +33,9 @@ class Siblings:
     After a fork each page that the parent writes to is copied, for as long as a child has it too: what start() does
     around its fork costs as much as the fork. So nothing is done between two of them. Use it in a `with`; in its end
     those that were forked and not started after all are killed.
+
+    The first begins at once. Where there are fewer cores than processes, this one included, the others rest for as long
+    as two forks take before they begin: in each other's way all would be there late.
     """
 
     def __init__(self, processes: Sequence[Any]) -> None:
@@ -93,8 +100,13 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     error: OSError | None = None
     try:
         orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
+        scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
+        rest = 0.0
         for order in orders:
-            forked.append(_engine.fork_process(*order))
+            began = time.perf_counter()
+            forked.append(_engine.fork_process(*order, rest))
+            if scarce and rest == 0:
+                rest = min(_RESTED_FORKS * (time.perf_counter() - began), _LONGEST_REST)
     except OSError as failure:
         error = failure
     except BaseException:
