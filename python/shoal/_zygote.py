@@ -42,13 +42,15 @@ _SIGCONT = 18  # by number: the module of that name costs each worker's start
 
 class Zygote:
     """The asker's side. modules: what it imports before it forks, as far as that works; main: the path of a main module
-    that it runs as `__mp_main__`."""
+    that it runs as `__mp_main__`; derived: their classes that rest on the standard library's own (`_insides`)."""
 
-    def __init__(self, modules: Sequence[str] = (), main: str | None = None) -> None:
+    def __init__(
+        self, modules: Sequence[str] = (), main: str | None = None, derived: Sequence[tuple[str | None, str]] = ()
+    ) -> None:
         import _socket  # the C module: the Python one imports selectors, enum and re, at a cost to each first call
 
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main)
+        arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main, derived)
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
@@ -126,11 +128,18 @@ def start_error(what: str, number: int) -> OSError:
     return OSError(number, f"cannot start {what}: {os.strerror(number)}{_HINTS.get(number, '')}")
 
 
-def command_line(path: list[str], asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> list[str]:
+def command_line(
+    path: list[str],
+    asker: int,
+    modules: Sequence[str],
+    main: str | None,
+    derived: Sequence[tuple[str | None, str]],
+    attempts: int = 0,
+) -> list[str]:
     """What runs as a zygote, with its socket as descriptor 0. attempts: how often it has begun anew."""
     program = (
         f"import sys; sys.path[:] = {path!r}; from shoal import _zygote_process; "
-        f"_zygote_process.serve({asker}, {list(modules)!r}, {main!r}, {attempts})"
+        f"_zygote_process.serve({asker}, {list(modules)!r}, {main!r}, {list(derived)!r}, {attempts})"
     )
     return [sys.executable, *_interpreter_flags(), "-c", program]
 
