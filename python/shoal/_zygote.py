@@ -74,7 +74,8 @@ class Zygote:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
 
         outlives: it is not killed when this process is gone.
-        BrokenPipeError: the zygote is gone. OSError (ECANCELED): the crew that asks does not want it any more.
+        BrokenPipeError: the zygote is gone. TimeoutError: it does not answer, being stopped perhaps. OSError
+        (ECANCELED): the crew that asks does not want it any more.
         """
         environment = dict(os.environ)
         cpus = os.sched_getaffinity(0)
@@ -109,6 +110,17 @@ class Zygote:
             return True
         try:
             return bool(os.read(fd, 1))
+        finally:
+            os.close(fd)
+
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+        try:
+            fd = os.open(f"/proc/{self.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.read(fd, 256).rpartition(b") ")[2][:1] in (b"T", b"t")
         finally:
             os.close(fd)
 
@@ -211,7 +223,11 @@ class _Restarting:
             return zygote.start(function, payload, fds, outlives=outlives)
         except BrokenPipeError:  # so it never runs: to ask again is safe
             self._remove(zygote)
-            return self.current().start(function, payload, fds, outlives=outlives)
+        except TimeoutError:  # nor does it here
+            if not zygote.is_stopped():
+                raise
+            self._leave(zygote)
+        return self.current().start(function, payload, fds, outlives=outlives)
 
     def current(self) -> Zygote:
         """The zygote itself, made if need be."""
@@ -242,6 +258,13 @@ class _Restarting:
             else:
                 return
         zygote.close()
+
+    def _leave(self, zygote: Zygote) -> None:
+        """Use another zygote from now on. What this one forked lives on, and so does it as long."""
+        with _lock:
+            if _zygotes.get(self._warmth) is zygote:
+                del _zygotes[self._warmth]
+                _aside[self._warmth, (zygote.pid,)] = zygote  # a standing that nobody ever has
 
 
 def _take_useless() -> list[Zygote]:
