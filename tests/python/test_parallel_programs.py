@@ -209,3 +209,52 @@ def test_tqdms_process_map_computes_the_same(tmp_path: Path) -> None:
     assert "/200 [" in ours.stderr  # the bar; how far it gets is up to its clock
     assert theirs.stderr.splitlines()[-1] == "concurrent.futures.process"
     assert ours.stderr.splitlines()[-1] == "shoal.futures"
+
+
+def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        from shoal.joblib import Parallel, delayed
+
+        scale = 2
+
+        def helper(x):
+            return x * scale
+
+        def scaled(x):
+            return helper(x)
+
+        def remember(x, seen=[]):
+            seen.append(x)
+            return len(seen)
+
+        def call(function, *items):
+            return Parallel(n_jobs=2, batch_size=8)(delayed(function)(x) for x in items)
+
+        if __name__ == "__main__":
+            print(call(scaled, 1, 2), call(scaled, 3))
+            scale = 10
+            print(call(scaled, 1, 2))
+            helper = abs
+            print(call(scaled, -1, 2))
+            print(call(remember, 1, 2), call(remember, 3))
+            for offset in range(100):  # more than are kept
+                namespace = {"__name__": "__main__"}
+                exec(f"def added(x): return x + {offset}", namespace)
+                assert call(namespace["added"], 1) == [1 + offset]
+            # While one call is at it with a function, another has it otherwise.
+            scale, helper = 1, lambda x: x * scale
+            results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(scaled)(x) for x in range(50))
+            first = next(results)
+            scale = 7
+            print(first, call(scaled, 1), sum(results), call(scaled, 2))
+        """,
+    )
+    assert done.stdout.splitlines() == [
+        "[2, 4] [6]",
+        "[10, 20]",
+        "[1, 2]",
+        "[1, 2] [1]",
+        "0 [7] 1225 [14]",
+    ], done.stderr

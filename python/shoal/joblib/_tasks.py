@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_AHEAD = "2 * n_jobs"
 _SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
+_KEPT_FUNCTIONS = 64  # of a crew, for the calls that follow
 _SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # what has no state that changes between tasks
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 
@@ -105,12 +106,7 @@ class CrewTasks:
             if _found_by_name(function) and not (foreign and function.__module__ in ("__main__", "__mp_main__")):
                 number, own = crew.share(function)
             else:
-                habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
-                _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
-                try:
-                    number, own = crew.engine.share(function, foreign), True
-                finally:
-                    del _pickling.particular[id(function)]
+                number, own = self._share_by_value(function, foreign)
             if own:
                 self._own.append(number)
             self._functions[id(function)] = known = (number, function)
@@ -118,6 +114,33 @@ class CrewTasks:
         if not self._whole:
             self._whole = crew.share(_in_worker.call)[0]
         return None
+
+    def _share_by_value(self, function: Any, foreign: bool) -> tuple[int, bool]:
+        """Its number, and whether that is this call's alone. To send it, and to make it in each worker, takes longer
+        than ten short tasks: one without a state stays for the calls that follow."""
+        crew = self._crew
+        kept: dict[Any, Any] | None = getattr(crew, "by_value", None)
+        description = None
+        if kept is not None and type(function) is types.FunctionType:
+            from shoal import _functions
+
+            description = _functions.describe_unchanging(function)
+            if description is not None:
+                known = kept.get(function.__code__)
+                if known is not None and _functions.is_described_by(description, known[1]):
+                    return known[0], False
+                if (known is not None or len(kept) >= _KEPT_FUNCTIONS) and not _workers.forget_functions(crew):
+                    description = None
+        habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
+        _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
+        try:
+            number = crew.engine.share(function, foreign)
+        finally:
+            del _pickling.particular[id(function)]
+        if description is None:
+            return number, True
+        crew.by_value[function.__code__] = number, description
+        return number, False
 
     def end(self) -> None:
         self.tell()

@@ -177,6 +177,8 @@ def get_crew(
             start = _Start(shared or 0, unsaid, of_numba, nesting_level, begin)
             crew = Crew(n_jobs, start, foreign_main=True)
             crew.calls = 0  # type: ignore[attr-defined]
+            # By code: the number of a function that workers keep from call to call, and what it is.
+            crew.by_value = {}  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]
         _crews[key] = crew  # the last one: the first is the one used longest ago
@@ -187,6 +189,17 @@ def get_crew(
         other.terminate()
     look_after(idle)
     return crew
+
+
+def forget_functions(crew: Any) -> bool:
+    """Have the workers keep none of the functions that they keep. False: another call may be at it with one of them."""
+    with _lock:
+        if crew.calls > 1:
+            return False
+        kept, crew.by_value = crew.by_value, {}
+    for number, _ in kept.values():
+        crew.engine.unshare(number)
+    return True
 
 
 def is_busy(crew: Any) -> bool:
