@@ -258,3 +258,73 @@ def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
         "[1, 2] [1]",
         "0 [7] 1225 [14]",
     ], done.stderr
+
+
+ERRORS = """
+    import os, pickle, sys, threading
+    from concurrent.futures.process import BrokenProcessPool
+    if sys.argv[1] == "shoal":
+        from shoal.joblib import Parallel, delayed
+        Terminated, Broken = BrokenProcessPool, BrokenProcessPool
+    else:
+        from joblib import Parallel, delayed
+        from joblib.externals.loky import process_executor as loky
+        Terminated, Broken = loky.TerminatedWorkerError, loky.BrokenProcessPool
+
+    class Refuses:
+        def __reduce__(self):
+            raise KeyError("not this")
+
+    class CannotBeMade:
+        def __reduce__(self):
+            return fail, ()
+
+    class NeedsTwo(Exception):
+        def __init__(self, first, second):
+            super().__init__("one")
+
+    def fail():
+        raise ValueError("cannot be made")
+
+    def fail_with_two(_):
+        raise NeedsTwo(1, 2)
+
+    def give(what):
+        return {"lock": threading.Lock, "refuses": Refuses, "cannot": CannotBeMade}[what]()
+
+    def die(_):
+        os._exit(3)
+
+    def echo(x=0):
+        return x
+
+    def show(tasks):
+        try:
+            return Parallel(n_jobs=2)(tasks)
+        except Exception as error:
+            kinds = TypeError, KeyError, pickle.PicklingError, BrokenProcessPool, Terminated, Broken
+            return [kind.__name__ for kind in kinds if isinstance(error, kind)], (
+                str(error).replace("__main__.", "") if type(error) in (TypeError, KeyError) else "")
+
+    if __name__ == "__main__":
+        for what in ("lock", "refuses", "cannot"):
+            print(what, show([delayed(give)(what)] * 2))
+        for what in (threading.Lock(), Refuses(), CannotBeMade()):
+            print("argument", show([delayed(echo)(what)] * 2))
+        for function in (fail_with_two, die):
+            print(function.__name__, show([delayed(function)(0)] * 2))
+        for args, keywords in (((1,), None), ((1,), []), ((1,), [("x", 2)]), (None, {}), ([5], {}), (3, {})):
+            print(args, keywords, show([(echo, args, keywords)] * 2), show([(echo, (7,), {}), (echo, args, keywords)]))
+"""
+
+
+def test_what_cannot_be_sent_raises_what_loky_raises(tmp_path: Path) -> None:
+    (theirs, installed) = (run_program(tmp_path, ERRORS, "joblib", shoal=shoal) for shoal in (False, True))
+    assert theirs.stdout.count("\n") == 14, theirs.stderr
+    assert installed.stdout.splitlines() == theirs.stdout.splitlines(), installed.stderr
+    # Without joblib the errors are those of concurrent.futures that joblib's derive from.
+    ours = run_program(tmp_path, ERRORS, "shoal")
+    without = theirs.stdout.replace("'TerminatedWorkerError', ", "'BrokenProcessPool', ")
+    for line in ours.stdout.splitlines():
+        if "fail_with_two" not in line and "cannot" not in line and "argument" not in line:
+            assert line in without, (line, ours.stderr)
