@@ -14,7 +14,7 @@ import builtins
 import io
 import marshal
 import sys
-from operator import is_
+from _operator import is_  # the C module: the Python one costs each start of a worker
 from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
