@@ -522,8 +522,8 @@ SHOAL_API int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out);
  * it tells how it ended (the zygote reports it). It goes on when the zygote is killed, but how it ends is not known
  * then (-ECHILD). It runs the service's `main` only once this call has its handle: where this call fails, or the caller
  * is gone before, `main` never runs, so that the request may safely be made again. -EPIPE: the zygote is gone.
- * -EMSGSIZE: request or descriptors over the limits. -ETIMEDOUT: no answer for a minute. Any thread of the caller's
- * process. */
+ * -EMSGSIZE: request or descriptors over the limits. -ETIMEDOUT: no answer for a minute, or for a second from a zygote
+ * that is stopped. Any thread of the caller's process. */
 SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                          uint32_t fd_count, uint32_t flags, shoal_process **out);
 /** The same, but as long as the zygote does not answer (it is busy, or stopped), `wanted` is called some twenty times a

@@ -7,7 +7,8 @@
  * zygote_serve.c.
  *
  * A zygote may also be stopped, or be slow. Who asks for a start says as long as it waits whether it is still wanted,
- * and nothing here waits with the lock. An exit that a stopped zygote does not tell of is soon called unknown.
+ * and nothing here waits with the lock. An exit that a stopped zygote does not tell of is soon called unknown, and a
+ * start that it does not answer is given up after a second.
  */
 #include "base/identity.h"
 #include "process/zygote.h"
@@ -42,12 +43,17 @@ struct shoal_zygote {
     uint64_t next_request;
     struct news *news; /* replies nobody has taken yet */
     struct waiter *waiters;
-    int64_t stopped_since; /* 0: it ran when we last looked */
+    int64_t stopped_since;  /* 0: it ran when we last looked */
+    int64_t last_look;      /* of those that wait for a start, whoever it was */
+    uint32_t stopped_looks; /* how many of these in a row found it stopped */
     bool gone;
 };
 
-#define SLICE (5 * SHOAL_MILLISECOND)        /* of a wait: another thread may have taken our news off the socket */
-#define LOOK_AFTER (50 * SHOAL_MILLISECOND)  /* until a start asks whether it is still wanted */
+#define SLICE (5 * SHOAL_MILLISECOND)       /* of a wait: another thread may have taken our news off the socket */
+#define LOOK_AFTER (50 * SHOAL_MILLISECOND) /* until a start asks whether it is still wanted */
+/* Until a start is not waited for any more: by looks and not by the clock, as Ctrl-Z stops us both, for however long,
+ * and the zygote may go on a little later than we do. */
+#define STOPPED_LOOKS 20
 #define STOP_GRACE (250 * SHOAL_MILLISECOND) /* until a stopped zygote's word is not waited for any more */
 
 int shoal_zygote_attach(int socket, pid_t pid, shoal_zygote **out)
@@ -130,6 +136,7 @@ static void read_news(shoal_zygote *zygote)
         zygote->gone = true;
     if (size <= 0)
         return;
+    zygote->stopped_looks = 0;
     int fd = descriptor_of(&message);
     struct news *news = NULL;
     /* What our zygote does not say is passed over; without memory, the exit that it tells of stays unknown. */
@@ -251,15 +258,34 @@ struct patience {
     int64_t next_look, deadline;
 };
 
-static int check_patience(struct patience *patience)
+/* Whether the zygote was found stopped so many times in a row that no start is waited for. Starts that are given up for
+ * now and asked for again count on: a crew whose lock others need asks twenty times a second. */
+static bool is_stopped_for_good(shoal_zygote *zygote, int64_t now)
+{
+    const bool stopped = identity_is_stopped(zygote->pid);
+    pthread_mutex_lock(&zygote->lock);
+    if (!stopped) {
+        zygote->stopped_looks = 0;
+    } else if (now - zygote->last_look >= LOOK_AFTER) {
+        zygote->last_look = now;
+        zygote->stopped_looks++;
+    }
+    const bool for_good = zygote->stopped_looks >= STOPPED_LOOKS;
+    pthread_mutex_unlock(&zygote->lock);
+    return for_good;
+}
+
+static int check_patience(shoal_zygote *zygote, struct patience *patience)
 {
     const int64_t now = shoal_clock_now();
     if (now >= patience->deadline)
         return -ETIMEDOUT;
-    if (patience->wanted == NULL || now < patience->next_look)
+    if (now < patience->next_look)
         return 0;
     patience->next_look = now + LOOK_AFTER;
-    return patience->wanted(patience->context) != 0 ? 0 : -ECANCELED;
+    if (patience->wanted != NULL && patience->wanted(patience->context) == 0)
+        return -ECANCELED;
+    return is_stopped_for_good(zygote, now) ? -ETIMEDOUT : 0;
 }
 
 /* Send the request, which may have to wait for others that the zygote has not read yet, and become a waiter. */
@@ -280,7 +306,7 @@ static int begin_start(shoal_zygote *zygote, struct zygote_request *head, const 
         pthread_mutex_unlock(&zygote->lock);
         if (error != -EAGAIN)
             return error;
-        error = check_patience(patience);
+        error = check_patience(zygote, patience);
         if (error != 0)
             return error;
         wait_a_slice(zygote, POLLOUT);
@@ -313,7 +339,7 @@ static int ask(shoal_zygote *zygote, struct zygote_request *head, const void *re
     struct zygote_reply reply = {0};
     int pidfd = -1;
     while ((error = look_for_news(zygote, ZYGOTE_STARTED, head->number, &reply, &pidfd)) == -EAGAIN) {
-        error = check_patience(patience);
+        error = check_patience(zygote, patience);
         if (error != 0)
             break;
         wait_a_slice(zygote, POLLIN);

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define PASSED_STEP 64u                      /* slots passed in vain before what was passed is kept anew */
 #define OWNER_SLICE (10 * SHOAL_MILLISECOND) /* how soon a dead owner of a slot in the way is looked for */
 
 /* ------------------------------------------------------------- construction ---- */
@@ -324,7 +325,8 @@ static bool may_ask(_Atomic int64_t *asked_at)
 /* Where to begin the search for a FULL slot: at the head; but while somebody reads the item at the head for long, or
  * died over it, thousands may be taken behind it, and to pass all of those for each item would take for ever (34 s for
  * 100,000). Then at the place up to which all were seen DONE or being read, and only now and then at the head again,
- * with a look at who lives. Never past a slot that is being written: the same producer's next item must not come first.
+ * with a look at who lives. Never past a slot that is being written: the same producer's next item must not come first
+ * (what lies behind such a slot is passed.c's).
  */
 static uint64_t scan_from(shoal_queue *queue, uint64_t head, bool *bury)
 {
@@ -348,7 +350,23 @@ static void put_off_asking(shoal_queue *queue)
 /* A slot that was being read is FULL again. */
 static void scan_from_head(shoal_queue *queue)
 {
+    static const struct passed nothing;
     atomic_store_explicit(&queue->scanned, 0, memory_order_relaxed);
+    if (atomic_load_explicit(&queue->passed.until, memory_order_relaxed) != 0)
+        passed_store(queue, &nothing);
+}
+
+/* The slot at `at` was claimed by a search from `from` on that began with `before` and passed `passed`. */
+static void note_passed(shoal_queue *queue, uint64_t from, uint64_t at, const struct passed *before,
+                        struct passed *passed)
+{
+    atomic_store_explicit(&queue->scanned, passed->count > 0 ? passed->written[0] : at + 1, memory_order_relaxed);
+    if (passed->count == 0 || at - from < SEGMENT_SLOTS)
+        return;
+    if (passed->until == 0)
+        passed->until = at + 1;
+    if (passed->until >= before->until + PASSED_STEP)
+        passed_store(queue, passed);
 }
 
 /* Claim the first FULL slot. SCAN_BUSY: there is none, but some are being written or read. With `bury`, slots of dead
@@ -362,9 +380,13 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
         uint64_t head = atomic_load_explicit(&header->head, memory_order_acquire);
         uint64_t tail = atomic_load_explicit(&header->tail, memory_order_acquire);
         const uint64_t from = scan_from(queue, head, &bury);
-        uint64_t written = UINT64_MAX; /* the first slot that is not full yet */
+        struct passed before, passed;
+        before.until = passed.until = 0;
+        before.count = passed.count = 0;
+        if (!bury && atomic_load_explicit(&queue->passed.until, memory_order_relaxed) != 0)
+            passed_load(queue, &before);
         busy = again = false;
-        for (uint64_t at = from; at < tail; at++) {
+        for (uint64_t at = passed_next(&before, from); at < tail; at = passed_next(&before, at + 1)) {
             struct queue_slot *slot = slot_find(queue, at);
             if (slot == NULL)
                 continue;
@@ -382,20 +404,20 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
                                                             memory_order_acquire, memory_order_relaxed)) {
                     if (bury && !told_to_bury)
                         put_off_asking(queue);
-                    atomic_store_explicit(&queue->scanned, written < at ? written : at + 1, memory_order_relaxed);
+                    note_passed(queue, from, at, &before, &passed);
                     *out = slot;
                     *position = at;
                     return SCAN_CLAIMED;
                 }
             } else if (qslot_is_held(word)) {
                 busy = true;
-                if (qslot_state(word) != QSLOT_READING && at < written)
-                    written = at;
+                if (qslot_state(word) != QSLOT_READING)
+                    passed_add(&passed, at);
                 if (bury && settle_dead(queue, self, slot, word))
                     again = true;
             }
         }
-        if (from > head) {
+        if (from > head || before.until > from) {
             /* One that was passed may be FULL again. */
             scan_from_head(queue);
             again = true;

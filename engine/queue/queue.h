@@ -7,6 +7,19 @@
 #include "queue/layout.h"
 #include "sync/spin.h"
 
+/* See passed.c. Positions in their order. */
+#define PASSED_WRITTEN 8u
+struct passed {
+    uint64_t until;
+    uint32_t count;
+    uint64_t written[PASSED_WRITTEN];
+};
+struct passed_shared {
+    _Atomic uint32_t version, count;
+    _Atomic uint64_t until; /* 0: nothing is known */
+    _Atomic uint64_t written[PASSED_WRITTEN];
+};
+
 struct shoal_queue {
     shoal_region *region;
     int watch_fd; /* an eventfd; see watch.c */
@@ -21,6 +34,7 @@ struct shoal_queue {
     /* when a get, and a put, that does not wait last asked whether an owner lives */
     _Atomic int64_t get_asked_at, put_asked_at;
     _Atomic uint64_t scanned; /* positions before it were seen DONE or being read: see scan_from() */
+    struct passed_shared passed;
     struct spin_budget item_spin, space_spin;
 };
 
@@ -42,6 +56,17 @@ int watch_open(shoal_queue *queue, int handed_over);
 void watch_tell(shoal_queue *queue);
 /* The queue may be empty now: who polls sleeps. */
 void watch_settle(shoal_queue *queue);
+
+/* passed.c */
+
+/* What is known; `until` is 0 where nothing is, or another thread is about to change it. */
+void passed_load(const shoal_queue *queue, struct passed *out);
+/* Keep this instead, unless another thread is about to. */
+void passed_store(shoal_queue *queue, const struct passed *passed);
+/* The first position from `at` on that a search looks at. */
+uint64_t passed_next(const struct passed *passed, uint64_t at);
+/* A slot that is being written was passed. */
+void passed_add(struct passed *passed, uint64_t at);
 
 /* segment.c */
 

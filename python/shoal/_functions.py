@@ -14,6 +14,7 @@ import builtins
 import io
 import marshal
 import sys
+from _operator import is_  # the C module: the Python one costs each start of a worker
 from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -178,6 +179,108 @@ def _reduce_module(module: ModuleType) -> Any:
     if getattr(module, "__spec__", None) is None:
         raise NotPlain
     return _import_module, (module.__name__,)
+
+
+# -- functions that need be sent once only --
+
+_CONSTANTS = (int, float, complex, str, bytes, bool, type(None))  # what nobody can change
+_REACH_GLOBALS = frozenset(("globals", "locals", "vars", "eval", "exec", "__import__"))
+_BUILTIN = type(len)
+_KNOWN_MOST = 256
+_known: dict[int, tuple[CodeType, tuple[str, ...] | None, bool]] = {}  # by id of the code, which is held
+
+
+def describe_unchanging(function: FunctionType) -> tuple[int, list[Any]] | None:
+    """What a function of ours is: a number, and objects that say it by their identity. A worker that has one for which
+    all are the same needs no other. None: it has a state, or cannot be told so soon.
+
+    A state would be a closure, attributes, or defaults and globals that can change: what a call leaves there in a
+    worker the next call would find, and with a function that is sent anew it does not.
+    """
+    cloudpickle = sys.modules.get("cloudpickle")
+    if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
+        return None
+    found: list[Any] = []
+    packages = [False]
+    if not _describe(function, found, packages):
+        return None
+    # What of a package is imported there depends on what is here.
+    return len(sys.modules) if packages[0] else 0, found
+
+
+def is_described_by(now: tuple[int, list[Any]], before: tuple[int, list[Any]]) -> bool:
+    """Whether the two are of one function, which has not changed."""
+    return now[0] == before[0] and len(now[1]) == len(before[1]) and all(map(is_, now[1], before[1]))
+
+
+def _describe(function: FunctionType, found: list[Any], packages: list[bool]) -> bool:
+    code, origin = function.__code__, function.__globals__
+    names, sets_attributes = _read_code(code)
+    if names is None or function.__closure__ is not None or function.__dict__:
+        return False
+    if getattr(function, "__type_params__", ()):
+        return False
+    found += (code, origin, function.__module__, function.__qualname__, function.__doc__)
+    for value in function.__defaults__ or ():
+        if type(value) not in _CONSTANTS:
+            return False
+        found.append(value)
+    for name, value in (function.__kwdefaults__ or {}).items():
+        if type(value) not in _CONSTANTS:
+            return False
+        found += (name, value)
+    for name, value in function.__annotations__.items():
+        if type(value) not in _CONSTANTS and not _is_elsewhere(value):
+            return False
+        found += (name, value)
+    found.append(names)  # ends what there may be more or less of
+    for name in names:
+        value = origin.get(name, found)
+        if value is found:  # a builtin's name, or nobody's
+            continue
+        found += (name, value)
+        kind = type(value)
+        if kind is ModuleType:
+            packages[0] |= hasattr(value, "__path__")
+        elif kind not in _CONSTANTS and not _is_elsewhere(value):
+            # One of its own functions, which could be given an attribute.
+            if kind is not FunctionType or sets_attributes:
+                return False
+            if value.__code__ not in found and not _describe(value, found, packages):
+                return False
+    return True
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Whether this is a function or class of a module, which workers find by its name."""
+    if type(value) is FunctionType or type(value) is _BUILTIN or isinstance(value, type):
+        module = value.__module__
+        return module not in MAIN and getattr(sys.modules.get(module), value.__qualname__, None) is value
+    return False
+
+
+def _read_code(code: CodeType) -> tuple[tuple[str, ...] | None, bool]:
+    """The globals that a function's code reads (None: it may change some, or get at them all), and whether it may set
+    attributes."""
+    known = _known.get(id(code))
+    if known is None:
+        from opcode import opmap
+
+        names = set(_global_names(code))
+        is_harmless = _REACH_GLOBALS.isdisjoint(names) and not _has(
+            code, {opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]}
+        )
+        sets = "setattr" in names or _has(code, {opmap["STORE_ATTR"]})
+        if len(_known) >= _KNOWN_MOST:
+            _known.clear()
+        known = _known[id(code)] = code, tuple(sorted(names)) if is_harmless else None, sets
+    return known[1:]
+
+
+def _has(code: CodeType, operations: set[int]) -> bool:
+    return not operations.isdisjoint(code.co_code[::2]) or any(
+        isinstance(constant, CodeType) and _has(constant, operations) for constant in code.co_consts
+    )
 
 
 # -- the reader's side --

@@ -26,7 +26,7 @@ VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "SHOAL_NUM_THREADS",
 )
-_VARIABLES = frozenset(VARIABLES)
+_VARIABLES = frozenset(VARIABLES) | frozenset(map(os.fsencode, VARIABLES))
 _LIBRARIES = (b"openblas", b"mkl_rt", b"libgomp", b"libomp", b"libiomp", b"blis")
 
 _controller: Any = None
@@ -44,7 +44,8 @@ def share(workers: int, wanted: int | None = None) -> int | None:
         if not isinstance(wanted, int) or wanted < 1:
             raise ValueError(f"threads must be at least 1, not {wanted!r}")
         return wanted
-    if not _VARIABLES.isdisjoint(os.environ):  # to ask for each costs every call of Parallel twice as much
+    # To ask for each, or to have the names as text, costs every call of Parallel as much as its tasks do.
+    if not _VARIABLES.isdisjoint(getattr(os.environ, "_data", os.environ)):
         return None
     return fair_share(workers)
 

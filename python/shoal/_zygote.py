@@ -42,13 +42,15 @@ _SIGCONT = 18  # by number: the module of that name costs each worker's start
 
 class Zygote:
     """The asker's side. modules: what it imports before it forks, as far as that works; main: the path of a main module
-    that it runs as `__mp_main__`."""
+    that it runs as `__mp_main__`; derived: their classes that rest on the standard library's own (`_insides`)."""
 
-    def __init__(self, modules: Sequence[str] = (), main: str | None = None) -> None:
+    def __init__(
+        self, modules: Sequence[str] = (), main: str | None = None, derived: Sequence[tuple[str | None, str]] = ()
+    ) -> None:
         import _socket  # the C module: the Python one imports selectors, enum and re, at a cost to each first call
 
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main)
+        arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main, derived)
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
@@ -72,7 +74,8 @@ class Zygote:
         """Fork a process that runs `function` ("module:name") with (payload, fds); what that returns is its exit code.
 
         outlives: it is not killed when this process is gone.
-        BrokenPipeError: the zygote is gone. OSError (ECANCELED): the crew that asks does not want it any more.
+        BrokenPipeError: the zygote is gone. TimeoutError: it does not answer, being stopped perhaps. OSError
+        (ECANCELED): the crew that asks does not want it any more.
         """
         environment = dict(os.environ)
         cpus = os.sched_getaffinity(0)
@@ -110,6 +113,17 @@ class Zygote:
         finally:
             os.close(fd)
 
+    def is_stopped(self) -> bool:
+        """Whether a signal or a debugger has stopped it."""
+        try:
+            fd = os.open(f"/proc/{self.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.read(fd, 256).rpartition(b") ")[2][:1] in (b"T", b"t")
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """End the zygote and everything it forked."""
         self._engine.close()
@@ -126,11 +140,18 @@ def start_error(what: str, number: int) -> OSError:
     return OSError(number, f"cannot start {what}: {os.strerror(number)}{_HINTS.get(number, '')}")
 
 
-def command_line(path: list[str], asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> list[str]:
+def command_line(
+    path: list[str],
+    asker: int,
+    modules: Sequence[str],
+    main: str | None,
+    derived: Sequence[tuple[str | None, str]],
+    attempts: int = 0,
+) -> list[str]:
     """What runs as a zygote, with its socket as descriptor 0. attempts: how often it has begun anew."""
     program = (
         f"import sys; sys.path[:] = {path!r}; from shoal import _zygote_process; "
-        f"_zygote_process.serve({asker}, {list(modules)!r}, {main!r}, {attempts})"
+        f"_zygote_process.serve({asker}, {list(modules)!r}, {main!r}, {list(derived)!r}, {attempts})"
     )
     return [sys.executable, *_interpreter_flags(), "-c", program]
 
@@ -202,7 +223,11 @@ class _Restarting:
             return zygote.start(function, payload, fds, outlives=outlives)
         except BrokenPipeError:  # so it never runs: to ask again is safe
             self._remove(zygote)
-            return self.current().start(function, payload, fds, outlives=outlives)
+        except TimeoutError:  # nor does it here
+            if not zygote.is_stopped():
+                raise
+            self._leave(zygote)
+        return self.current().start(function, payload, fds, outlives=outlives)
 
     def current(self) -> Zygote:
         """The zygote itself, made if need be."""
@@ -233,6 +258,13 @@ class _Restarting:
             else:
                 return
         zygote.close()
+
+    def _leave(self, zygote: Zygote) -> None:
+        """Use another zygote from now on. What this one forked lives on, and so does it as long."""
+        with _lock:
+            if _zygotes.get(self._warmth) is zygote:
+                del _zygotes[self._warmth]
+                _aside[self._warmth, (zygote.pid,)] = zygote  # a standing that nobody ever has
 
 
 def _take_useless() -> list[Zygote]:

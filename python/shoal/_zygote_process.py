@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _ATTEMPTS_MOST = 3  # at leaving out single modules; then all from the next one on are
 
 
-def serve(asker: int, modules: Sequence[str], main: str | None, attempts: int = 0) -> None:
+def serve(
+    asker: int, modules: Sequence[str], main: str | None, derived: Sequence[tuple[str | None, str]], attempts: int = 0
+) -> None:
     """Be a zygote on descriptor 0 until the asker is gone."""
     import _signal as signal  # type: ignore[import-not-found]  # the C module: the Python one makes enums of everything, at a cost to each start
 
@@ -40,12 +42,14 @@ def serve(asker: int, modules: Sequence[str], main: str | None, attempts: int = 
     import shoal.joblib._in_worker  # noqa: F401
 
     if modules or main is not None:
-        _warm(asker, modules, main, attempts)
+        _warm(asker, modules, main, derived, attempts)
     _engine.serve_zygote(0, _run)
     os._exit(0)
 
 
-def _warm(asker: int, modules: Sequence[str], main: str | None, attempts: int) -> None:
+def _warm(
+    asker: int, modules: Sequence[str], main: str | None, derived: Sequence[tuple[str | None, str]], attempts: int
+) -> None:
     """Import what the workers will, so that they find it there. What fails here fails again where it matters.
 
     A module that starts a thread as it is imported must not be among these: a forked process has its executor and not
@@ -53,11 +57,15 @@ def _warm(asker: int, modules: Sequence[str], main: str | None, attempts: int) -
     """
     path, environment = list(sys.path), dict(os.environ)  # imports may change them
     threads = _thread._count()
+    if derived:
+        from shoal.multiprocessing import _insides
+
+        _insides.kept.update(derived)
 
     def begin_anew(modules: Sequence[str], main: str | None) -> None:
         from shoal import _zygote
 
-        arguments = _zygote.command_line(path, asker, modules, main, attempts + 1)
+        arguments = _zygote.command_line(path, asker, modules, main, derived, attempts + 1)
         os.execve(sys.executable, arguments, environment)
 
     packages = set()

@@ -333,6 +333,10 @@ static void nobody_waits_for_a_zygote_that_is_stopped(void **state)
     assert_int_equal(shoal_process_wait(sleeper, 30 * SHOAL_SECOND, &how), -ECHILD);
     assert_true(shoal_clock_now() - begin < 900 * SHOAL_MILLISECOND);
     shoal_process_close(sleeper);
+    /* Nor does one whose answer is wanted whatever it takes. */
+    const int64_t asked = shoal_clock_now();
+    assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, NULL, 0, 0, &process), -ETIMEDOUT);
+    assert_true(shoal_clock_now() - asked < 10 * SHOAL_SECOND);
 
     kill(zygote_pid, SIGCONT);
     int left = 1000;

@@ -278,6 +278,48 @@ static void a_backlog_behind_an_item_whose_producer_died_is_taken_at_the_usual_p
     shoal_queue_close(queue);
 }
 
+static int stop_writing(void *context)
+{
+    shoal_queue *queue = context;
+    uint64_t tail = atomic_load(&queue->header->tail);
+    struct queue_slot *slot = claim(queue, tail, QSLOT_FREE, QSLOT_WRITING);
+    atomic_store(&queue->header->tail, tail + 1);
+    pause();
+    CHECK(slot == NULL);
+    return 0;
+}
+
+static void a_backlog_behind_items_whose_producers_are_stopped_is_taken_at_the_usual_pace(void **state)
+{
+    (void)state;
+    enum { BACKLOG = 300000, STOPPED = 3 };
+    shoal_queue *queue = make_queue(0);
+    pid_t stopped[STOPPED];
+    uint64_t put = 0;
+    for (int i = 0; i < STOPPED; i++) {
+        put_number(queue, put++);
+        const uint64_t tail = atomic_load(&queue->header->tail);
+        stopped[i] = start_child("a process that writes an item for ever", stop_writing, queue);
+        while (atomic_load(&queue->header->tail) == tail)
+            usleep(1000);
+    }
+    while (put < BACKLOG)
+        put_number(queue, put++);
+    for (uint64_t i = 0; i < BACKLOG; i++)
+        assert_int_equal(get_number(queue), i);
+    for (int i = 0; i < STOPPED; i++)
+        kill_and_reap(stopped[i]);
+    put_number(queue, BACKLOG);
+    assert_int_equal(get_number(queue), BACKLOG);
+    for (int i = 0; i < 100 && shoal_queue_count(queue) > 0; i++) {
+        uint64_t number;
+        size_t size;
+        assert_int_equal(shoal_queue_get(queue, &number, 8, 5 * SHOAL_MILLISECOND, &size), -ETIMEDOUT);
+    }
+    assert_int_equal(shoal_queue_count(queue), 0);
+    shoal_queue_close(queue);
+}
+
 static void a_producers_items_keep_their_order_though_one_is_finished_late(void **state)
 {
     (void)state;
@@ -624,6 +666,8 @@ int main(void)
         cmocka_unit_test_setup(what_was_put_is_there_though_its_producer_was_killed_at_once, start_clock),
         cmocka_unit_test_setup(a_backlog_behind_an_item_that_is_being_read_is_taken_at_the_usual_pace, start_clock),
         cmocka_unit_test_setup(a_backlog_behind_an_item_whose_producer_died_is_taken_at_the_usual_pace, start_clock),
+        cmocka_unit_test_setup(a_backlog_behind_items_whose_producers_are_stopped_is_taken_at_the_usual_pace,
+                               start_clock),
         cmocka_unit_test_setup(a_producers_items_keep_their_order_though_one_is_finished_late, start_clock),
         cmocka_unit_test_setup(memory_that_a_dead_process_held_is_found_when_it_is_needed, start_clock),
         cmocka_unit_test_setup(memory_of_an_item_that_never_was_is_freed, start_clock),

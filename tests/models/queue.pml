@@ -5,7 +5,8 @@
  * here (the real word names the position, so a slot used again is another word), and segments are left out. `block` says
  * whose an item's memory is. `items` and `space` are the eventcounts that the two sides sleep on, each of their calls a
  * step: eventcount.pml proves them; a sleep that ends by itself (SLICES) is followed by a look at who lives. SCANNED has consumers begin
- * where scan_from() lets them, without the real distance of 256; TOO_LARGE lets each put one item back (-EMSGSIZE).
+ * where scan_from() lets them, and pass what passed.c knows, without the real distances; TOO_LARGE lets each put one item back
+ * (-EMSGSIZE).
  *
  * Proved: each item is taken once; none that was FULL is lost; the head passes only slots that are DONE; nobody touches a
  * slot in a live process's hands; a bounded queue never holds more than it may; an item's memory is the queue's whenever
@@ -219,6 +220,8 @@ inline claim_full()
 #ifdef SCANNED
             ;
             written = POSITIONS;
+            left = 0;
+            known = 0;
             if
             :: !bury && scanned > at ->
                 if
@@ -226,11 +229,21 @@ inline claim_full()
                 :: bury = true
                 fi
             :: else
+            fi;
+            if
+            :: !bury && until > at -> known = until; passed = true
+            :: true
             fi
 #endif
         };
         do
         :: atomic {
+#ifdef SCANNED
+                do
+                :: at < known && !(known_left >> at & 1) -> at++
+                :: else -> break
+                od;
+#endif
                 if
                 :: at >= t -> break
                 :: else
@@ -245,7 +258,12 @@ inline claim_full()
 #ifdef SCANNED
 #ifndef MUTATION_WRITTEN_ONES_PASSED
                         if
-                        :: STATE(w) != READING && at < written -> written = at
+                        :: STATE(w) != READING ->
+                            left = left | (1 << at);
+                            if
+                            :: at < written -> written = at
+                            :: else
+                            fi
                         :: else
                         fi;
 #endif
@@ -271,6 +289,12 @@ inline claim_full()
                         claimed = true;
 #ifdef SCANNED
                         scanned = (written < at -> written : at + 1);
+                        if
+                        :: at >= known -> until = at + 1; known_left = left
+                        :: true
+                        fi;
+                        left = 0;
+                        known = 0;
 #endif
                         break
                     :: else
@@ -286,7 +310,7 @@ inline claim_full()
         :: else
         fi;
         if
-        :: passed -> atomic { passed = false; scanned = 0; again = true }
+        :: passed -> atomic { passed = false; scanned = 0; until = 0; known_left = 0; again = true }
         :: else
         fi;
 #ifndef MUTATION_ONLY_THE_TAKER_MOVES_THE_HEAD
@@ -300,7 +324,7 @@ inline claim_full()
         :: else -> break
         fi
     od;
-    atomic { t = 0; written = 0; again = false; passed = false }
+    atomic { t = 0; written = 0; left = 0; known = 0; again = false; passed = false }
 }
 
 inline get()
@@ -336,7 +360,7 @@ inline get()
     if
 #ifdef TOO_LARGE
     :: !put_back ->
-        atomic { put_back = true; scanned = 0; assert(word[at] == WORD(me, READING)); word[at] = WORD(0, FULL) };
+        atomic { put_back = true; scanned = 0; until = 0; known_left = 0; assert(word[at] == WORD(me, READING)); word[at] = WORD(0, FULL) };
         notify_items()
 #endif
     :: true ->
@@ -478,7 +502,7 @@ inline put()
 
 /* Only those that may be killed look whether they are: the others' steps stay independent. */
 #define CONSUMER_VARIABLES \
-    byte at, t, w, scanned, written, early, late, gets, last[PRODUCERS]; \
+    byte at, t, w, scanned, written, until, known, known_left, left, early, late, gets, last[PRODUCERS]; \
     bool bury, busy, again, claimed, announced, moved, won, passed, put_back
 #define PRODUCER_VARIABLES \
     byte t, h, w, early, late; \
@@ -522,7 +546,7 @@ leave:
     };
     atomic {
         asleep[me] = false; watching[me] = false;
-        at = 0; t = 0; w = 0; scanned = 0; written = 0; early = 0; late = 0; gets = 0;
+        at = 0; t = 0; w = 0; scanned = 0; written = 0; until = 0; known = 0; known_left = 0; left = 0; early = 0; late = 0; gets = 0;
         bury = false; busy = false; again = false; claimed = false; announced = false;
         moved = false; won = false; passed = false; put_back = false
     }

@@ -218,3 +218,78 @@ def test_decorated_functions_generators_and_coroutines_arrive() -> None:
     assert arrived.__wrapped__(1) == 4
     assert list(sent(lambda: (yield FACTOR))()) == [3]
     assert asyncio.run(sent(coroutine)(5)) == 5
+
+
+# ------------------------------------------------------------ sent once, or each time
+
+
+def stays(function: Any) -> bool:
+    """Whether workers keep a function from call to call, as it is now."""
+    before = _functions.describe_unchanging(function)
+    now = _functions.describe_unchanging(function)
+    return before is not None and now is not None and _functions.is_described_by(now, before)
+
+
+def make(source: str, name: str = "f", **given: Any) -> Any:
+    """A function of a program."""
+    namespace: dict[str, Any] = {"__name__": "__main__", **given}
+    exec(source, namespace)
+    return namespace[name]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x: int = 3, *, y=None) -> float:\n    return x * scale\nscale = 2.5",
+        "import math, os.path\ndef f(x):\n    return math.sqrt(len(os.path.basename(x)))",
+        "def f(x):\n    return g(x) + g(x)\ndef g(x):\n    return f(x - 1) if x else 0",
+        "f = lambda x: [y for y in range(x)]",
+        "from collections import OrderedDict\ndef f(x):\n    made = OrderedDict()\n    made.extra = x\n    return made",
+    ],
+)
+def test_a_function_without_a_state_need_be_sent_once(source: str) -> None:
+    assert stays(make(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "seen = []\ndef f(x):\n    seen.append(x)",
+        "count = 0\ndef f(x):\n    global count\n    count += 1",
+        "def f(x):\n    def inner():\n        global made\n        made = x\n    inner()",
+        "def f(x, seen=[]):\n    seen.append(x)",
+        "def f(x, *, seen=[]):\n    seen.append(x)",
+        "def f(x):\n    f.calls = x",
+        "def f(x):\n    setattr(f, 'calls', x)",
+        "def f(x):\n    globals()['count'] = x",
+        "def f(x):\n    exec('count = 1', globals())",
+        "def f(x):\n    return x\nf.calls = 0",
+        "def outer():\n    count = 0\n    def f(x):\n        return count\n    return f\nf = outer()",
+        "class Own:\n    calls = 0\ndef f(x):\n    Own.calls += 1",
+        "import functools\n@functools.lru_cache\ndef g(x):\n    return x\ndef f(x):\n    return g(x)",
+        "def g(x, seen=[]):\n    seen.append(x)\ndef f(x):\n    return g(x)",
+    ],
+)
+def test_a_function_that_may_have_a_state_is_sent_each_time(source: str) -> None:
+    assert _functions.describe_unchanging(make(source)) is None
+
+
+def test_a_change_of_what_a_function_is_made_of_shows() -> None:
+    function = make("import math\nscale = 2\ndef g(x):\n    return x\ndef f(x, y=1):\n    return g(x) * scale", "f")
+    namespace = function.__globals__
+    changes: list[Callable[[], object]] = [
+        lambda: namespace.update(scale=1000.5),
+        lambda: namespace.update(scale=namespace["math"]),
+        lambda: namespace.update(g=abs),
+        lambda: namespace.pop("g"),
+        lambda: setattr(function, "__defaults__", (7000,)),
+        lambda: setattr(function, "__code__", make("def f(x, y=1):\n    return x").__code__),
+        lambda: setattr(function, "__doc__", "Something."),
+    ]
+    for change in changes:
+        before = _functions.describe_unchanging(function)
+        assert before is not None
+        change()
+        now = _functions.describe_unchanging(function)
+        assert now is not None
+        assert not _functions.is_described_by(now, before)

@@ -27,7 +27,7 @@ import pytest
 import shoal
 import shoal.futures
 from helpers import run_program
-from shoal import ProcessPoolExecutor
+from shoal import ProcessPoolExecutor, _zygote
 from shoal.multiprocessing import get_context
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -880,7 +880,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, where: str) -> None:
         textwrap.dedent(
             """
             import sys, time, concurrent.futures
-            from shoal import ProcessPoolExecutor
+            from shoal import ProcessPoolExecutor, _zygote
 
             if __name__ == "__main__":
                 where = sys.argv[1]
@@ -1164,7 +1164,7 @@ def test_importing_shoal_does_not_import_concurrent_futures(tmp_path: Path) -> N
         """
         import sys, shoal
         print([name for name in sys.modules if name.startswith(("concurrent", "shoal.futures", "typing"))])
-        from shoal import ProcessPoolExecutor
+        from shoal import ProcessPoolExecutor, _zygote
         print(ProcessPoolExecutor.__module__)
         try:
             shoal.nonsense
@@ -1249,3 +1249,21 @@ def test_a_program_runs_on_shoal_unchanged(tmp_path: Path) -> None:
         shoal=True,
     )
     assert done.stdout.splitlines() == ["shoal.futures True", "[1, 2, 4, 8, 16] [1, 2]"], done.stderr
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_stopped_zygote_holds_up_a_call_that_needs_another_worker_for_some_seconds_at_most(method: str) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context(method)) as executor:
+        assert executor.submit(abs, -1).result(30) == 1
+        zygote = _zygote._zygotes[method]
+        os.kill(zygote.pid, signal.SIGSTOP)
+        try:
+            # The worker that there is has enough to do for a second one to be started, and a third.
+            for duration in (2, 0.5, 0):
+                started = time.monotonic()
+                future = executor.submit(time.sleep, duration)
+                assert time.monotonic() - started < 15
+            assert future.result(30) is None
+            assert len(executor._processes or ()) == 3
+        finally:
+            os.kill(zygote.pid, signal.SIGCONT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -244,8 +245,7 @@ def test_what_classes_make_that_others_imported_before_is_ours(tmp_path: Path) -
                 show(*executors)
                 for method in ("fork", "spawn"):
                     context = mp.get_context(method)
-                    # Under spawn the class that the program derives is derived from ours in the process.
-                    for kind in (Queue, JoinableQueue, SimpleQueue, *([Derived] if method == "fork" else [])):
+                    for kind in (Queue, JoinableQueue, SimpleQueue, Derived):
                         queue, lock = kind(ctx=context), Lock(ctx=context)
                         process = context.Process(target=work, args=(lock, queue))
                         process.start()
@@ -269,9 +269,166 @@ def test_what_classes_make_that_others_imported_before_is_ours(tmp_path: Path) -
         "".join(f"shoal {name}; " for name in synchronizing),
         "".join(f"shoal {name}; " for name in queues) + "__main__ Derived; ",
         f"shoal {executor}__main__ DerivedExecutor; ",
-        "True " * 7 + "True 3 " * 2 + "True False",
+        "True " * 8 + "True 3 " * 2 + "True False",
         "".join(standard) + f"__main__ Derived; concurrent {executor}__main__ DerivedExecutor; ",
     ], done.stderr
+
+
+def test_classes_derived_before_install_go_to_clean_processes(tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(
+        "from multiprocessing.queues import Queue\n\nclass OfLibrary(Queue):\n    def put_twice(self, obj):\n"
+        "        self.put(obj)\n        self.put(obj)\n"
+    )
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing as mp
+        from multiprocessing.queues import JoinableQueue, Queue, SimpleQueue
+        from multiprocessing.synchronize import Event, Lock
+        import library, shoal
+
+        class Joinable(JoinableQueue):
+            pass
+
+        class Simple(SimpleQueue):
+            pass
+
+        class OwnState(Queue):
+            def __getstate__(self):
+                return super().__getstate__() + (self.extra,)
+
+            def __setstate__(self, state):
+                super().__setstate__(state[:-1])
+                self.extra = state[-1]
+
+        class Locked(Lock):
+            pass
+
+        class Flag(Event):
+            pass
+
+        if __name__ == "__main__":
+            shoal.install()
+
+        class After(Queue):  # by the class that was imported before
+            pass
+
+        class AfterByName(mp.queues.Queue):
+            pass
+
+        def relay(queues, lock, flag):
+            with lock:
+                for queue in queues:
+                    queue.put(queue.get() + getattr(queue, "extra", 1))
+            queues[0].task_done()
+            flag.set()
+
+        if __name__ == "__main__":
+            for method in ("spawn", "forkserver"):
+                context = mp.get_context(method)
+                if method == "forkserver":
+                    context.set_forkserver_preload(["__main__", "library"])
+                kinds = Joinable, Simple, OwnState, After, AfterByName, library.OfLibrary
+                queues = [kind(ctx=context) for kind in kinds]
+                queues[2].extra = 5
+                for queue in queues:
+                    queue.put(1)
+                lock, flag = Locked(ctx=context), Flag(ctx=context)
+                process = context.Process(target=relay, args=(queues, lock, flag))
+                process.start()
+                print(flag.wait(20), [queue.get() for queue in queues])
+                process.join()
+        """,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.splitlines() == ["True [2, 2, 6, 2, 2, 2]"] * 2, done.stderr
+
+
+SHOW = """
+    import re, sys, threading, time
+    import multiprocessing as mp
+    from concurrent.futures import ProcessPoolExecutor
+
+    def show(what, thing):
+        text = re.sub(r"0x[0-9a-f]+", "ADDRESS", repr(thing))
+        print(what, re.sub(r"((?:pid|parent)=|Process-)[0-9]+", r"\\1N", text))
+
+    def leave():
+        raise SystemExit(3)
+
+    def hold(lock, held, go):
+        with lock:
+            held.set()
+            go.wait()
+
+    if __name__ == "__main__":
+        context = mp.get_context(sys.argv[1])
+        show("context", context)
+        for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Queue", "JoinableQueue",
+                     "SimpleQueue"):
+            show(name, getattr(context, name)())
+        lock, recursive = context.Lock(), context.RLock()
+        lock.acquire(), recursive.acquire(), recursive.acquire()
+        show("held", (lock, recursive, context.Condition(lock)))
+        lock.release(), recursive.release(), recursive.release()
+        for kind in (lock, recursive):
+            for start in (threading.Thread, context.Process):
+                held, go = (threading.Event(), threading.Event()) if start is threading.Thread else (
+                    context.Event(), context.Event())
+                other = start(target=hold, args=(kind, held, go))
+                other.start()
+                held.wait()
+                show("held by another", kind)
+                go.set()
+                other.join()
+        bounded, event, barrier = context.BoundedSemaphore(4), context.Event(), context.Barrier(2)
+        show("barrier", barrier)
+        bounded.acquire(), event.set(), barrier.abort()
+        show("used", (bounded, event, barrier))
+        for options in ({}, {"daemon": True}, {"name": "a name"}):
+            process = context.Process(target=time.sleep, args=(60,), **options)
+            show("made", process)
+            process.start()
+            show("started", process)
+            process.terminate()
+            process.join()
+            show("ended", process)
+            process.close()
+            show("closed", process)
+        process = context.Process(target=leave)
+        process.start()
+        process.join()
+        show("left", process)
+        show("connections", context.Pipe(False))
+        pool = context.Pool(2)
+        show("pool", pool)
+        show("results", (pool.apply_async(abs, (1,)), pool.map_async(abs, [1])))
+        show("iterators", (pool.imap(abs, [1]), pool.imap_unordered(abs, [1])))
+        pool.close()
+        show("closed", pool)
+        pool.join()
+        show("joined", pool)
+        pool = context.Pool(3)
+        pool.terminate()
+        pool.join()
+        show("terminated", pool)
+        show("values", (context.Value("i", 3), context.Array("c", 3), context.RawArray("d", 2)))
+        with ProcessPoolExecutor(2, mp_context=context) as executor:
+            future = executor.submit(abs, -1)
+            future.result()
+            show("executor", (executor, future))
+        show("executor", executor)
+        show("processes", (mp.current_process(), mp.parent_process(), mp.active_children()))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_reprs_are_the_standard_librarys(tmp_path: Path, method: str) -> None:
+    (theirs, ours) = (run_program(tmp_path, SHOW, method, shoal=shoal) for shoal in (False, True))
+    assert theirs.stdout.count("\n") > 30, theirs.stderr
+    shown = ours.stdout.replace("shoal.multiprocessing.", "multiprocessing.")
+    shown = shown.replace("shoal.futures.", "concurrent.futures.process.")
+    assert shown.splitlines() == theirs.stdout.splitlines(), ours.stderr
 
 
 def test_a_thread_pool_is_a_pool_by_either_name(tmp_path: Path) -> None:

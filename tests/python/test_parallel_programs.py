@@ -209,3 +209,122 @@ def test_tqdms_process_map_computes_the_same(tmp_path: Path) -> None:
     assert "/200 [" in ours.stderr  # the bar; how far it gets is up to its clock
     assert theirs.stderr.splitlines()[-1] == "concurrent.futures.process"
     assert ours.stderr.splitlines()[-1] == "shoal.futures"
+
+
+def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        from shoal.joblib import Parallel, delayed
+
+        scale = 2
+
+        def helper(x):
+            return x * scale
+
+        def scaled(x):
+            return helper(x)
+
+        def remember(x, seen=[]):
+            seen.append(x)
+            return len(seen)
+
+        def call(function, *items):
+            return Parallel(n_jobs=2, batch_size=8)(delayed(function)(x) for x in items)
+
+        if __name__ == "__main__":
+            print(call(scaled, 1, 2), call(scaled, 3))
+            scale = 10
+            print(call(scaled, 1, 2))
+            helper = abs
+            print(call(scaled, -1, 2))
+            print(call(remember, 1, 2), call(remember, 3))
+            for offset in range(100):  # more than are kept
+                namespace = {"__name__": "__main__"}
+                exec(f"def added(x): return x + {offset}", namespace)
+                assert call(namespace["added"], 1) == [1 + offset]
+            # While one call is at it with a function, another has it otherwise.
+            scale, helper = 1, lambda x: x * scale
+            results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(scaled)(x) for x in range(50))
+            first = next(results)
+            scale = 7
+            print(first, call(scaled, 1), sum(results), call(scaled, 2))
+        """,
+    )
+    assert done.stdout.splitlines() == [
+        "[2, 4] [6]",
+        "[10, 20]",
+        "[1, 2]",
+        "[1, 2] [1]",
+        "0 [7] 1225 [14]",
+    ], done.stderr
+
+
+ERRORS = """
+    import os, pickle, sys, threading
+    from concurrent.futures.process import BrokenProcessPool
+    if sys.argv[1] == "shoal":
+        from shoal.joblib import Parallel, delayed
+        Terminated, Broken = BrokenProcessPool, BrokenProcessPool
+    else:
+        from joblib import Parallel, delayed
+        from joblib.externals.loky import process_executor as loky
+        Terminated, Broken = loky.TerminatedWorkerError, loky.BrokenProcessPool
+
+    class Refuses:
+        def __reduce__(self):
+            raise KeyError("not this")
+
+    class CannotBeMade:
+        def __reduce__(self):
+            return fail, ()
+
+    class NeedsTwo(Exception):
+        def __init__(self, first, second):
+            super().__init__("one")
+
+    def fail():
+        raise ValueError("cannot be made")
+
+    def fail_with_two(_):
+        raise NeedsTwo(1, 2)
+
+    def give(what):
+        return {"lock": threading.Lock, "refuses": Refuses, "cannot": CannotBeMade}[what]()
+
+    def die(_):
+        os._exit(3)
+
+    def echo(x=0):
+        return x
+
+    def show(tasks):
+        try:
+            return Parallel(n_jobs=2)(tasks)
+        except Exception as error:
+            kinds = TypeError, KeyError, pickle.PicklingError, BrokenProcessPool, Terminated, Broken
+            return [kind.__name__ for kind in kinds if isinstance(error, kind)], (
+                str(error).replace("__main__.", "") if type(error) in (TypeError, KeyError) else "")
+
+    if __name__ == "__main__":
+        for what in ("lock", "refuses", "cannot"):
+            print(what, show([delayed(give)(what)] * 2))
+        for what in (threading.Lock(), Refuses(), CannotBeMade()):
+            print("argument", show([delayed(echo)(what)] * 2))
+        for function in (fail_with_two, die):
+            print(function.__name__, show([delayed(function)(0)] * 2))
+        for args, keywords in (((1,), None), ((1,), []), ((1,), [("x", 2)]), (None, {}), ([5], {}), (3, {})):
+            print(args, keywords, show([(echo, args, keywords)] * 2), show([(echo, (7,), {}), (echo, args, keywords)]))
+"""
+
+
+def test_what_cannot_be_sent_raises_what_loky_raises(tmp_path: Path) -> None:
+    (theirs, installed) = (run_program(tmp_path, ERRORS, "joblib", shoal=shoal) for shoal in (False, True))
+    assert theirs.stdout.count("\n") == 14, theirs.stderr
+    assert installed.stdout.splitlines() == theirs.stdout.splitlines(), installed.stderr
+    # Without joblib the errors are those of concurrent.futures that joblib's derive from.
+    ours = run_program(tmp_path, ERRORS, "shoal")
+    without = theirs.stdout.replace("'TerminatedWorkerError', ", "'BrokenProcessPool', ")
+    for line in ours.stdout.splitlines():
+        if "fail_with_two" not in line and "cannot" not in line and "argument" not in line:
+            assert line in without, (line, ours.stderr)

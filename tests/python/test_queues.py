@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import abc
+import os
+import pickle
 import queue
 import time
 from multiprocessing import connection
@@ -192,3 +195,147 @@ def test_a_sub_class_may_put_its_own_ends_there() -> None:
     assert made._reader[1].poll()
     assert made._writer[0] == "writer"
     assert made.get() == 1
+
+
+def add_to_count(made: Any) -> None:
+    with made.count.get_lock():
+        made.count.value += 1
+
+
+class Counting(queues.Queue):
+    """As many programs have it: a queue with something of its own that goes along to other processes."""
+
+    def __init__(self, maxsize: int = 0, *, ctx: Any) -> None:
+        super().__init__(maxsize, ctx=ctx)
+        self.count = ctx.Value("i", 0)
+
+    def __getstate__(self) -> Any:
+        return {"parent": super().__getstate__(), "count": self.count}
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state["parent"])
+        self.count = state["count"]
+
+    def put(self, *args: Any, **keywords: Any) -> None:
+        super().put(*args, **keywords)
+        add_to_count(self)
+
+
+class CountingJoinable(queues.JoinableQueue):
+    """The same by a longer tuple."""
+
+    def __init__(self, maxsize: int = 0, *, ctx: Any) -> None:
+        super().__init__(maxsize, ctx=ctx)
+        self.count = ctx.Value("i", 0)
+
+    def __getstate__(self) -> Any:
+        return (*super().__getstate__(), self.count)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state[:-1])
+        self.count = state[-1]
+
+    def put(self, *args: Any, **keywords: Any) -> None:
+        super().put(*args, **keywords)
+        add_to_count(self)
+
+
+class CountingSimple(queues.SimpleQueue):
+    def __init__(self, *, ctx: Any) -> None:
+        super().__init__(ctx=ctx)
+        self.count = ctx.Value("i", 0)
+
+    def __getstate__(self) -> Any:
+        return (*super().__getstate__(), self.count)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state[:-1])
+        self.count = state[-1]
+
+    def put(self, obj: Any) -> None:
+        super().put(obj)
+        add_to_count(self)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [Counting, CountingJoinable, CountingSimple])
+def test_what_a_sub_class_adds_to_its_state_arrives(kind: Any, method: str) -> None:
+    context = mp.get_context(method)
+    made = kind(ctx=context)
+    made.put(0)
+    process = context.Process(target=put_later, args=(made, [1, 2]))
+    process.start()
+    assert [made.get() for _ in range(3)] == [0, 1, 2]
+    process.join()
+    assert made.count.value == 3
+
+
+def test_a_sub_class_may_be_abstract_as_well() -> None:
+    class Abstract(queues.Queue, abc.ABC):
+        @abc.abstractmethod
+        def purpose(self) -> str: ...
+
+    class Concrete(Abstract):
+        def purpose(self) -> str:
+            return "none"
+
+    made = Concrete(ctx=mp.get_context())
+    made.put(made.purpose())
+    assert made.get() == "none"
+
+
+# ------------------------------------------------- what programs ask for of the insides
+
+
+def test_the_insides_that_mean_something_here_say_what_is_so() -> None:
+    made = mp.Queue(3)
+    made.put("a")
+    assert (made._maxsize, made._opid, made._sem.get_value()) == (3, os.getpid(), 2)
+    assert not made._sem._semlock._is_zero()
+    assert len(made._buffer) == 0
+    made._buffer.clear()
+    assert made._thread is made._jointhread is None
+    assert made._joincancelled is made._ignore_epipe is False
+    made.cancel_join_thread()
+    assert made._joincancelled
+    assert made._poll()
+    assert pickle.loads(made._recv_bytes()) == "a"
+    made._send_bytes(pickle.dumps([1]))
+    assert made.get() == [1]
+    simple = mp.SimpleQueue()
+    assert not simple._poll()
+    simple._writer.send_bytes(pickle.dumps(2))
+    assert pickle.loads(simple._reader.recv_bytes()) == 2
+
+
+def hold_both(made: Any, held: Any, go: Any) -> None:
+    with made._rlock, made._wlock:
+        held.set()
+        go.wait(20)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_queues_locks_are_the_same_in_all_processes(method: str) -> None:
+    context = mp.get_context(method)
+    for made in (context.Queue(), context.SimpleQueue(), context.JoinableQueue()):
+        held, go = context.Event(), context.Event()
+        process = context.Process(target=hold_both, args=(made, held, go))
+        process.start()
+        assert held.wait(20)
+        assert not made._rlock.acquire(False)
+        assert not made._wlock.acquire(False)
+        made.put(1)  # as the queue itself needs neither
+        assert made.get() == 1
+        go.set()
+        process.join()
+        with made._rlock, made._wlock:
+            pass
+
+
+def test_insides_that_could_only_pretend_say_what_to_use() -> None:
+    made = mp.Queue()
+    with pytest.raises(AttributeError, match="Queue has no _notempty: put"):
+        _ = made._notempty
+    assert not hasattr(made, "_notempty")
+    with pytest.raises(AttributeError, match=r"cannot be taken: put\(\) and get\(\)"):
+        made._sem.acquire()

@@ -125,6 +125,23 @@ def test_each_reaches_a_process_however_it_starts(method: str) -> None:
     assert shared["lock"].acquire(False)
 
 
+def test_the_insides_of_events_and_barriers_say_what_is_so_or_what_to_use() -> None:
+    event, barrier = mp.Event(), mp.Barrier(3)
+    assert event._flag._semlock._is_zero()
+    event.set()
+    assert event._flag.get_value() == 1
+    for use in (event._flag.acquire, event._flag.release):
+        with pytest.raises(AttributeError, match=r"use set\(\), clear\(\)"):
+            use()
+    with pytest.raises(AttributeError, match="Event has no _cond: use set"):
+        _ = event._cond
+    assert (barrier._parties, barrier._count, barrier._state) == (3, 0, 0)
+    barrier.abort()
+    assert barrier._state == -2
+    with pytest.raises(AttributeError, match="Barrier has no _cond: use wait"):
+        _ = barrier._cond
+
+
 def test_none_can_be_pickled_but_for_a_process_that_starts() -> None:
     for name, made in make_all(fork).items():
         with pytest.raises(RuntimeError, match="objects should only be shared between processes through inheritance"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from shoal import _serving, _threads
+from shoal import _engine, _serving, _threads
+from shoal.errors import TaskTimeout
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -63,11 +64,35 @@ def main(payload: bytes, fds: tuple[int, ...]) -> int:
     _share_threads(unsaid, of_numba)
     if installed:
         sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
-    duties = _serving.Duties(threads=threads or None, keeps_exits=True)
+    duties = _serving.Duties(threads=threads or None, keeps_exits=True, unreadable=_unreadable)
+    _engine.configure_pool(_serving._worker_died, TaskTimeout, _serving.RemoteError, _unsendable)
     if more:
         duties.initializer, duties.initargs = _begin_clean, (more[0],)
     _serving.serve((table, heap, attention), place, owner, crash, duties)
     return 0
+
+
+def _unreadable(error: BaseException) -> BaseException:
+    """What loky has for a task that cannot be unpickled."""
+    from shoal.joblib import _errors
+
+    return _errors.unreadable(error)
+
+
+def _unsendable(error: BaseException, value: object) -> Any:
+    """What pickling a result raised is the task's error, as with loky."""
+    from shoal import _pickling
+
+    if hasattr(error, "add_note"):
+        try:
+            error.add_note(f"This was raised as the result of the task was pickled: {value!r}")
+        except Exception:  # its repr() fails
+            pass
+    try:
+        _pickling.loads(_pickling.dumps(error, None), None)
+    except Exception:
+        return _serving._unsendable(error, value)
+    return _serving.RemoteError(error)
 
 
 def _share_threads(unsaid: int, of_numba: int) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_AHEAD = "2 * n_jobs"
 _SHARED_FUNCTIONS = 64  # functions of one call that are sent once; past that they are sent with each task
+_KEPT_FUNCTIONS = 64  # of a crew, for the calls that follow
 _SENT_ONCE = (types.FunctionType, types.BuiltinFunctionType, type)  # what has no state that changes between tasks
 _PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 
@@ -66,15 +67,18 @@ class CrewTasks:
         self._own: list[int] = []  # numbers that are this call's alone
         self._habits: set[str] = set()
         self.items = _engine.Tasks(iterable, self._functions, self._prepare, self._release)
-        self._whole = 0  # the number of what calls a function that travels with its task
+        self._whole = 0
+        self._has_kept = False  # whether some of its functions are such as stay for the calls that follow
 
     def _prepare(self, task: Task) -> tuple[Any, ...]:
         """The item for a task that the engine leaves to us; `_release` ends what is begun here."""
         function, args, kwargs = task
         known = self._functions.get(id(function))
         item: tuple[Any, ...]
-        if known is None and not (known := self._share(function)):
-            item = (self._whole, function, args, kwargs)
+        if type(args) is not tuple or type(kwargs) is not dict:
+            item = (self._share_whole(), function, args, kwargs)  # whether it can be called so is seen there
+        elif known is None and not (known := self._share(function)):
+            item = (self._share_whole(), function, args, kwargs)
         elif kwargs:
             item = (-known[0], args, kwargs)
         else:
@@ -105,19 +109,48 @@ class CrewTasks:
             if _found_by_name(function) and not (foreign and function.__module__ in ("__main__", "__mp_main__")):
                 number, own = crew.share(function)
             else:
-                habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
-                _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
-                try:
-                    number, own = crew.engine.share(function, foreign), True
-                finally:
-                    del _pickling.particular[id(function)]
+                number, own = self._share_by_value(function, foreign)
             if own:
                 self._own.append(number)
             self._functions[id(function)] = known = (number, function)
             return known
-        if not self._whole:
-            self._whole = crew.share(_in_worker.call)[0]
         return None
+
+    def _share_whole(self) -> int:
+        """The number of what calls a function that travels with its task."""
+        if not self._whole:
+            self._whole = self._crew.share(_in_worker.call)[0]
+        return self._whole
+
+    def _share_by_value(self, function: Any, foreign: bool) -> tuple[int, bool]:
+        """Its number, and whether that is this call's alone. To send it, and to make it in each worker, takes longer
+        than ten short tasks: one without a state stays for the calls that follow."""
+        crew = self._crew
+        kept: dict[Any, Any] | None = getattr(crew, "by_value", None)
+        description = None
+        if kept is not None and type(function) is types.FunctionType:
+            from shoal import _functions
+
+            description = _functions.describe_unchanging(function)
+            if description is not None:
+                known = kept.get(function.__code__)
+                if known is not None and _functions.is_described_by(description, known[1]):
+                    self._has_kept = True
+                    return known[0], False
+                is_full = known is not None or len(kept) >= _KEPT_FUNCTIONS
+                if is_full and (self._has_kept or not _workers.forget_functions(crew)):
+                    description = None
+        habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
+        _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
+        try:
+            number = crew.engine.share(function, foreign)
+        finally:
+            del _pickling.particular[id(function)]
+        if description is None:
+            return number, True
+        crew.by_value[function.__code__] = number, description
+        self._has_kept = True
+        return number, False
 
     def end(self) -> None:
         self.tell()
@@ -264,9 +297,12 @@ class OnCrew(Reporting):
                     raise _workers.make_timeout() from None
                 if self._recorder is not None:
                     self._recorder.failed(error)
+                seen = _workers.see_error(error)
                 if not self._return_exceptions:
-                    raise
-                taken = [error] if lists else error
+                    if seen is error:
+                        raise
+                    raise seen from seen.__cause__
+                taken = [seen] if lists else seen
             tasks.tell()
             if shows:
                 for _ in range(len(taken) if lists else 1):

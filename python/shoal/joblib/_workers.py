@@ -17,6 +17,7 @@ import weakref
 
 from shoal import _crew, _engine, _serving
 from shoal._crew import Crew
+from shoal.errors import WorkerDied
 from shoal.joblib import _in_worker
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
@@ -176,7 +177,10 @@ def get_crew(
             of_numba = threads or (unsaid if numba is None else 0)
             start = _Start(shared or 0, unsaid, of_numba, nesting_level, begin)
             crew = Crew(n_jobs, start, foreign_main=True)
+            crew.engine.unreadable = _unreadable
             crew.calls = 0  # type: ignore[attr-defined]
+            # By code: the number of a function that workers keep from call to call, and what it is.
+            crew.by_value = {}  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]
         _crews[key] = crew  # the last one: the first is the one used longest ago
@@ -187,6 +191,23 @@ def get_crew(
         other.terminate()
     look_after(idle)
     return crew
+
+
+def forget_functions(crew: Any) -> bool:
+    """Have the workers keep none of the functions that they keep. False: another call may be at it with one of them."""
+    with _lock:
+        if crew.calls > 1:
+            return False
+        kept, crew.by_value = crew.by_value, {}
+    for number, _ in kept.values():
+        crew.engine.unshare(number)
+    return True
+
+
+def _unreadable(error: BaseException) -> BaseException:
+    from shoal.joblib import _errors
+
+    return _errors.unreadable(error)
 
 
 def is_busy(crew: Any) -> bool:
@@ -435,7 +456,7 @@ class Future:
         self._forget()
         error = self._job.error
         if error is not None:
-            raise error
+            raise see_error(error)
         return self._job.results()[0]
 
     get = result
@@ -451,6 +472,15 @@ class Future:
             self._job.withdraw(TaskCancelled("another task failed"), True)
         except (ValueError, RuntimeError):  # its workers have ended
             pass
+
+
+def see_error(error: BaseException) -> BaseException:
+    """A task's error as its caller is to see it."""
+    if type(error) is not WorkerDied and type(error).__name__ != "BrokenProcessPool":
+        return error
+    from shoal.joblib import _errors
+
+    return _errors.see_as_loky(error)
 
 
 class ItemPickler:

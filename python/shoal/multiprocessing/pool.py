@@ -161,7 +161,9 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         cls = type(self)
-        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={len(self._pool)}>"
+        # As in multiprocessing, one that was closed still shows the workers it had.
+        size = len(self._pool) if self._state == RUN else self._processes
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={size}>"
 
     @property
     def _pool(self) -> list[Any]:

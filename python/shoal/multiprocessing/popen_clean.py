@@ -18,7 +18,7 @@ from multiprocessing import context, forkserver, process, reduction, resource_tr
 from typing import Any
 
 from shoal import _install, _zygote
-from shoal.multiprocessing import _child, _main_module, popen_fork
+from shoal.multiprocessing import _child, _insides, _main_module, popen_fork
 
 __all__ = ["PopenForkServer", "PopenSpawn"]
 
@@ -57,6 +57,7 @@ class _Popen(popen_fork.Popen):
         preparation = spawn.get_preparation_data(process_obj._name)
         preparation["start_method"] = self.method
         preparation["shoal_installed"] = _install.is_installed()
+        preparation["shoal_derived"] = _derived_before()
         _main_module.pack(preparation)
         buffer = io.BytesIO()
         context.set_spawning_popen(self)  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ class PopenSpawn(_Popen):
     method = "spawn"
 
     def _zygote(self) -> Any:
-        return _zygote.get("spawn", lambda: _zygote.Zygote(_installed_modules()))
+        return _zygote.get("spawn", lambda: _zygote.Zygote(_installed_modules(), derived=_derived_before()))
 
 
 class PopenForkServer(_Popen):
@@ -149,7 +150,12 @@ def _make_fork_server() -> _zygote.Zygote:
     if "__main__" in preload:
         preload.remove("__main__")
         main = spawn.get_preparation_data("ignore").get("init_main_from_path")
-    return _zygote.Zygote([*_installed_modules(), *preload], main)
+    return _zygote.Zygote([*_installed_modules(), *preload], main, _derived_before())
+
+
+def _derived_before() -> list[tuple[str | None, str]]:
+    """The classes of this program that `install()` came too late for."""
+    return _insides.derived_before(list(_insides.KeepingType.replaced.values())) if _install.is_installed() else []
 
 
 def _installed_modules() -> list[str]:
@@ -190,6 +196,7 @@ def _main(payload: bytes, fds: tuple[int, ...]) -> int:
         try:
             preparation = reduction.pickle.load(data)  # type: ignore[attr-defined]
             # Before the program's main module is run. The zygote may have been started when it was otherwise.
+            _insides.kept.update(preparation["shoal_derived"])
             _install.install() if preparation["shoal_installed"] else _install.uninstall()
             main = preparation.pop("shoal_main", None)
             spawn.prepare(preparation)

@@ -5,6 +5,7 @@ producer before reading cannot block.
 
 from __future__ import annotations
 
+import os
 import time
 import types
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from typing import Any
 
 import shoal._pickling  # noqa: F401  (configures the codec)
 from shoal import _engine
+from shoal.multiprocessing import _insides
+from shoal.multiprocessing.synchronize import Lock
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
@@ -33,7 +36,7 @@ _QUEUE_INSIDES = frozenset({"_feed", "_on_queue_feeder_error", "_start_thread", 
 _SIMPLE_QUEUE_INSIDES = frozenset({"__getstate__", "__setstate__", "get", "put", "empty", "close"})
 
 
-class _QueueType(type):
+class _QueueType(_insides.KeepingType):
     """Classes that rest on how the standard library's queues are made inside (as that of concurrent.futures does, with
     its feeder thread) get those as their base, also where `install()` has put ours in their place."""
 
@@ -41,7 +44,7 @@ class _QueueType(type):
         if bases[0] is not _engine.Queue:
             bases = tuple(_QueueType._base_for(base, namespace) for base in bases)
             if not any(isinstance(base, _QueueType) for base in bases):
-                return types.new_class(name, bases, keywords, lambda body: body.update(namespace))
+                return _insides.make_class(name, bases, namespace, keywords)
         return super().__new__(cls, name, bases, namespace, **keywords)
 
     @staticmethod
@@ -81,16 +84,38 @@ class _End:
         """As the queue's put()."""
         self._queue.put(obj)
 
+    def recv_bytes(self) -> bytes:
+        """What the queue's get() gives, pickled."""
+        from multiprocessing.reduction import ForkingPickler
+
+        return bytes(ForkingPickler.dumps(self._queue.get()))
+
+    def send_bytes(self, buf: Any) -> None:
+        """Put the object that was pickled to these bytes."""
+        from multiprocessing.reduction import ForkingPickler
+
+        self._queue.put(ForkingPickler.loads(buf))
+
     def close(self) -> None:
         """As the queue's close()."""
         self._queue.close()
 
 
-class _EndOf:
-    """A queue's `_reader` or `_writer`; what a sub-class puts there itself (as PyTorch's does) is there instead."""
+# A queue's `_reader` or `_writer`; what a sub-class puts there itself (as PyTorch's does) is there instead.
+_an_end = _insides.View(_End)
 
-    def __get__(self, queue: Any, owner: Any) -> Any:
-        return self if queue is None else _End(queue)
+
+def _pack(queue: Any) -> tuple[Any, ...]:
+    """What a process that is being started makes the queue of; nobody else may have it."""
+    context.assert_spawning(queue)
+    from multiprocessing.reduction import DupFd
+
+    return (queue._rlock, queue._wlock, *(DupFd(fd) for fd in queue._fds()))
+
+
+def _unpack(queue: Any, packed: tuple[Any, ...]) -> None:
+    queue._rlock, queue._wlock, *duplicates = packed
+    queue._open(0, *(duplicate.detach() for duplicate in duplicates))
 
 
 class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: ignore[misc]
@@ -107,15 +132,32 @@ class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: igno
     def __init__(self, maxsize: int = 0, *, ctx: Any) -> None:
         self._open(maxsize)
         self._maxsize = maxsize if maxsize > 0 else _SEM_VALUE_MAX
+        self._opid = os.getpid()
+        # Nobody needs these to put and get. Programs hold them so that nobody is in the midst of it meanwhile.
+        self._rlock, self._wlock = Lock(ctx=ctx), Lock(ctx=ctx)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        context.assert_spawning(self)
-        from multiprocessing.reduction import DupFd
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._maxsize, self._opid, *_pack(self)
 
-        return _rebuild, (type(self), self._maxsize, *(DupFd(fd) for fd in self._fds()))
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._maxsize, self._opid, *packed = state
+        _unpack(self, tuple(packed))
 
-    _reader = _EndOf()
-    _writer = _EndOf()
+    # What programs ask for of the insides; see docs/compatibility.md.
+    _reader = _an_end
+    _writer = _an_end
+    _poll = _insides.View(lambda queue: queue._reader.poll)
+    _recv_bytes = _insides.View(lambda queue: queue._reader.recv_bytes)
+    _send_bytes = _insides.View(lambda queue: queue._writer.send_bytes)
+    _sem = _insides.View(
+        lambda queue: _insides.Number(max(0, queue._maxsize - queue.qsize()), "put() and get() take and give room")
+    )
+    _buffer = _insides.View(lambda queue: _insides.Unsent())
+    _notempty = _insides.Absent(
+        "put() writes into the queue itself, so there is no feeder thread to tell, and nothing in _buffer"
+    )
+    _thread = _jointhread = _close = None
+    _joincancelled = _ignore_epipe = False
 
     def put_nowait(self, obj: Any) -> None:
         """`put` without waiting."""
@@ -141,6 +183,7 @@ class Queue(_engine.Queue, _standard_queue, metaclass=_QueueType):  # type: igno
 
     def cancel_join_thread(self) -> None:
         """Nothing to cancel."""
+        self._joincancelled = True
 
     __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
@@ -150,18 +193,17 @@ class SimpleQueue(_engine.Queue, _standard_simple_queue, metaclass=_QueueType): 
 
     def __init__(self, *, ctx: Any) -> None:
         self._open(0)
+        self._rlock, self._wlock = Lock(ctx=ctx), Lock(ctx=ctx)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        context.assert_spawning(self)
-        from multiprocessing.reduction import DupFd
+    def __getstate__(self) -> tuple[Any, ...]:
+        return _pack(self)
 
-        return _rebuild, (type(self), 0, *(DupFd(fd) for fd in self._fds()))
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _unpack(self, state)
 
-    _reader = _EndOf()
-    _writer = _EndOf()
-
-    def _poll(self) -> bool:
-        return not self.empty()
+    _reader = _an_end
+    _writer = _an_end
+    _poll = _insides.View(lambda queue: queue._reader.poll)
 
     def empty(self) -> bool:
         """Whether there is nothing in it now. OSError: it is closed."""
@@ -197,11 +239,12 @@ class JoinableQueue(Queue, _standard_joinable_queue):  # type: ignore[misc]
         self._unfinished_tasks = ctx.Semaphore(0)
         self._cond = ctx.Condition()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (*super().__reduce__(), (self._unfinished_tasks, self._cond))
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (*super().__getstate__(), self._cond, self._unfinished_tasks)
 
-    def __setstate__(self, state: tuple[Any, Any]) -> None:
-        self._unfinished_tasks, self._cond = state
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        super().__setstate__(state[:-2])
+        self._cond, self._unfinished_tasks = state[-2:]
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """`Queue.put`; the object counts as unfinished from now on."""
@@ -237,8 +280,6 @@ class JoinableQueue(Queue, _standard_joinable_queue):  # type: ignore[misc]
                 self._cond.wait()
 
 
-def _rebuild(cls: Any, maxsize: int, *duplicates: Any) -> Any:
-    queue = cls.__new__(cls)
-    queue._open(0, *(duplicate.detach() for duplicate in duplicates))
-    queue._maxsize = maxsize
-    return queue
+_insides.KeepingType.replaced.update(
+    {Queue: _standard_queue, JoinableQueue: _standard_joinable_queue, SimpleQueue: _standard_simple_queue}
+)

@@ -25,6 +25,7 @@ from multiprocessing import synchronize as _standard
 from typing import Any
 
 from shoal import _engine, errors
+from shoal.multiprocessing import _insides
 
 __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 
@@ -95,7 +96,7 @@ def _from_parent(origin: tuple[Any, ...]) -> Iterator[tuple[int, Any, int]]:
             os.close(fd)
 
 
-class Lock(_engine.Lock, _standard.Lock):  # type: ignore[misc]
+class Lock(_engine.Lock, _standard.Lock, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """A lock between processes; the interface of `multiprocessing.Lock`. Anybody may release it.
 
     robust: when its owner dies the lock goes to the next who acquires it, who sees `inherited`; else `acquire` raises
@@ -116,7 +117,7 @@ class Lock(_engine.Lock, _standard.Lock):  # type: ignore[misc]
             self._attach(self._recursive, *origin)
 
 
-class RLock(_engine.Lock, _standard.RLock):  # type: ignore[misc]
+class RLock(_engine.Lock, _standard.RLock, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """A lock that its owner may acquire again; the interface of `multiprocessing.RLock`. The thread that holds it
     releases it, as often as it acquired it.
 
@@ -131,7 +132,7 @@ class RLock(_engine.Lock, _standard.RLock):  # type: ignore[misc]
     __setstate__ = Lock.__setstate__
 
 
-class Semaphore(_engine.Semaphore, _standard.Semaphore):  # type: ignore[misc]
+class Semaphore(_engine.Semaphore, _standard.Semaphore, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """A semaphore between processes; the interface of `multiprocessing.Semaphore`.
 
     owned: each unit belongs to the process that acquired it, which alone releases it; `value` (1 to 256) is all there
@@ -173,23 +174,10 @@ class BoundedSemaphore(Semaphore, _standard.BoundedSemaphore):  # type: ignore[m
     __repr__ = _standard.BoundedSemaphore.__repr__
 
 
-class _Number:
-    """What the semaphores inside the standard library's Condition are asked for."""
-
-    def __init__(self, value: int) -> None:
-        self._value = value
-        self._semlock = self
-
-    def get_value(self) -> int:
-        return self._value
-
-    _get_value = get_value
-
-
 _standard_condition = _standard.Condition
 
 
-class Condition(_engine.Condition, _standard.Condition):  # type: ignore[misc]
+class Condition(_engine.Condition, _standard.Condition, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """Waiting for what another process announces; the interface of `multiprocessing.Condition`.
 
     lock: a `Lock` or `RLock`; an RLock of its own by default. Over anything else that has the inside of one of
@@ -214,20 +202,12 @@ class Condition(_engine.Condition, _standard.Condition):  # type: ignore[misc]
         with _from_parent(state[1:]) as (fd, _, _):
             self._open(state[0], fd)
 
-    @property
-    def _sleeping_count(self) -> Any:
-        return _Number(self._waiting())
-
-    @property
-    def _woken_count(self) -> Any:
-        return _Number(0)
-
-    @property
-    def _wait_semaphore(self) -> Any:
-        return _Number(0)
+    # What the standard library's own methods ask for.
+    _sleeping_count = _insides.View(lambda condition: _insides.Number(condition._waiting()))
+    _woken_count = _wait_semaphore = _insides.View(lambda condition: _insides.Number(0))
 
 
-class Event(_engine.Event, _standard.Event):  # type: ignore[misc]
+class Event(_engine.Event, _standard.Event, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """A flag between processes that can be waited for; the interface of `multiprocessing.Event`."""
 
     def __init__(self, *, ctx: Any) -> None:
@@ -240,8 +220,13 @@ class Event(_engine.Event, _standard.Event):  # type: ignore[misc]
         with _from_parent(state) as origin:
             self._attach(*origin)
 
+    _flag = _insides.View(lambda event: _insides.Number(int(event.is_set()), "use set(), clear() and is_set()"))
+    _cond = _insides.Absent(
+        "use set(), clear() and wait(), each of which is one step; for more than one under a lock, a Condition"
+    )
 
-class Barrier(_engine.Barrier, _standard.Barrier):  # type: ignore[misc]
+
+class Barrier(_engine.Barrier, _standard.Barrier, metaclass=_insides.KeepingType):  # type: ignore[misc]
     """A number of parties that wait for each other; the interface of `multiprocessing.Barrier`.
 
     parties: how many (1 to 4096).
@@ -271,3 +256,14 @@ class Barrier(_engine.Barrier, _standard.Barrier):  # type: ignore[misc]
         self._action, self._timeout, *origin = state
         with _from_parent(tuple(origin)) as (fd, _, _):
             self._open(1, fd)
+
+    _parties = _insides.View(lambda barrier: barrier.parties)
+    _count = _insides.View(lambda barrier: barrier.n_waiting)
+    _state = _insides.View(lambda barrier: -2 if barrier.broken else 0)
+    _cond = _insides.Absent("use wait(), reset() and abort(); a process that waits at it may be killed at any time")
+
+
+_insides.KeepingType.replaced.update(
+    (ours, getattr(_standard, ours.__name__))
+    for ours in (Lock, RLock, Semaphore, BoundedSemaphore, Condition, Event, Barrier)
+)
