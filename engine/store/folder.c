@@ -1,10 +1,13 @@
 /* store/folder.c: the folders of a store, and the calls on their entries.
  *
- * A folder's descriptor is opened and checked once and then kept, which makes a hit one openat on a short name. Others
+ * A folder's descriptor is opened and checked once and then kept, which makes a hit of a large entry one openat on a short name. Others
  * may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its descriptors (a daemon). So
  * what the number stands for is compared with what the path stands for before every put and after every miss, and set
  * right by dup3, which changes what the number stands for in one step: threads that use it meanwhile see the old folder
  * or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ *
+ * Small entries lie on the folder's shelf, where a get looks first; shelf.h says what that means for an entry that is
+ * put here and there.
  */
 #include "store/folder.h"
 
@@ -16,8 +19,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "store/entry.h"
 
 int folder_open_own(int parent, const char *name, bool create, int *out)
 {
@@ -98,6 +99,13 @@ int shoal_folder_open(shoal_store *store, const char *name, shoal_folder **out)
         return -ENOMEM;
     }
     folder->name = folder->path + strlen(store->path) + 1;
+    folder->shelf = shelf_of(&store->shelves, encoded);
+    if (folder->shelf == NULL) {
+        free(folder->path);
+        free(folder);
+        return -ENOMEM;
+    }
+    shelf_hold(folder->shelf);
     folder->store = store;
     atomic_init(&folder->fd, -1);
     *out = folder;
@@ -120,6 +128,7 @@ void shoal_folder_close(shoal_folder *folder)
     struct stat status;
     if (fd >= 0 && fstat(fd, &status) == 0 && is_still_ours(folder, fd, &status))
         (void)close(fd);
+    shelf_rest(&folder->store->shelves, folder->shelf, true);
     free(folder->path);
     free(folder);
 }
@@ -168,21 +177,35 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     return 0;
 }
 
-int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+/* `check`: whether the shelf's file is this folder's is to be looked at. */
+static int look(shoal_folder *folder, const shoal_key *key, bool check, shoal_entry **out)
 {
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    if (fd < 0)
+        return -ENOENT;
+    int error = shelf_get(folder->shelf, fd, check, key, out);
+    if (error == 0)
+        return 0;
     char name[FILE_NAME];
     file_name(key, name);
-    int error = -ENOENT;
-    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-    if (fd >= 0)
-        error = file_read(fd, name, key, &folder->store->verified, out);
-    if (error == -ENOENT || error == -EBADF || error == -ENOTDIR) {
+    int other = file_read(fd, name, key, &folder->store->verified, out);
+    if (other != -ENOENT || error != -ENOENT)
+        return other != -ENOENT ? other : error;
+    return shelf_get(folder->shelf, fd, true, key, out); /* it may have come while the file went */
+}
+
+int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+{
+    int error = look(folder, key, false, out);
+    /* What is damaged, or another's, may lie in a stranger's folder that has our number by now. */
+    if (error == -ENOENT || error == -EBADF || error == -ENOTDIR || error == SHOAL_ECORRUPT || error == -EPERM) {
         bool changed;
-        error = refresh(folder, false, &changed);
-        if (error != 0 || !changed)
-            return error != 0 ? error : -ENOENT;
-        fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-        error = file_read(fd, name, key, &folder->store->verified, out);
+        int failed = refresh(folder, false, &changed);
+        if (failed != 0)
+            return failed;
+        if (!changed)
+            return error == SHOAL_ECORRUPT || error == -EPERM ? error : -ENOENT;
+        error = look(folder, key, true, out);
     }
     return error;
 }
@@ -212,6 +235,38 @@ static int open_temporary(void *context)
     return fd;
 }
 
+/* Room for an entry that may be small enough for the shelf, and its record's header before it. */
+struct small {
+    uint8_t block[sizeof(struct record_header) + 2 * RECORD_ENTRY_MOST] __attribute__((aligned(8)));
+    uint64_t size; /* of the entry; 0: it is for a file of its own */
+};
+
+static int build_small(const struct source *source, struct small *small)
+{
+    small->size = 0;
+    if ((source->flags & (SHOAL_STORE_DURABLE | SHOAL_STORE_NAMED_FILES)) != 0 ||
+        source_most(source) > sizeof small->block - sizeof(struct record_header))
+        return 0;
+    int error = source_build(source, small->block + sizeof(struct record_header), &small->size);
+    if (small->size > RECORD_ENTRY_MOST)
+        small->size = 0;
+    return error;
+}
+
+static int put(shoal_folder *folder, const struct source *source, struct small *small)
+{
+    char name[FILE_NAME];
+    file_name(source->key, name);
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    int error = SHELF_ELSEWHERE;
+    if (small->size != 0)
+        error = shelf_put(folder->shelf, fd, source->key, name, small->block, (uint32_t)small->size);
+    if (error != SHELF_ELSEWHERE)
+        return error;
+    error = file_write(fd, name, source, open_temporary, folder);
+    return error != 0 ? error : shelf_give_way(folder->shelf, fd, source->key, name);
+}
+
 int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
                      const shoal_entry_numbers *numbers)
 {
@@ -221,24 +276,27 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
         (void)clock_gettime(CLOCK_REALTIME, &now);
         filled.created = (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec;
     }
-    struct file_source source = {.key = key,
-                                 .parts = parts,
-                                 .count = count,
-                                 .numbers = &filled,
-                                 .flags = folder->store->flags,
-                                 .compression = folder->store->compression,
-                                 .level = folder->store->level};
-    char name[FILE_NAME];
-    file_name(key, name);
-    int error = -ENOENT;
+    struct source source = {.key = key,
+                            .parts = parts,
+                            .count = count,
+                            .numbers = &filled,
+                            .flags = folder->store->flags,
+                            .compression = folder->store->compression,
+                            .level = folder->store->level};
+    struct small small;
+    int error = source_pack(&source);
+    if (error == 0)
+        error = build_small(&source, &small);
+    if (error == 0)
+        error = -ENOENT;
     /* The folder may be removed between any two steps. */
     for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
         bool changed;
         error = refresh(folder, true, &changed);
         if (error == 0)
-            error = file_write(atomic_load_explicit(&folder->fd, memory_order_acquire), name, &source, open_temporary,
-                               folder);
+            error = put(folder, &source, &small);
     }
+    source_unpack(&source);
     if (error == 0) {
         uint64_t size = entry_head_size(count);
         for (uint32_t i = 0; i < count; i++)
@@ -249,13 +307,24 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
     return error;
 }
 
-int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
+int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
 {
     char name[FILE_NAME];
     file_name(key, name);
+    int from_shelf = shelf_remove(shelf, fd, key);
+    int error = file_remove(fd, name);
+    /* Either may be an older one's, so both have to go; one is enough to have been there. */
+    if (from_shelf != 0 && from_shelf != -ENOENT)
+        return from_shelf;
+    return error == -ENOENT ? from_shelf : error;
+}
+
+int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
+{
     bool changed;
     int error = refresh(folder, false, &changed);
-    return error != 0 ? error : file_remove(atomic_load_explicit(&folder->fd, memory_order_acquire), name);
+    return error != 0 ? error
+                      : folder_remove_entry(atomic_load_explicit(&folder->fd, memory_order_acquire), folder->shelf, key);
 }
 
 int shoal_folder_clear(shoal_folder *folder)
