@@ -32,13 +32,20 @@ struct shoal_entry {
 struct stat;
 int file_check_owner(const struct stat *status);
 
+/* Whether files can be made in a folder that is the user's own: 0, or -EACCES. */
+int file_check_writable(int folder, const struct stat *status);
+
 void file_name(const shoal_key *key, char name[FILE_NAME]);
 /* Whether a name is one that file_name makes; if so, and `key` is not NULL, which key it stands for. */
 bool file_is_entry_name(const char *name, shoal_key *key);
 
-/* Open without waiting (a FIFO may be in the file's place) and without following a link, and check whose it is and that
- * it is a file. `access`: O_RDONLY or O_RDWR. Errors as shoal_folder_get. */
-int file_open(int folder, const char *name, int access, struct stat *status, int *out);
+/* Open without waiting (a FIFO may be in the file's place) and without following a link. `access`: O_RDONLY or O_RDWR.
+ * Returns the descriptor, or errors as shoal_folder_get. */
+int file_open_any(int folder, const char *name, int access);
+/* Whose it is, and that it is a file. */
+int file_check(const struct stat *status);
+/* The one and the other, of a file for reading. */
+int file_open(int folder, const char *name, struct stat *status, int *out);
 /* `size` bytes from `offset` on: 0, or SHOAL_ECORRUPT when there are fewer, or the error. */
 int file_read_at(int fd, void *data, size_t size, off_t offset);
 
@@ -59,6 +66,7 @@ int file_check_numbers(const struct entry_header *header, uint64_t size, const s
 /* Whether RLIMIT_FSIZE lets a file be so large. Going over it ends a program that does not handle SIGXFSZ: better not
  * to try. */
 bool file_size_allowed(uint64_t size);
+uint64_t file_size_most(void);
 
 /* A file without a name in `folder`, to be written and then linked in whole. `unsupported` is set where the error means
  * that this cannot be done here; -ENOENT: the folder is gone. file_link_unnamed: also -EEXIST. */

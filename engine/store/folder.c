@@ -138,6 +138,13 @@ const char *shoal_folder_path(const shoal_folder *folder)
     return folder->path;
 }
 
+/* Whose it is and, for a put, whether it may be written to: a record could be, where no file could be made. */
+static int check_folder(int fd, const struct stat *status, bool put)
+{
+    int error = file_check_owner(status);
+    return error == 0 && put ? file_check_writable(fd, status) : error;
+}
+
 /* Make the folder's descriptor stand for what its path stands for. 0: it does, and `changed` says whether it did not
  * before; or why there is no such folder. */
 static int refresh(shoal_folder *folder, bool create, bool *changed)
@@ -148,7 +155,7 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     bool ours = fd >= 0 && fstat(fd, &here) == 0 && is_still_ours(folder, fd, &here);
     *changed = false;
     if (present && ours && here.st_nlink != 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
-        return file_check_owner(&here);
+        return check_folder(fd, &here, create);
 
     int root = -1, opened = -1;
     int error = store_open_root(folder->store, create, &root);
@@ -166,15 +173,17 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     atomic_store_explicit(&folder->device, (uint64_t)there.st_dev, memory_order_relaxed);
     atomic_store_explicit(&folder->inode, (uint64_t)there.st_ino, memory_order_relaxed);
     *changed = true;
+    error = check_folder(opened, &there, create);
     if (ours) {
-        error = dup3(opened, fd, O_CLOEXEC) < 0 ? -errno : 0;
+        if (dup3(opened, fd, O_CLOEXEC) < 0)
+            error = -errno;
         (void)close(opened);
         return error;
     }
     /* acq_rel: publishes device and inode with the number. Another thread may have been first: use its folder. */
     if (!atomic_compare_exchange_strong_explicit(&folder->fd, &fd, opened, memory_order_acq_rel, memory_order_acquire))
         (void)close(opened);
-    return 0;
+    return error;
 }
 
 /* `check`: whether the shelf's file is this folder's is to be looked at. */
@@ -191,7 +200,7 @@ static int look(shoal_folder *folder, const shoal_key *key, bool check, shoal_en
     int other = file_read(fd, name, key, &folder->store->verified, out);
     if (other != -ENOENT || error != -ENOENT)
         return other != -ENOENT ? other : error;
-    return shelf_get(folder->shelf, fd, true, key, out); /* it may have come while the file went */
+    return shelf_get(folder->shelf, fd, false, key, out); /* it may have come while the file went */
 }
 
 int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)

@@ -29,6 +29,12 @@ int file_check_owner(const struct stat *status)
     return status->st_uid == geteuid() && (status->st_mode & (S_IWGRP | S_IWOTH)) == 0 ? 0 : -EPERM;
 }
 
+int file_check_writable(int folder, const struct stat *status)
+{
+    /* root may, whatever the mode says */
+    return (status->st_mode & S_IWUSR) != 0 || faccessat(folder, ".", W_OK, AT_EACCESS) == 0 ? 0 : -errno;
+}
+
 void file_name(const shoal_key *key, char name[FILE_NAME])
 {
     static const char digits[] = "0123456789abcdef";
@@ -102,14 +108,26 @@ int file_read_at(int fd, void *data, size_t size, off_t offset)
     return 0;
 }
 
-int file_open(int folder, const char *name, int access, struct stat *status, int *out)
+int file_open_any(int folder, const char *name, int access)
 {
     int fd = openat(folder, name, access | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0) /* a link, a FIFO, a socket, a folder */
-        return errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EISDIR ? SHOAL_ECORRUPT : -errno;
-    int error = fstat(fd, status) != 0 ? -errno : file_check_owner(status);
-    if (error == 0 && !S_ISREG(status->st_mode))
-        error = SHOAL_ECORRUPT;
+    if (fd >= 0)
+        return fd; /* else: a link, a FIFO, a socket, a folder */
+    return errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EISDIR ? SHOAL_ECORRUPT : -errno;
+}
+
+int file_check(const struct stat *status)
+{
+    int error = file_check_owner(status);
+    return error == 0 && !S_ISREG(status->st_mode) ? SHOAL_ECORRUPT : error;
+}
+
+int file_open(int folder, const char *name, struct stat *status, int *out)
+{
+    int fd = file_open_any(folder, name, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    int error = fstat(fd, status) != 0 ? -errno : file_check(status);
     if (error != 0) {
         (void)close(fd);
         return error;
@@ -120,7 +138,7 @@ int file_open(int folder, const char *name, int access, struct stat *status, int
 
 static int open_entry(int folder, const char *name, struct stat *status, int *out)
 {
-    int error = file_open(folder, name, O_RDONLY, status, out);
+    int error = file_open(folder, name, status, out);
     if (error == 0 && status->st_size < (off_t)sizeof(struct entry_header)) {
         (void)close(*out);
         error = SHOAL_ECORRUPT;

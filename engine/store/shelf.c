@@ -19,6 +19,7 @@
 
 #include "store/entry.h"
 #include "store/file.h"
+#include "store/inherit.h"
 
 #define CHUNK ((size_t)256 << 10)       /* bytes that are read at once to be searched for records */
 #define CHUNK_SMALL ((size_t)8 << 10)   /* the same, without an allocation */
@@ -51,6 +52,7 @@ struct shelf *shelf_of(struct shelves *shelves, const char *name)
         known = first;
         if (made == NULL && (made = calloc(1, sizeof *made + strlen(name) + 1)) == NULL)
             return NULL;
+        inherit_prepare();
         made->fd = -1;
         (void)strcpy(made->name, name);
         made->next = first;
@@ -100,10 +102,10 @@ void shelves_close(struct shelves *shelves)
 void shelf_enter(struct shelf *shelf)
 {
     int cancelling;
-    pid_t own = getpid();
+    uint32_t own = inherit_generation();
     (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling); /* a cancelled thread would keep the guard */
     for (int turn = 0;; turn++) {
-        pid_t holder = 0;
+        uint32_t holder = 0;
         /* acquire: what the one before did with the shelf is seen */
         if (atomic_compare_exchange_strong_explicit(&shelf->guard, &holder, own, memory_order_acquire,
                                                     memory_order_relaxed))
@@ -254,13 +256,15 @@ int shelf_attach(struct shelf *shelf, int folder, bool check)
     if (!good) {
         int fd;
         shelf_forget(shelf);
-        error = file_open(folder, SHELF_NAME, O_RDONLY, &status, &fd);
+        error = file_open(folder, SHELF_NAME, &status, &fd);
         if (error != 0)
             return error;
         shelf->fd = fd;
         shelf->device = (uint64_t)status.st_dev;
         shelf->inode = (uint64_t)status.st_ino;
-    } else {
+        shelf->owner = status.st_uid;
+        shelf->mode = status.st_mode;
+    } else if (status.st_uid != shelf->owner || status.st_mode != shelf->mode) {
         error = file_check_owner(&status);
     }
     if (error == 0 && (shelf->scanned == 0 || (uint64_t)status.st_size != shelf->scanned))

