@@ -109,7 +109,8 @@ void shoal_claim_release(shoal_claim *claim)
         return;
     if (claim->owner == getpid()) { /* else the child's handler has closed it, and the number may be another's */
         struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
-        (void)fcntl(claim->fd, F_OFD_SETLK, &lock); /* a child forked between the next two steps keeps the description */
+        (void)fcntl(claim->fd, F_OFD_SETLK,
+                    &lock); /* a child forked between the next two steps keeps the description */
         inherit_allow(claim->slot);
         (void)close(claim->fd);
     }

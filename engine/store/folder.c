@@ -1,10 +1,10 @@
 /* store/folder.c: the folders of a store, and the calls on their entries.
  *
- * A folder's descriptor is opened and checked once and then kept, which makes a hit of a large entry one openat on a short name. Others
- * may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its descriptors (a daemon). So
- * what the number stands for is compared with what the path stands for before every put and after every miss, and set
- * right by dup3, which changes what the number stands for in one step: threads that use it meanwhile see the old folder
- * or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ * A folder's descriptor is opened and checked once and then kept, which makes a hit of a large entry one openat on a
+ * short name. Others may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its
+ * descriptors (a daemon). So what the number stands for is compared with what the path stands for before every put and
+ * after every miss, and set right by dup3, which changes what the number stands for in one step: threads that use it
+ * meanwhile see the old folder or the new one, never a stranger's. No lock is held, so a fork finds none taken.
  *
  * Small entries lie on the folder's shelf, where a get looks first; shelf.h says what that means for an entry that is
  * put here and there.
@@ -252,13 +252,13 @@ struct small {
 
 static int build_small(const struct source *source, struct small *small)
 {
-    small->size = 0;
     if ((source->flags & (SHOAL_STORE_DURABLE | SHOAL_STORE_NAMED_FILES)) != 0 ||
         source_most(source) > sizeof small->block - sizeof(struct record_header))
         return 0;
-    int error = source_build(source, small->block + sizeof(struct record_header), &small->size);
-    if (small->size > RECORD_ENTRY_MOST)
-        small->size = 0;
+    uint64_t size;
+    int error = source_build(source, small->block + sizeof(struct record_header), &size);
+    if (error == 0 && size <= RECORD_ENTRY_MOST)
+        small->size = size;
     return error;
 }
 
@@ -293,6 +293,7 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
                             .compression = folder->store->compression,
                             .level = folder->store->level};
     struct small small;
+    small.size = 0; /* the block needs no value */
     int error = source_pack(&source);
     if (error == 0)
         error = build_small(&source, &small);
@@ -332,8 +333,9 @@ int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
 {
     bool changed;
     int error = refresh(folder, false, &changed);
-    return error != 0 ? error
-                      : folder_remove_entry(atomic_load_explicit(&folder->fd, memory_order_acquire), folder->shelf, key);
+    return error != 0
+               ? error
+               : folder_remove_entry(atomic_load_explicit(&folder->fd, memory_order_acquire), folder->shelf, key);
 }
 
 int shoal_folder_clear(shoal_folder *folder)

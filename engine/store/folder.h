@@ -33,7 +33,7 @@ struct shoal_folder {
     char *path;       /* store's path / name */
     const char *name; /* within path */
     struct shelf *shelf;
-    _Atomic int fd;   /* -1 until the folder was first seen; then always this number (folder.c) */
+    _Atomic int fd; /* -1 until the folder was first seen; then always this number (folder.c) */
     _Atomic uint64_t device, inode;
 };
 

@@ -1,5 +1,5 @@
-/* store/index.c: where the entries of a shelf are (index.h). Keys are digests, so a part of one is hash enough. Called by
- * shelf.c and shelf_write.c. */
+/* store/index.c: where the entries of a shelf are (index.h). Keys are digests, so a part of one is hash enough. Called
+ * by shelf.c and shelf_write.c. */
 #include "store/index.h"
 
 #include <errno.h>

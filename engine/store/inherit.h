@@ -3,8 +3,8 @@
  *
  * A lock of an open file description lives until its last descriptor is closed, and a child of fork has descriptors of
  * its parent's descriptions: it would hold the lock of a parent that is dead. So who takes such a lock enters the
- * descriptor here for as long as it is held, and a child closes what is entered before it does anything else. And a word
- * in memory that names who is at work on something names a process by its generation, which is another in a child.
+ * descriptor here for as long as it is held, and a child closes what is entered before it does anything else. And a
+ * word in memory that names who is at work on something names a process by its generation, which is another in a child.
  */
 #ifndef SHOAL_STORE_INHERIT_H
 #define SHOAL_STORE_INHERIT_H

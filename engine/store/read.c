@@ -175,7 +175,8 @@ int file_expand(shoal_entry **inout)
     error = -ENOMEM;
     if (size > SIZE_MAX - ENTRY_PAGE || (entry = calloc(1, sizeof *entry)) == NULL)
         goto done;
-    *entry = (shoal_entry){.size = (size_t)size, .file_size = packed->file_size != 0 ? packed->file_size : packed->size};
+    *entry =
+        (shoal_entry){.size = (size_t)size, .file_size = packed->file_size != 0 ? packed->file_size : packed->size};
     entry->data = entry->separate =
         aligned_alloc(ENTRY_PAGE, (entry->size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
     if (entry->data == NULL)

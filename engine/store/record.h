@@ -75,8 +75,9 @@ struct record {
     uint32_t size; /* of the entry, where there is one */
 };
 
-/* What is at `at`, a multiple of 64, of `size` bytes of a shelf, which has `left` bytes from there on: at least as many.
- * Reads nothing outside of the `size` bytes, where a record need not end; damage is followed to their end at most. */
+/* What is at `at`, a multiple of 64, of `size` bytes of a shelf, which has `left` bytes from there on: at least as
+ * many. Reads nothing outside of the `size` bytes, where a record need not end; damage is followed to their end at
+ * most. */
 enum record_kind record_at(const uint8_t *data, size_t size, size_t at, uint64_t left, const uint8_t mark[RECORD_MARK],
                            struct record *out);
 

@@ -21,11 +21,11 @@
 #include "store/file.h"
 #include "store/inherit.h"
 
-#define CHUNK ((size_t)256 << 10)       /* bytes that are read at once to be searched for records */
-#define CHUNK_SMALL ((size_t)8 << 10)   /* the same, without an allocation */
-#define YIELDS 20                       /* before a thread that waits for another's guard sleeps */
-#define SLEEP 50000                     /* ns */
-#define ATTEMPTS 4                      /* how often what others remove or replace meanwhile is looked for again */
+#define CHUNK ((size_t)256 << 10)     /* bytes that are read at once to be searched for records */
+#define CHUNK_SMALL ((size_t)8 << 10) /* the same, without an allocation */
+#define YIELDS 20                     /* before a thread that waits for another's guard sleeps */
+#define SLEEP 50000                   /* ns */
+#define ATTEMPTS 4                    /* how often what others remove or replace meanwhile is looked for again */
 
 /* ---- all of a store's ---- */
 
@@ -54,7 +54,7 @@ struct shelf *shelf_of(struct shelves *shelves, const char *name)
             return NULL;
         inherit_prepare();
         made->fd = -1;
-        (void)strcpy(made->name, name);
+        memcpy(made->name, name, strlen(name) + 1);
         made->next = first;
         /* acq_rel: publishes what is in it; another thread's that came first is seen whole */
         if (atomic_compare_exchange_strong_explicit(list, &first, made, memory_order_acq_rel, memory_order_acquire))

@@ -29,20 +29,21 @@
 #include "store/record.h"
 
 #define SHELF_NAME "shelf"
-#define SHELF_NEW "shelf.new"        /* what is about to be renamed to the other; else a dead writer's, and swept */
+#define SHELF_NEW "shelf.new"           /* what is about to be renamed to the other; else a dead writer's, and swept */
 #define SHELF_MOST ((uint64_t)64 << 20) /* bytes of the file: past that, entries have files of their own */
-#define SHELF_ELSEWHERE 1            /* the entry is for a file of its own */
-#define SHELF_TABLE 64u              /* lists of a store's shelves; a power of 2 */
-#define SHELF_KEPT 64u               /* that stay open though no folder is */
+#define SHELF_ELSEWHERE 1               /* the entry is for a file of its own */
+#define SHELF_TABLE 64u                 /* lists of a store's shelves; a power of 2 */
+#define SHELF_KEPT 64u                  /* that stay open though no folder is */
 
 /* All but `next`, `name` and `users` is for whoever has the guard. */
 struct shelf {
     struct shelf *next;     /* in its list of its store's; never changes */
     _Atomic uint32_t users; /* open folders */
-    _Atomic uint32_t guard; /* the generation (inherit.h) of the thread at work here; 0: none. A fork's child takes over */
-    int cancelling;         /* that thread's, as it was before */
-    bool kept;              /* counted in its store's `kept` */
-    int fd;                 /* for reading; -1: none. The index is only good while it is open: a number comes back */
+    _Atomic uint32_t
+        guard;      /* the generation (inherit.h) of the thread at work here; 0: none. A fork's child takes over */
+    int cancelling; /* that thread's, as it was before */
+    bool kept;      /* counted in its store's `kept` */
+    int fd;         /* for reading; -1: none. The index is only good while it is open: a number comes back */
     uint64_t device, inode; /* what `fd` stands for, if nobody closed it */
     uid_t owner;            /* of it, and its mode, when that was looked at */
     mode_t mode;

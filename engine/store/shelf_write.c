@@ -98,8 +98,8 @@ static bool is_unusable(int error)
     return error == SHOAL_ECORRUPT || error == -EPERM || error == -EACCES;
 }
 
-/* Remove what has the shelf's name and cannot be used. Who does so has the folder's own lock, as else two might find the
- * same, and the second remove what the first put in its place. -EWOULDBLOCK: another does. */
+/* Remove what has the shelf's name and cannot be used. Who does so has the folder's own lock, as else two might find
+ * the same, and the second remove what the first put in its place. -EWOULDBLOCK: another does. */
 static int remove_unusable(int folder)
 {
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
@@ -132,8 +132,8 @@ static int check_folder(int folder)
     return fstat(folder, &status) != 0 ? -errno : file_check_writable(folder, &status);
 }
 
-/* Take the guard and the file's lock, with descriptor and index up to date. `make`: a shelf where there is none that can
- * be used; else such a one is an error. */
+/* Take the guard and the file's lock, with descriptor and index up to date. `make`: a shelf where there is none that
+ * can be used; else such a one is an error. */
 static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *lock)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;

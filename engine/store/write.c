@@ -23,7 +23,7 @@
 
 #include "store/source.h"
 
-#define ATTEMPTS 64  /* how often others may put or remove the same key in between before we leave it to them */
+#define ATTEMPTS 64 /* how often others may put or remove the same key in between before we leave it to them */
 #define WRITE_MOST (1u << 30) /* bytes a write; the kernel's own limit is just under 2 GiB */
 #define FOLDER_DEPTH 32       /* of a folder that somebody made in an entry's place */
 

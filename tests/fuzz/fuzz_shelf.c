@@ -2,9 +2,9 @@
  * run_fuzz.sh builds and runs it).
  *
  * However the bytes are, each step goes on by a multiple of 64 and says of nothing that it is an entry but what a good
- * header stands before, and reads nothing beyond the bytes (the address sanitiser watches their end). Random bytes never
- * make a good header, so the bytes also say where some are set in, with any sizes. A header with a changed bit must not
- * be found again.
+ * header stands before, and reads nothing beyond the bytes (the address sanitiser watches their end). Random bytes
+ * never make a good header, so the bytes also say where some are set in, with any sizes. A header with a changed bit
+ * must not be found again.
  */
 #include <stdint.h>
 #include <stdlib.h>
