@@ -273,7 +273,8 @@ static int put(shoal_folder *folder, const struct source *source, struct small *
     if (error != SHELF_ELSEWHERE)
         return error;
     error = file_write(fd, name, source, open_temporary, folder);
-    return error != 0 ? error : shelf_give_way(folder->shelf, fd, source->key, name);
+    bool durable = (source->flags & SHOAL_STORE_DURABLE) != 0;
+    return error != 0 ? error : shelf_give_way(folder->shelf, fd, source->key, name, durable);
 }
 
 int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,

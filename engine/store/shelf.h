@@ -84,8 +84,9 @@ bool shelf_has(struct shelf *shelf, const shoal_key *key);
 int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char *name, uint8_t *block, uint32_t size);
 /* Remove an entry, or all there is if it cannot be used. 0, -ENOENT: there is none; or as shoal_folder_remove. */
 int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
-/* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it. */
-int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name);
+/* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
+ * `durable`: it is not to come back after a loss of power. */
+int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
 /* Remove the file, whatever is in its place. 0 also where there is none. */
 int shelf_discard(int folder);
 

@@ -288,8 +288,8 @@ static void tidy(struct shelf *shelf, int folder, const struct shelf_lock *lock)
     shelf_forget(shelf);
 }
 
-/* `name`: NULL, or a file without which the entry stays. */
-static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const char *name)
+/* `name`: NULL, or a file without which the entry stays. `durable`: it is not to come back after a loss of power. */
+static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     struct stat status;
@@ -311,6 +311,8 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
         error = index_remove(&shelf->index, place, true);
         if (error == 0 && (error = remove_stale(shelf, &lock)) != 0)
             shelf_forget(shelf); /* it is still there */
+        if (error == 0 && durable && fdatasync(lock.fd) != 0)
+            error = -errno;
         if (error == 0)
             tidy(shelf, folder, &lock);
     }
@@ -321,7 +323,7 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
 int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
-    int error = remove_entry(shelf, folder, key, NULL);
+    int error = remove_entry(shelf, folder, key, NULL, false);
     while (is_unusable(error)) {
         int removed = check_folder(folder);
         if (removed == 0)
@@ -334,9 +336,9 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
     return error;
 }
 
-int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name)
+int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
-    int error = remove_entry(shelf, folder, key, name);
+    int error = remove_entry(shelf, folder, key, name, durable);
     return error == -ENOENT || is_unusable(error) ? 0 : error; /* the file is looked at where the shelf is none */
 }
 

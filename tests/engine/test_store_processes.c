@@ -163,8 +163,26 @@ static void a_durable_store_keeps_what_is_put(void **state)
 {
     struct place *place = *state;
     reopen_place(place, SHOAL_STORE_DURABLE);
-    assert_int_equal(put_pattern(place->folder, &place->key, LARGE), 0);
-    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    static const size_t sizes[] = {LARGE, SMALL};
+    for (size_t i = 0; i < 2; i++) {
+        size_t size;
+        assert_int_equal(put_pattern(place->folder, &place->key, sizes[i]), 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, &size), 0);
+        assert_int_equal(size, sizes[i]);
+        assert_int_equal(access(place->file, F_OK), 0); /* what is on a shelf is not synced */
+    }
+}
+
+static void a_durable_put_takes_the_place_of_one_that_is_not(void **state)
+{
+    struct place *place = *state;
+    size_t size;
+    assert_int_equal(put_pattern(place->folder, &place->key, SMALL), 0);
+    reopen_place(place, SHOAL_STORE_DURABLE);
+    assert_int_equal(put_pattern(place->folder, &place->key, 200), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, &size), 0);
+    assert_int_equal(size, 200);
+    assert_int_equal(access(place->shelf, F_OK), -1);
 }
 
 int main(void)
@@ -178,6 +196,7 @@ int main(void)
         TEST(a_process_that_closed_all_its_descriptors_goes_on),
         TEST(a_folder_that_was_removed_and_made_again_is_found),
         TEST(a_durable_store_keeps_what_is_put),
+        TEST(a_durable_put_takes_the_place_of_one_that_is_not),
     };
     return cmocka_run_group_tests_name("store_processes", tests, NULL, NULL);
 }
