@@ -6,7 +6,7 @@ help:
 	@echo "make test      build, run all tests"
 	@echo "make peers     CPython's own tests of multiprocessing, on the standard library and on Shoal"
 	@echo "make faults    the campaigns of kills, longer than in make test (ROUNDS=20)"
-	@echo "make fuzz      the parser of the store's files under libFuzzer (SECONDS=60)"
+	@echo "make fuzz      what reads the store's files, under libFuzzer (SECONDS=60)"
 	@echo "make models    the protocols' models, checked by spin"
 	@echo "make bench     cases side by side with the peers: a table and a chart (QUICK=1 for a short one)"
 	@echo "make lint      clang-format, clang-tidy, cppcheck, ruff, mypy"
@@ -37,7 +37,7 @@ faults:
 
 fuzz:
 	@tools/setup.sh fuzz
-	@tests/fuzz/run_fuzz_entry.sh $(or $(SECONDS),60) $(CORPUS)
+	@tests/fuzz/run_fuzz.sh $(or $(SECONDS),60) $(CORPUS)
 
 models:
 	@tools/setup.sh models

@@ -940,16 +940,18 @@ SHOAL_API void shoal_digest(const void *data, size_t size, uint8_t digest[SHOAL_
 /**
  * A store: values on disk under a folder's name and a 128-bit key, for programs that keep what was expensive to make.
  *
- * An entry is one file, seen whole or not at all, whenever its writer is killed. Everything that is read is checked
- * first: an entry that is not exactly what was put is reported as damaged, never returned. Folders and files are the
- * user's alone (0700, 0600, whatever the umask), and those that others own or could have written are refused with
- * -EPERM. Symbolic links are not followed below the store's path. Any number of threads and processes may use a store
- * at the same time, and a child of fork may go on using its parent's handles.
+ * An entry is seen whole or not at all, whenever its writer is killed. Large ones are files, the small ones of a folder
+ * (up to 4 KiB, unless the store is durable) lie together in one, where putting one takes a tenth of the time.
+ * Everything that is read is checked first: an entry that is not exactly what was put is reported as damaged, never
+ * returned. Folders and files are the user's alone (0700, 0600, whatever the umask), and those that others own or could
+ * have written are refused with -EPERM. Symbolic links are not followed below the store's path. Any number of threads
+ * and processes may use a store at the same time, and a child of fork may go on using its parent's handles.
  */
 typedef struct shoal_store shoal_store;
 
 #define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
-#define SHOAL_STORE_NAMED_FILES 2u /* write under a temporary name, as on file systems that lack unnamed files */
+#define SHOAL_STORE_NAMED_FILES                                                                                        \
+    2u /* each entry a file, written under a temporary name, as where there are no unnamed ones */
 
 #define SHOAL_COMPRESS_NONE 0u
 #define SHOAL_COMPRESS_ZSTD 1u
@@ -977,7 +979,7 @@ SHOAL_API void shoal_store_close(shoal_store *store);
 SHOAL_API int shoal_store_clear(shoal_store *store);
 
 typedef struct shoal_store_limits {
-    uint64_t bytes; /* of all entries' files; UINT64_MAX: no limit */
+    uint64_t bytes; /* of all entries, as they lie on disk; UINT64_MAX: no limit */
     uint64_t items; /* how many entries; UINT64_MAX: no limit */
     int64_t age;    /* nanoseconds since the last use; 0: no limit */
 } shoal_store_limits;
@@ -1008,7 +1010,7 @@ typedef struct shoal_part {
 typedef struct shoal_entry_numbers {
     int64_t created;                /* nanoseconds since 1970; 0 in a put: now */
     int64_t cost;                   /* nanoseconds that it took to make the value, by the caller's account */
-    uint64_t size;                  /* bytes of the file; not looked at in a put */
+    uint64_t size;                  /* bytes that it takes on disk; not looked at in a put */
     uint32_t parts;                 /* how many; not looked at in a put */
     uint64_t hits;                  /* gets since the put, of the entries of a visit only; about: they may be lost */
     int64_t used;                   /* when it was last used, nanoseconds since 1970; of a visit only */
@@ -1036,7 +1038,8 @@ typedef struct shoal_entry shoal_entry;
  *
  * Returns 0, or
  *   -ENOENT         there is none
- *   SHOAL_ECORRUPT  there is something else in its place: damaged, of another version, no file. A put replaces it
+ *   SHOAL_ECORRUPT  there is something else in its place, or in that of the folder's small entries: damaged, of another
+ *                   version, no file. A put replaces it
  *   -EPERM          the file or its folder is not the user's own, or group or others may write to it
  *   -ENOMEM, -EIO, -EMFILE, -EACCES …
  */
@@ -1051,18 +1054,20 @@ SHOAL_API void shoal_entry_close(shoal_entry *entry); /* NULL is allowed */
 /**
  * Put a value of `count` parts, in place of what was there. `numbers` may be NULL.
  * Returns 0, -ENOSPC, -EDQUOT, -EFBIG (RLIMIT_FSIZE, checked before so that no SIGXFSZ is sent), -EROFS, -EACCES,
- * -EPERM (as for get), -EINVAL (more than 2^20 parts), -ENOMEM, -EIO. On an error nothing is left on disk.
+ * -EPERM (as for get), -EINVAL (more than 2^20 parts), -ENOMEM, -EIO, -ETIMEDOUT (another process was at work on the
+ * folder's small entries for 5 seconds: it was stopped, perhaps). On an error nothing is left on disk.
  */
 SHOAL_API int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
                                const shoal_entry_numbers *numbers);
-/** Remove an entry, whatever is in its place. -ENOENT: there was none. */
+/** Remove an entry, whatever is in its place. -ENOENT: there was none; -ETIMEDOUT as for put. */
 SHOAL_API int shoal_folder_remove(shoal_folder *folder, const shoal_key *key);
 /** Remove all entries of the folder. As shoal_store_clear. */
 SHOAL_API int shoal_folder_clear(shoal_folder *folder);
 
 /** Called for each entry; a result other than 0 ends the visit. `folder` is its name on disk. `error`: 0, or why its
- * header could not be read (SHOAL_ECORRUPT, -EPERM …; `numbers` then holds the size at most). Checksums are not
- * verified. */
+ * header could not be read (SHOAL_ECORRUPT, -EPERM …; `numbers` then holds the size at most). Checksums of large
+ * entries are not verified. Where a small one's key cannot be read any more, or nothing of a folder's small entries
+ * can, it is what is there, or zeros. */
 typedef int (*shoal_store_visitor)(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers,
                                    int error, void *context);
 /** Visit all entries, in no order. Those that are put or removed meanwhile may be seen or not. Returns 0, what the

@@ -2,7 +2,8 @@
  *
  * A claim is a lock (an open file description's) on one byte of the store's file `.claims`, chosen by the key. The
  * kernel frees it with the claimer, however that one ends, and nothing has to be swept. A child of fork would hold its
- * parent's descriptions, and so its claims, for as long as it lives: it closes them before it does anything else.
+ * parent's descriptions, and so its claims, for as long as it lives: it closes them before it does anything else
+ * (inherit.h).
  * Whoever removes the file while it is used undoes nothing but the claims: then two compute the same, both rightly.
  *
  * Waiting looks again after ever longer pauses, an eighth of the time waited: the kernel's own wait has no limit, and
@@ -10,8 +11,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -19,9 +18,9 @@
 #include <unistd.h>
 
 #include "store/folder.h"
+#include "store/inherit.h"
 
 #define CLAIMS_FILE ".claims"
-#define REGISTERED 1024u /* claims of one process at a time; what is above outlives a fork in the child */
 #define PAUSE_FIRST INT64_C(50000)
 #define PAUSE_MOST INT64_C(20000000)
 
@@ -30,37 +29,6 @@ struct shoal_claim {
     pid_t owner;
     uint32_t slot;
 };
-
-/* Descriptors of claims, plus one; 0: free. Only for the child of a fork, which has one thread. */
-static _Atomic int registered[REGISTERED];
-static pthread_once_t prepared = PTHREAD_ONCE_INIT;
-
-static void drop_in_child(void)
-{
-    for (uint32_t i = 0; i < REGISTERED; i++) {
-        /* relaxed: the forking thread sees its own, and another thread's that is half made is at worst kept */
-        int fd = atomic_exchange_explicit(&registered[i], 0, memory_order_relaxed) - 1;
-        if (fd >= 0)
-            (void)close(fd);
-    }
-}
-
-static void prepare(void)
-{
-    (void)pthread_atfork(NULL, NULL, drop_in_child);
-}
-
-static uint32_t enlist(int fd)
-{
-    for (uint32_t i = 0; i < REGISTERED; i++) {
-        int expected = 0;
-        if (atomic_load_explicit(&registered[i], memory_order_relaxed) == 0 &&
-            atomic_compare_exchange_strong_explicit(&registered[i], &expected, fd + 1, memory_order_relaxed,
-                                                    memory_order_relaxed))
-            return i;
-    }
-    return REGISTERED;
-}
 
 static int open_claims(const shoal_store *store, int *out)
 {
@@ -112,7 +80,6 @@ static int wait_for_lock(int fd, off_t place, int64_t timeout)
 
 int shoal_folder_claim(shoal_folder *folder, const shoal_key *key, int64_t timeout, shoal_claim **out)
 {
-    (void)pthread_once(&prepared, prepare);
     shoal_claim *claim = malloc(sizeof *claim);
     if (claim == NULL)
         return -ENOMEM;
@@ -122,7 +89,7 @@ int shoal_folder_claim(shoal_folder *folder, const shoal_key *key, int64_t timeo
         goto free_claim;
     uint64_t place;
     memcpy(&place, key->bytes, sizeof place);
-    *claim = (shoal_claim){.fd = fd, .owner = getpid(), .slot = enlist(fd)};
+    *claim = (shoal_claim){.fd = fd, .owner = getpid(), .slot = inherit_forbid(fd)};
     error = wait_for_lock(fd, (off_t)(place >> 2), timeout);
     if (error != 0) {
         shoal_claim_release(claim);
@@ -141,8 +108,10 @@ void shoal_claim_release(shoal_claim *claim)
     if (claim == NULL)
         return;
     if (claim->owner == getpid()) { /* else the child's handler has closed it, and the number may be another's */
-        if (claim->slot < REGISTERED)
-            atomic_store_explicit(&registered[claim->slot], 0, memory_order_relaxed);
+        struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+        (void)fcntl(claim->fd, F_OFD_SETLK,
+                    &lock); /* a child forked between the next two steps keeps the description */
+        inherit_allow(claim->slot);
         (void)close(claim->fd);
     }
     free(claim);

@@ -1,12 +1,14 @@
-/* store/file.h: one entry's file, read into memory of its own, or written so that it appears whole. */
+/* store/file.h: an entry in a file of its own, read into memory, or written so that it appears whole. */
 #ifndef SHOAL_STORE_FILE_H
 #define SHOAL_STORE_FILE_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "shoal.h"
+#include "store/source.h"
 
 #define FILE_NAME 33u             /* a key in hex, and the end */
 #define FILE_READ_LIMIT 65536     /* entries up to this size are read, larger ones mapped: a mapping costs 5 us more */
@@ -21,7 +23,7 @@ struct verified {
 struct shoal_entry {
     void *data; /* the file's bytes, aligned to 64 */
     size_t size;
-    size_t file_size; /* of the file, where `data` is what it expanded to; else 0 */
+    size_t file_size; /* what it takes on disk, where that is not `size`: it was expanded, or lies on a shelf; else 0 */
     bool mapped;      /* else the memory follows this struct, or is `separate` */
     void *separate;
 };
@@ -30,32 +32,50 @@ struct shoal_entry {
 struct stat;
 int file_check_owner(const struct stat *status);
 
+/* Whether files can be made in a folder that is the user's own: 0, or -EACCES. */
+int file_check_writable(int folder, const struct stat *status);
+
 void file_name(const shoal_key *key, char name[FILE_NAME]);
 /* Whether a name is one that file_name makes; if so, and `key` is not NULL, which key it stands for. */
 bool file_is_entry_name(const char *name, shoal_key *key);
+
+/* Open without waiting (a FIFO may be in the file's place) and without following a link. `access`: O_RDONLY or O_RDWR.
+ * Returns the descriptor, or errors as shoal_folder_get. */
+int file_open_any(int folder, const char *name, int access);
+/* Whose it is, and that it is a file. */
+int file_check(const struct stat *status);
+/* The one and the other, of a file for reading. */
+int file_open(int folder, const char *name, struct stat *status, int *out);
+/* `size` bytes from `offset` on: 0, or SHOAL_ECORRUPT when there are fewer, or the error. */
+int file_read_at(int fd, void *data, size_t size, off_t offset);
+
+/* Memory for an entry of `size` bytes, and `headroom` (a multiple of 64) before its data. */
+shoal_entry *file_new_entry(size_t headroom, size_t size);
+/* Put an entry with all parts expanded in place of one with compressed parts. It is laid out as one that was never
+ * compressed, so that what comes after need not know. On an error the entry is closed. */
+int file_expand(shoal_entry **inout);
 
 /* Errors as shoal_folder_get. */
 int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, shoal_entry **out);
 /* The header alone, unverified, for a listing. `size` is set whenever the file could be opened. */
 int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out);
-
-struct file_source {
-    const shoal_key *key;
-    const shoal_part *parts;
-    uint32_t count;
-    const shoal_entry_numbers *numbers;
-    uint32_t flags;       /* SHOAL_STORE_… */
-    uint32_t compression; /* SHOAL_COMPRESS_… */
-    int level;
-};
+/* What the header says of an entry of `size` bytes. SHOAL_ECORRUPT: it is not that. */
+int file_check_numbers(const struct entry_header *header, uint64_t size, const shoal_key *key,
+                       shoal_entry_numbers *out);
 
 /* Whether RLIMIT_FSIZE lets a file be so large. Going over it ends a program that does not handle SIGXFSZ: better not
  * to try. */
 bool file_size_allowed(uint64_t size);
+uint64_t file_size_most(void);
+
+/* A file without a name in `folder`, to be written and then linked in whole. `unsupported` is set where the error means
+ * that this cannot be done here; -ENOENT: the folder is gone. file_link_unnamed: also -EEXIST. */
+int file_open_unnamed(int folder, bool *unsupported, int *out);
+int file_link_unnamed(int fd, int folder, const char *name, bool *unsupported);
 
 /* Put the entry at folder/name. `temporary`: opens the folder for named temporary files, made if it is missing, when
  * the file system lacks unnamed ones; returns the descriptor or a negative code. -ENOENT: the folder is gone. */
-int file_write(int folder, const char *name, const struct file_source *source, int (*temporary)(void *context),
+int file_write(int folder, const char *name, const struct source *source, int (*temporary)(void *context),
                void *context);
 
 /* Remove what is at folder/name: file, link, or folder with all that is in it. */

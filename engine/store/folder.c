@@ -1,10 +1,13 @@
 /* store/folder.c: the folders of a store, and the calls on their entries.
  *
- * A folder's descriptor is opened and checked once and then kept, which makes a hit one openat on a short name. Others
- * may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its descriptors (a daemon). So
- * what the number stands for is compared with what the path stands for before every put and after every miss, and set
- * right by dup3, which changes what the number stands for in one step: threads that use it meanwhile see the old folder
- * or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ * A folder's descriptor is opened and checked once and then kept, which makes a hit of a large entry one openat on a
+ * short name. Others may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its
+ * descriptors (a daemon). So what the number stands for is compared with what the path stands for before every put and
+ * after every miss, and set right by dup3, which changes what the number stands for in one step: threads that use it
+ * meanwhile see the old folder or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ *
+ * Small entries lie on the folder's shelf, where a get looks first; shelf.h says what that means for an entry that is
+ * put here and there.
  */
 #include "store/folder.h"
 
@@ -16,8 +19,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "store/entry.h"
 
 int folder_open_own(int parent, const char *name, bool create, int *out)
 {
@@ -98,6 +99,13 @@ int shoal_folder_open(shoal_store *store, const char *name, shoal_folder **out)
         return -ENOMEM;
     }
     folder->name = folder->path + strlen(store->path) + 1;
+    folder->shelf = shelf_of(&store->shelves, encoded);
+    if (folder->shelf == NULL) {
+        free(folder->path);
+        free(folder);
+        return -ENOMEM;
+    }
+    shelf_hold(folder->shelf);
     folder->store = store;
     atomic_init(&folder->fd, -1);
     *out = folder;
@@ -120,6 +128,7 @@ void shoal_folder_close(shoal_folder *folder)
     struct stat status;
     if (fd >= 0 && fstat(fd, &status) == 0 && is_still_ours(folder, fd, &status))
         (void)close(fd);
+    shelf_rest(&folder->store->shelves, folder->shelf, true);
     free(folder->path);
     free(folder);
 }
@@ -127,6 +136,13 @@ void shoal_folder_close(shoal_folder *folder)
 const char *shoal_folder_path(const shoal_folder *folder)
 {
     return folder->path;
+}
+
+/* Whose it is and, for a put, whether it may be written to: a record could be, where no file could be made. */
+static int check_folder(int fd, const struct stat *status, bool put)
+{
+    int error = file_check_owner(status);
+    return error == 0 && put ? file_check_writable(fd, status) : error;
 }
 
 /* Make the folder's descriptor stand for what its path stands for. 0: it does, and `changed` says whether it did not
@@ -139,7 +155,7 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     bool ours = fd >= 0 && fstat(fd, &here) == 0 && is_still_ours(folder, fd, &here);
     *changed = false;
     if (present && ours && here.st_nlink != 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
-        return file_check_owner(&here);
+        return check_folder(fd, &here, create);
 
     int root = -1, opened = -1;
     int error = store_open_root(folder->store, create, &root);
@@ -157,32 +173,48 @@ static int refresh(shoal_folder *folder, bool create, bool *changed)
     atomic_store_explicit(&folder->device, (uint64_t)there.st_dev, memory_order_relaxed);
     atomic_store_explicit(&folder->inode, (uint64_t)there.st_ino, memory_order_relaxed);
     *changed = true;
+    error = check_folder(opened, &there, create);
     if (ours) {
-        error = dup3(opened, fd, O_CLOEXEC) < 0 ? -errno : 0;
+        if (dup3(opened, fd, O_CLOEXEC) < 0)
+            error = -errno;
         (void)close(opened);
         return error;
     }
     /* acq_rel: publishes device and inode with the number. Another thread may have been first: use its folder. */
     if (!atomic_compare_exchange_strong_explicit(&folder->fd, &fd, opened, memory_order_acq_rel, memory_order_acquire))
         (void)close(opened);
-    return 0;
+    return error;
+}
+
+/* `check`: whether the shelf's file is this folder's is to be looked at. */
+static int look(shoal_folder *folder, const shoal_key *key, bool check, shoal_entry **out)
+{
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    if (fd < 0)
+        return -ENOENT;
+    int error = shelf_get(folder->shelf, fd, check, key, out);
+    if (error == 0)
+        return 0;
+    char name[FILE_NAME];
+    file_name(key, name);
+    int other = file_read(fd, name, key, &folder->store->verified, out);
+    if (other != -ENOENT || error != -ENOENT)
+        return other != -ENOENT ? other : error;
+    return shelf_get(folder->shelf, fd, false, key, out); /* it may have come while the file went */
 }
 
 int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
 {
-    char name[FILE_NAME];
-    file_name(key, name);
-    int error = -ENOENT;
-    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-    if (fd >= 0)
-        error = file_read(fd, name, key, &folder->store->verified, out);
-    if (error == -ENOENT || error == -EBADF || error == -ENOTDIR) {
+    int error = look(folder, key, false, out);
+    /* What is damaged, or another's, may lie in a stranger's folder that has our number by now. */
+    if (error == -ENOENT || error == -EBADF || error == -ENOTDIR || error == SHOAL_ECORRUPT || error == -EPERM) {
         bool changed;
-        error = refresh(folder, false, &changed);
-        if (error != 0 || !changed)
-            return error != 0 ? error : -ENOENT;
-        fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-        error = file_read(fd, name, key, &folder->store->verified, out);
+        int failed = refresh(folder, false, &changed);
+        if (failed != 0)
+            return failed;
+        if (!changed)
+            return error == SHOAL_ECORRUPT || error == -EPERM ? error : -ENOENT;
+        error = look(folder, key, true, out);
     }
     return error;
 }
@@ -212,6 +244,39 @@ static int open_temporary(void *context)
     return fd;
 }
 
+/* Room for an entry that may be small enough for the shelf, and its record's header before it. */
+struct small {
+    uint8_t block[sizeof(struct record_header) + 2 * RECORD_ENTRY_MOST] __attribute__((aligned(8)));
+    uint64_t size; /* of the entry; 0: it is for a file of its own */
+};
+
+static int build_small(const struct source *source, struct small *small)
+{
+    if ((source->flags & (SHOAL_STORE_DURABLE | SHOAL_STORE_NAMED_FILES)) != 0 ||
+        source_most(source) > sizeof small->block - sizeof(struct record_header))
+        return 0;
+    uint64_t size;
+    int error = source_build(source, small->block + sizeof(struct record_header), &size);
+    if (error == 0 && size <= RECORD_ENTRY_MOST)
+        small->size = size;
+    return error;
+}
+
+static int put(shoal_folder *folder, const struct source *source, struct small *small)
+{
+    char name[FILE_NAME];
+    file_name(source->key, name);
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
+    int error = SHELF_ELSEWHERE;
+    if (small->size != 0)
+        error = shelf_put(folder->shelf, fd, source->key, name, small->block, (uint32_t)small->size);
+    if (error != SHELF_ELSEWHERE)
+        return error;
+    error = file_write(fd, name, source, open_temporary, folder);
+    bool durable = (source->flags & SHOAL_STORE_DURABLE) != 0;
+    return error != 0 ? error : shelf_give_way(folder->shelf, fd, source->key, name, durable);
+}
+
 int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
                      const shoal_entry_numbers *numbers)
 {
@@ -221,24 +286,28 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
         (void)clock_gettime(CLOCK_REALTIME, &now);
         filled.created = (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec;
     }
-    struct file_source source = {.key = key,
-                                 .parts = parts,
-                                 .count = count,
-                                 .numbers = &filled,
-                                 .flags = folder->store->flags,
-                                 .compression = folder->store->compression,
-                                 .level = folder->store->level};
-    char name[FILE_NAME];
-    file_name(key, name);
-    int error = -ENOENT;
+    struct source source = {.key = key,
+                            .parts = parts,
+                            .count = count,
+                            .numbers = &filled,
+                            .flags = folder->store->flags,
+                            .compression = folder->store->compression,
+                            .level = folder->store->level};
+    struct small small;
+    small.size = 0; /* the block needs no value */
+    int error = source_pack(&source);
+    if (error == 0)
+        error = build_small(&source, &small);
+    if (error == 0)
+        error = -ENOENT;
     /* The folder may be removed between any two steps. */
     for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
         bool changed;
         error = refresh(folder, true, &changed);
         if (error == 0)
-            error = file_write(atomic_load_explicit(&folder->fd, memory_order_acquire), name, &source, open_temporary,
-                               folder);
+            error = put(folder, &source, &small);
     }
+    source_unpack(&source);
     if (error == 0) {
         uint64_t size = entry_head_size(count);
         for (uint32_t i = 0; i < count; i++)
@@ -249,13 +318,25 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
     return error;
 }
 
-int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
+int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
 {
     char name[FILE_NAME];
     file_name(key, name);
+    int from_shelf = shelf_remove(shelf, fd, key);
+    int error = file_remove(fd, name);
+    /* Either may be an older one's, so both have to go; one is enough to have been there. */
+    if (from_shelf != 0 && from_shelf != -ENOENT)
+        return from_shelf;
+    return error == -ENOENT ? from_shelf : error;
+}
+
+int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
+{
     bool changed;
     int error = refresh(folder, false, &changed);
-    return error != 0 ? error : file_remove(atomic_load_explicit(&folder->fd, memory_order_acquire), name);
+    return error != 0
+               ? error
+               : folder_remove_entry(atomic_load_explicit(&folder->fd, memory_order_acquire), folder->shelf, key);
 }
 
 int shoal_folder_clear(shoal_folder *folder)

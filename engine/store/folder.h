@@ -8,6 +8,7 @@
 
 #include "shoal.h"
 #include "store/file.h"
+#include "store/shelf.h"
 #include "store/uses.h"
 
 #define FOLDER_NAME_MOST 200u         /* bytes of a folder's name on disk; longer ones end in a digest */
@@ -24,13 +25,15 @@ struct shoal_store {
     _Atomic uint64_t unlooked;   /* bytes put since the store's size was looked at (reduce.c) */
     _Atomic bool swept;          /* the temporary files of dead writers were removed once by this process */
     struct verified verified;
+    struct shelves shelves;
 };
 
 struct shoal_folder {
     shoal_store *store;
     char *path;       /* store's path / name */
     const char *name; /* within path */
-    _Atomic int fd;   /* -1 until the folder was first seen; then always this number (folder.c) */
+    struct shelf *shelf;
+    _Atomic int fd; /* -1 until the folder was first seen; then always this number (folder.c) */
     _Atomic uint64_t device, inode;
 };
 
@@ -46,6 +49,9 @@ struct uses *store_uses(shoal_store *store);
 
 /* Note that `size` bytes were put, and have the store reduced if it is time. */
 void reduce_after_put(shoal_store *store, uint64_t size);
+
+/* Remove an entry of the open folder `fd`, wherever it lies in it. Errors as shoal_folder_remove. */
+int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key);
 
 /* Remove all entries of the open folder `fd`, which the call closes. */
 int folder_remove_entries(int fd);

@@ -1,4 +1,4 @@
-/* store/read.c: reading entries, and who may have written them (file.h).
+/* store/read.c: reading entries' files, and who may have written them (file.h).
  *
  * A file's owner and mode are looked at before its contents, on the descriptor that the contents then come from.
  * Small entries are read in one call and verified each time, which costs less than a microsecond. Large ones are mapped
@@ -27,6 +27,12 @@
 int file_check_owner(const struct stat *status)
 {
     return status->st_uid == geteuid() && (status->st_mode & (S_IWGRP | S_IWOTH)) == 0 ? 0 : -EPERM;
+}
+
+int file_check_writable(int folder, const struct stat *status)
+{
+    /* root may, whatever the mode says */
+    return (status->st_mode & S_IWUSR) != 0 || faccessat(folder, ".", W_OK, AT_EACCESS) == 0 ? 0 : -errno;
 }
 
 void file_name(const shoal_key *key, char name[FILE_NAME])
@@ -85,8 +91,7 @@ static _Atomic uint64_t *slot_of(struct verified *verified, uint64_t word)
     return &verified->slots[(word >> 32) & (FILE_VERIFIED_SLOTS - 1)];
 }
 
-/* `size` bytes from `offset` on: 0, or SHOAL_ECORRUPT when there are fewer, or the error. */
-static int read_at(int fd, void *data, size_t size, off_t offset)
+int file_read_at(int fd, void *data, size_t size, off_t offset)
 {
     while (size != 0) {
         ssize_t got = pread(fd, data, size, offset);
@@ -103,15 +108,26 @@ static int read_at(int fd, void *data, size_t size, off_t offset)
     return 0;
 }
 
-/* Open without waiting (a FIFO may be in an entry's place) and without following a link, and check whose it is. */
-static int open_entry(int folder, const char *name, struct stat *status, int *out)
+int file_open_any(int folder, const char *name, int access)
 {
-    int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    int fd = openat(folder, name, access | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0)
+        return fd; /* else: a link, a FIFO, a socket, a folder */
+    return errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EISDIR ? SHOAL_ECORRUPT : -errno;
+}
+
+int file_check(const struct stat *status)
+{
+    int error = file_check_owner(status);
+    return error == 0 && !S_ISREG(status->st_mode) ? SHOAL_ECORRUPT : error;
+}
+
+int file_open(int folder, const char *name, struct stat *status, int *out)
+{
+    int fd = file_open_any(folder, name, O_RDONLY);
     if (fd < 0)
-        return errno == ELOOP || errno == ENXIO || errno == ENODEV ? SHOAL_ECORRUPT : -errno;
-    int error = fstat(fd, status) != 0 ? -errno : file_check_owner(status);
-    if (error == 0 && (!S_ISREG(status->st_mode) || status->st_size < (off_t)sizeof(struct entry_header)))
-        error = SHOAL_ECORRUPT;
+        return fd;
+    int error = fstat(fd, status) != 0 ? -errno : file_check(status);
     if (error != 0) {
         (void)close(fd);
         return error;
@@ -120,9 +136,17 @@ static int open_entry(int folder, const char *name, struct stat *status, int *ou
     return 0;
 }
 
-/* Put an entry with all parts expanded in place of one with compressed parts. It is laid out as one that was never
- * compressed, so that what comes after need not know. */
-static int expand(shoal_entry **inout)
+static int open_entry(int folder, const char *name, struct stat *status, int *out)
+{
+    int error = file_open(folder, name, status, out);
+    if (error == 0 && status->st_size < (off_t)sizeof(struct entry_header)) {
+        (void)close(*out);
+        error = SHOAL_ECORRUPT;
+    }
+    return error;
+}
+
+int file_expand(shoal_entry **inout)
 {
     shoal_entry *packed = *inout, *entry = NULL;
     struct entry_header header;
@@ -151,7 +175,8 @@ static int expand(shoal_entry **inout)
     error = -ENOMEM;
     if (size > SIZE_MAX - ENTRY_PAGE || (entry = calloc(1, sizeof *entry)) == NULL)
         goto done;
-    *entry = (shoal_entry){.size = (size_t)size, .file_size = packed->size};
+    *entry =
+        (shoal_entry){.size = (size_t)size, .file_size = packed->file_size != 0 ? packed->file_size : packed->size};
     entry->data = entry->separate =
         aligned_alloc(ENTRY_PAGE, (entry->size + ENTRY_PAGE - 1) & ~(size_t)(ENTRY_PAGE - 1));
     if (entry->data == NULL)
@@ -176,24 +201,31 @@ static int expand(shoal_entry **inout)
 done:
     free(parts);
     free(head);
+    shoal_entry_close(packed);
     if (error != 0) {
         shoal_entry_close(entry);
-        return error;
+        entry = NULL;
     }
-    shoal_entry_close(packed);
     *inout = entry;
-    return 0;
+    return error;
+}
+
+shoal_entry *file_new_entry(size_t headroom, size_t size)
+{
+    size_t before = ((sizeof(shoal_entry) + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1)) + headroom;
+    size_t all = (before + size + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
+    shoal_entry *entry = aligned_alloc(ENTRY_ALIGNMENT, all);
+    if (entry != NULL)
+        *entry = (shoal_entry){.data = (char *)entry + before, .size = size};
+    return entry;
 }
 
 static int read_small(int fd, size_t size, const shoal_key *key, shoal_entry **out)
 {
-    size_t before = (sizeof(shoal_entry) + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
-    size_t all = (before + size + ENTRY_ALIGNMENT - 1) & ~(size_t)(ENTRY_ALIGNMENT - 1);
-    shoal_entry *entry = aligned_alloc(ENTRY_ALIGNMENT, all);
+    shoal_entry *entry = file_new_entry(0, size);
     if (entry == NULL)
         return -ENOMEM;
-    *entry = (shoal_entry){.data = (char *)entry + before, .size = size};
-    int error = read_at(fd, entry->data, size, 0);
+    int error = file_read_at(fd, entry->data, size, 0);
     if (error == 0)
         error = entry_parse(entry->data, size, key->bytes, true);
     if (error != 0) {
@@ -228,7 +260,7 @@ static int read_large(int fd, const struct stat *status, const shoal_key *key, s
         if (entry->separate == NULL)
             error = -ENOMEM;
         else
-            error = read_at(fd, entry->data, size, 0);
+            error = file_read_at(fd, entry->data, size, 0);
         known = false;
     }
     if (error == 0)
@@ -255,11 +287,7 @@ int file_read(int folder, const char *name, const shoal_key *key, struct verifie
     else
         error = read_large(fd, &status, key, verified, out);
     (void)close(fd);
-    if (error == 0 && (error = expand(out)) != 0) {
-        shoal_entry_close(*out);
-        *out = NULL;
-    }
-    return error;
+    return error != 0 ? error : file_expand(out);
 }
 
 static void numbers_from(const struct entry_header *header, shoal_entry_numbers *out)
@@ -267,6 +295,16 @@ static void numbers_from(const struct entry_header *header, shoal_entry_numbers 
     *out = (shoal_entry_numbers){
         .created = header->created, .cost = header->cost, .size = header->file_size, .parts = header->part_count};
     memcpy(out->tag, header->tag, sizeof out->tag);
+}
+
+int file_check_numbers(const struct entry_header *header, uint64_t size, const shoal_key *key, shoal_entry_numbers *out)
+{
+    if (memcmp(header->magic, ENTRY_MAGIC, sizeof header->magic) != 0 || !entry_is_known_version(header->version) ||
+        header->byte_order != ENTRY_BYTE_ORDER || header->file_size != size ||
+        memcmp(header->key, key->bytes, sizeof header->key) != 0)
+        return SHOAL_ECORRUPT;
+    numbers_from(header, out);
+    return 0;
 }
 
 int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out)
@@ -278,17 +316,12 @@ int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_
     if (error != 0)
         return error;
     struct entry_header header;
-    error = read_at(fd, &header, sizeof header, 0);
+    error = file_read_at(fd, &header, sizeof header, 0);
     (void)close(fd);
     out->size = (uint64_t)status.st_size;
     if (error != 0)
         return error;
-    if (memcmp(header.magic, ENTRY_MAGIC, sizeof header.magic) != 0 || !entry_is_known_version(header.version) ||
-        header.byte_order != ENTRY_BYTE_ORDER || header.file_size != (uint64_t)status.st_size ||
-        memcmp(header.key, key->bytes, sizeof header.key) != 0)
-        return SHOAL_ECORRUPT;
-    numbers_from(&header, out);
-    return 0;
+    return file_check_numbers(&header, out->size, key, out);
 }
 
 void shoal_entry_about(const shoal_entry *entry, shoal_entry_numbers *out)

@@ -2,7 +2,9 @@
  *
  *     PATH/                  the store, 0700
  *         NAME/              a folder, 0700; its name encoded by folder.c
- *             0123…ef        an entry: its key in hex, 32 digits, 0600
+ *             shelf          the small entries, one behind the other, 0600 (shelf.h)
+ *             0123…ef        a larger entry: its key in hex, 32 digits, 0600
+ *             shelf.new      only while a shelf is made smaller
  *         .temporary/        only on file systems without unnamed files
  *
  * Whatever else lies there is not ours: it is neither read nor removed.
@@ -88,6 +90,7 @@ void shoal_store_close(shoal_store *store)
     if (store == NULL)
         return;
     uses_close(atomic_load_explicit(&store->uses, memory_order_relaxed)); /* relaxed: nobody else has the handle */
+    shelves_close(&store->shelves);
     free(store->path);
     free(store);
 }
@@ -129,6 +132,7 @@ int folder_remove_entries(int fd)
     DIR *list = list_open(fd, &first);
     if (list == NULL)
         return first;
+    first = shelf_discard(fd);
     for (struct dirent *item; (item = readdir(list)) != NULL;) {
         if (!file_is_entry_name(item->d_name, NULL))
             continue;
@@ -180,40 +184,75 @@ struct visit {
     bool verify, remove; /* read all of it; remove what is damaged */
 };
 
-static int examine(struct visit *visit, int fd, const char *name, const shoal_key *key, shoal_entry_numbers *numbers)
+/* The folder that is visited. */
+struct visited {
+    const char *name;
+    int fd;
+    struct shelf *shelf;
+};
+
+/* Tell the visitor of an entry with these numbers. `error`: why it could not be read, if so. */
+static int tell(struct visit *visit, const struct visited *in, const shoal_key *key, shoal_entry_numbers *numbers,
+                int error)
 {
-    int error = file_read_numbers(fd, name, key, numbers);
     numbers->used = numbers->created;
     int64_t last;
     if (uses_recall(visit->uses, key, &last, &numbers->hits) && last * SHOAL_SECOND > numbers->used)
         numbers->used = last * SHOAL_SECOND;
-    if (!visit->verify)
-        return error;
-    shoal_entry *entry = NULL;
-    if (error == 0)
-        error = file_read(fd, name, key, &visit->store->verified, &entry);
-    shoal_entry_close(entry);
-    if (error == SHOAL_ECORRUPT && visit->remove)
-        (void)file_remove(fd, name);
-    return error;
+    return error != -ENOENT ? visit->visitor(in->name, key, numbers, error, visit->context) : 0;
+}
+
+static int visit_file(struct visit *visit, const struct visited *in, const char *name, const shoal_key *key)
+{
+    shoal_entry_numbers numbers;
+    int error = file_read_numbers(in->fd, name, key, &numbers);
+    if (error == 0 && visit->verify) {
+        shoal_entry *entry = NULL;
+        error = file_read(in->fd, name, key, &visit->store->verified, &entry);
+        shoal_entry_close(entry);
+    }
+    if (error == SHOAL_ECORRUPT && visit->verify && visit->remove)
+        (void)file_remove(in->fd, name);
+    return tell(visit, in, key, &numbers, error);
+}
+
+static int visit_shelf(struct visit *visit, const struct visited *in)
+{
+    shoal_key *keys = NULL;
+    shoal_entry_numbers numbers = {0};
+    size_t count = 1;
+    int error = shelf_keys(in->shelf, in->fd, visit->verify, &keys, &count);
+    if (error == -ENOENT)
+        return 0;
+    int result = 0;
+    for (size_t i = 0; result == 0 && i < count; i++) {
+        static const shoal_key none; /* stands for all of a shelf that cannot be used */
+        const shoal_key *key = keys != NULL ? &keys[i] : &none;
+        int found = keys != NULL ? shelf_read_numbers(in->shelf, in->fd, key, &numbers) : error;
+        if (found == SHOAL_ECORRUPT && visit->verify && visit->remove)
+            (void)shelf_remove(in->shelf, in->fd, key);
+        result = tell(visit, in, key, &numbers, found);
+    }
+    free(keys);
+    return result;
 }
 
 static int visit_folder(struct visit *visit, int fd, const char *folder)
 {
     int result;
+    struct visited in = {.name = folder, .fd = fd, .shelf = shelf_of(&visit->store->shelves, folder)};
     DIR *list = list_open(fd, &result);
     if (list == NULL)
         return result;
+    result = in.shelf == NULL ? -ENOMEM : visit_shelf(visit, &in);
     for (struct dirent *item; result == 0 && (item = readdir(list)) != NULL;) {
         shoal_key key;
-        shoal_entry_numbers numbers;
-        if (!file_is_entry_name(item->d_name, &key))
-            continue;
-        int error = examine(visit, fd, item->d_name, &key, &numbers);
-        if (error != -ENOENT)
-            result = visit->visitor(folder, &key, &numbers, error, visit->context);
+        if (file_is_entry_name(item->d_name, &key) && !shelf_has(in.shelf, &key))
+            result = visit_file(visit, &in, item->d_name, &key);
     }
     (void)closedir(list);
+    if (in.shelf != NULL)
+        shelf_rest(&visit->store->shelves, in.shelf, false);
     return result;
 }
 
@@ -271,9 +310,10 @@ int shoal_store_remove(shoal_store *store, const char *folder, const shoal_key *
     if (error == 0 && key == NULL) {
         error = folder_remove_entries(fd);
     } else if (error == 0) {
-        char name[FILE_NAME];
-        file_name(key, name);
-        error = file_remove(fd, name);
+        struct shelf *shelf = shelf_of(&store->shelves, folder);
+        error = shelf != NULL ? folder_remove_entry(fd, shelf, key) : -ENOMEM;
+        if (shelf != NULL)
+            shelf_rest(&store->shelves, shelf, false);
         (void)close(fd);
     }
     if (error == 0)

@@ -21,15 +21,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "store/compress.h"
-#include "store/entry.h"
-#include "store/hash.h"
+#include "store/source.h"
 
-#define SMALL 65536u /* entries up to this size are put together in one block: one write, one pass */
-#define ATTEMPTS 64  /* how often others may put or remove the same key in between before we leave it to them */
+#define ATTEMPTS 64 /* how often others may put or remove the same key in between before we leave it to them */
 #define WRITE_MOST (1u << 30) /* bytes a write; the kernel's own limit is just under 2 GiB */
-#define COMPRESS_LEAST 512u   /* bytes under which a part is not worth it */
-#define COMPRESS_GAIN 16u     /* what it must save, as a part of the whole */
 #define FOLDER_DEPTH 32       /* of a folder that somebody made in an entry's place */
 
 static int write_pieces(int fd, struct iovec *pieces, size_t count)
@@ -61,64 +56,30 @@ static int write_pieces(int fd, struct iovec *pieces, size_t count)
     return 0;
 }
 
-/* The checksum over the pieces of a file, the first of which begins with the header. */
-static void seal(struct entry_header *header, struct iovec *pieces, size_t count)
+uint64_t file_size_most(void)
 {
-    struct iovec whole = pieces[0];
-    size_t start = offsetof(struct entry_header, file_size);
-    pieces[0] = (struct iovec){(char *)whole.iov_base + start, whole.iov_len - start};
-    hash_pieces(pieces, count, header->checksum);
-    pieces[0] = whole;
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
 }
 
 bool file_size_allowed(uint64_t size)
 {
-    struct rlimit limit;
-    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || size <= limit.rlim_cur;
+    return size <= file_size_most();
 }
 
-/* What is written of a part, and what it stands for. */
-struct packed {
-    const shoal_part *parts;
-    const uint64_t *sizes; /* NULL: nothing is compressed */
-    uint32_t method;
-};
-
-static int lay_out(const struct file_source *source, const struct packed *packed, struct entry_header *head,
-                   uint64_t *size)
+static int write_contents(int fd, const struct source *source)
 {
-    int error = entry_lay_out(packed->parts, source->count, source->key->bytes, source->numbers, head, size);
-    if (error != 0)
-        return error;
-    for (uint32_t i = 0; packed->sizes != NULL && i < source->count; i++)
-        if (packed->sizes[i] != 0)
-            entry_set_encoding(head, i, packed->method, packed->sizes[i]);
-    return file_size_allowed(*size) ? 0 : -EFBIG;
-}
-
-static int write_packed(int fd, const struct file_source *source, const struct packed *packed)
-{
-    size_t head_size = entry_head_size(source->count);
-    size_t most = head_size;
-    for (uint32_t i = 0; i < source->count && most <= SMALL; i++)
-        most = packed->parts[i].size < SMALL ? most + packed->parts[i].size + ENTRY_ALIGNMENT : SMALL + 1;
-
-    if (most <= SMALL) { /* lay the parts behind the head */
-        uint8_t onstack[4096] __attribute__((aligned(8)));
+    uint8_t onstack[4096] __attribute__((aligned(8)));
+    size_t most = source_most(source);
+    uint64_t size;
+    int error;
+    if (most != SIZE_MAX) { /* in one block: one write, one pass */
         uint8_t *block = most <= sizeof onstack ? onstack : malloc(most);
-        if (block == NULL)
-            return -ENOMEM;
-        struct entry_header *head = (struct entry_header *)(void *)block;
-        uint64_t size;
-        int error = lay_out(source, packed, head, &size);
+        error = block == NULL ? -ENOMEM : source_build(source, block, &size);
+        if (error == 0 && !file_size_allowed(size))
+            error = -EFBIG;
         if (error == 0) {
-            const struct entry_part *table = (const struct entry_part *)(head + 1);
-            memset(block + head_size, 0, (size_t)size - head_size);
-            for (uint32_t i = 0; i < source->count; i++)
-                if (packed->parts[i].size != 0)
-                    memcpy(block + table[i].offset, packed->parts[i].data, packed->parts[i].size);
             struct iovec piece = {block, (size_t)size};
-            seal(head, &piece, 1);
             error = write_pieces(fd, &piece, 1);
         }
         if (block != onstack)
@@ -126,15 +87,14 @@ static int write_packed(int fd, const struct file_source *source, const struct p
         return error;
     }
 
-    struct entry_header *head = malloc(head_size);
+    struct entry_header *head = malloc(entry_head_size(source->count));
     struct iovec *pieces = malloc((1 + 2 * (size_t)source->count) * sizeof *pieces);
-    uint64_t size;
-    int error = head == NULL || pieces == NULL ? -ENOMEM : 0;
-    if (error == 0)
-        error = lay_out(source, packed, head, &size);
+    error = head == NULL || pieces == NULL ? -ENOMEM : source_lay_out(source, head, &size);
+    if (error == 0 && !file_size_allowed(size))
+        error = -EFBIG;
     if (error == 0) {
-        size_t count = entry_pieces(head, packed->parts, pieces);
-        seal(head, pieces, count);
+        size_t count = entry_pieces(head, source->parts, pieces);
+        source_seal(head, pieces, count);
         error = write_pieces(fd, pieces, count);
     }
     free(pieces);
@@ -142,53 +102,7 @@ static int write_packed(int fd, const struct file_source *source, const struct p
     return error;
 }
 
-/* Compress what becomes smaller by it. 0, or why it could not be: then the value goes as it is. */
-static int pack_part(const struct file_source *source, const shoal_part *part, shoal_part *out)
-{
-    size_t capacity = shoal_compress_bound(source->compression, part->size), made;
-    void *block = capacity != 0 ? malloc(capacity) : NULL;
-    if (block == NULL)
-        return -ENOMEM;
-    int error = shoal_compress(source->compression, source->level, part->data, part->size, block, capacity, &made);
-    if (error != 0 || made >= part->size - part->size / COMPRESS_GAIN) {
-        free(block);
-        return error != 0 ? error : -ENODATA;
-    }
-    out->data = block; /* write_contents frees it. Pages beyond `made` were never touched */
-    out->size = made;
-    out->kind = part->kind;
-    /* cppcheck-suppress memleak */
-    return 0;
-}
-
-static int write_contents(int fd, const struct file_source *source)
-{
-    struct packed packed = {.parts = source->parts, .method = source->compression};
-    if (source->compression == SHOAL_COMPRESS_NONE || source->count > ENTRY_PARTS)
-        return write_packed(fd, source, &packed);
-
-    shoal_part *parts = malloc((source->count != 0 ? source->count : 1) * sizeof *parts);
-    uint64_t *sizes = calloc(source->count != 0 ? source->count : 1, sizeof *sizes);
-    int error = parts == NULL || sizes == NULL ? -ENOMEM : 0;
-    for (uint32_t i = 0; error == 0 && i < source->count; i++) {
-        parts[i] = source->parts[i];
-        if (parts[i].size >= COMPRESS_LEAST && pack_part(source, &source->parts[i], &parts[i]) == 0)
-            sizes[i] = source->parts[i].size;
-    }
-    if (error == 0) {
-        packed.parts = parts;
-        packed.sizes = sizes;
-        error = write_packed(fd, source, &packed);
-        for (uint32_t i = 0; i < source->count; i++)
-            if (sizes[i] != 0)
-                free((void *)(uintptr_t)parts[i].data);
-    }
-    free(parts);
-    free(sizes);
-    return error;
-}
-
-static int write_and_sync(int fd, const struct file_source *source)
+static int write_and_sync(int fd, const struct source *source)
 {
     /* The umask may have taken bits that we need. */
     int error = fchmod(fd, S_IRUSR | S_IWUSR) != 0 ? -errno : write_contents(fd, source);
@@ -197,9 +111,9 @@ static int write_and_sync(int fd, const struct file_source *source)
     return error;
 }
 
-static int write_unnamed(int folder, const char *name, const struct file_source *source, bool *unsupported)
+int file_open_unnamed(int folder, bool *unsupported, int *out)
 {
-    int fd = openat(folder, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    int fd = openat(folder, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, S_IRUSR | S_IWUSR);
     if (fd < 0) {
         int error = -errno;
         struct stat status;
@@ -207,16 +121,35 @@ static int write_unnamed(int folder, const char *name, const struct file_source 
         /* ext4 says "not permitted" of a folder that was removed. */
         return error == -EPERM && fstat(folder, &status) == 0 && status.st_nlink == 0 ? -ENOENT : error;
     }
-    int error = write_and_sync(fd, source);
+    *out = fd;
+    return 0;
+}
+
+int file_link_unnamed(int fd, int folder, const char *name, bool *unsupported)
+{
     char path[64];
     (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (linkat(AT_FDCWD, path, folder, name, AT_SYMLINK_FOLLOW) == 0)
+        return 0;
+    int error = -errno;
+    /* No /proc here: the folder itself was reached, so it is not the folder that is missing. */
+    *unsupported = error == -ENOENT && access("/proc/self/fd", X_OK) != 0;
+    return error;
+}
+
+static int write_unnamed(int folder, const char *name, const struct source *source, bool *unsupported)
+{
+    int fd = -1;
+    int error = file_open_unnamed(folder, unsupported, &fd);
+    if (error != 0)
+        return error;
+    error = write_and_sync(fd, source);
     for (int attempt = 0; error == 0; attempt++) {
-        if (linkat(AT_FDCWD, path, folder, name, AT_SYMLINK_FOLLOW) == 0)
+        int linked = file_link_unnamed(fd, folder, name, unsupported);
+        if (linked == 0)
             break;
-        if (errno != EEXIST) {
-            /* No /proc here: the folder itself was reached, so it is not the folder that is missing. */
-            *unsupported = errno == ENOENT && access("/proc/self/fd", X_OK) != 0;
-            error = -errno;
+        if (linked != -EEXIST) {
+            error = linked;
         } else if (attempt == ATTEMPTS) {
             break; /* others keep putting the same key: theirs is as new as ours */
         } else {
@@ -229,7 +162,7 @@ static int write_unnamed(int folder, const char *name, const struct file_source 
     return error;
 }
 
-static int write_named(int folder, const char *name, const struct file_source *source, int temporary)
+static int write_named(int folder, const char *name, const struct source *source, int temporary)
 {
     for (int attempt = 0;; attempt++) {
         static _Atomic uint32_t counter;
@@ -269,7 +202,7 @@ static int write_named(int folder, const char *name, const struct file_source *s
     }
 }
 
-int file_write(int folder, const char *name, const struct file_source *source, int (*temporary)(void *context),
+int file_write(int folder, const char *name, const struct source *source, int (*temporary)(void *context),
                void *context)
 {
     bool unsupported = (source->flags & SHOAL_STORE_NAMED_FILES) != 0;

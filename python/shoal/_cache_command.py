@@ -90,7 +90,7 @@ def _is_store(path: str) -> bool:
         raise SystemExit(f"shoal cache: {error}") from None
     for folder in inner:
         with contextlib.suppress(OSError):
-            if any(_KEY.fullmatch(name) for name in os.listdir(folder)):
+            if any(name == "shelf" or _KEY.fullmatch(name) for name in os.listdir(folder)):
                 return True
     return False
 

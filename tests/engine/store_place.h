@@ -25,14 +25,17 @@
 #include "store/entry.h"
 #include "store/hash.h"
 
-#define LARGE ((size_t)300000) /* bytes: an entry of this size is mapped */
+#define SMALL ((size_t)100)    /* bytes: an entry of this size lies on the shelf */
+#define MIDDLE ((size_t)5000)  /* bytes: one of this size has a file of its own, which is read */
+#define LARGE ((size_t)300000) /* bytes: one of this size is mapped */
 
 struct place {
     char path[64];
     shoal_store *store;
     shoal_folder *folder;
     shoal_key key;
-    char file[512]; /* where the entry of `key` lies */
+    char file[512];  /* where the entry of `key` lies if it is not small */
+    char shelf[512]; /* where it lies if it is */
 };
 
 static inline void run(const char *command)
@@ -62,8 +65,16 @@ static inline int set_up(void **state)
     int used = snprintf(place->file, sizeof place->file, "%s/", shoal_folder_path(place->folder));
     for (size_t i = 0; i < sizeof place->key.bytes; i++)
         used += snprintf(place->file + used, sizeof place->file - (size_t)used, "%02x", place->key.bytes[i]);
+    (void)snprintf(place->shelf, sizeof place->shelf, "%s/shelf", shoal_folder_path(place->folder));
     *state = place;
     return 0;
+}
+
+static inline void reopen_place(struct place *place, uint32_t flags)
+{
+    shoal_folder_close(place->folder);
+    shoal_store_close(place->store);
+    open_place(place, flags);
 }
 
 static inline int tear_down(void **state)
@@ -133,6 +144,25 @@ static inline size_t files_below(const char *path)
     assert_int_equal(fscanf(pipe, "%zu", &count), 1);
     (void)pclose(pipe);
     return count;
+}
+
+static inline size_t load_file(const char *path, uint8_t **out)
+{
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    assert_int_equal(fstat(fd, &status), 0);
+    *out = malloc((size_t)status.st_size);
+    assert_int_equal(read(fd, *out, (size_t)status.st_size), status.st_size);
+    (void)close(fd);
+    return (size_t)status.st_size;
+}
+
+static inline void store_file(const char *path, const uint8_t *data, size_t size)
+{
+    int fd = open(path, O_WRONLY | O_TRUNC);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, size), (ssize_t)size);
+    (void)close(fd);
 }
 
 static inline void assert_only_entry_is_kept_private(const char *path, mode_t type, mode_t mode)

@@ -203,7 +203,7 @@ static void a_visit_sees_each_entry_and_a_clear_leaves_what_is_not_ours(void **s
     struct seen seen = {0};
     for (uint8_t i = 0; i < 20; i++) {
         place->key.bytes[0] = i;
-        assert_int_equal(put_pattern(place->folder, &place->key, 100), 0);
+        assert_int_equal(put_pattern(place->folder, &place->key, i % 2 == 0 ? SMALL : MIDDLE), 0);
     }
     (void)snprintf(command, sizeof command,
                    "cd %s && touch notes.txt ../readme && mkdir ../other && touch ../other/file && truncate -s 50 07*",

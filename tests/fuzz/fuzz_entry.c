@@ -1,4 +1,4 @@
-/* fuzz_entry.c: throws bytes at the parser of store entries (libFuzzer; run_fuzz_entry.sh builds and runs it).
+/* fuzz_entry.c: throws bytes at the parser of store entries (libFuzzer; run_fuzz.sh builds and runs it).
  *
  * Of anything that entry_parse accepts, each part must lie within the entry, and be readable to its last byte (the
  * address sanitiser watches the copy's end); a compressed part must expand to what it says, or say that it does not.

@@ -35,5 +35,6 @@ def run_with_cache(tmp_path: Path, source: str, *arguments: str, name: str = "pr
 
 
 def entries(tmp_path: Path) -> list[Path]:
-    """The files of the entries in the store of a Memory at `tmp_path`."""
-    return [path for path in (tmp_path / "shoal").rglob("*") if path.is_file() and len(path.name) == 32]
+    """The files in which the entries of a Memory at `tmp_path` lie: a larger one's own, and the small ones' shelves."""
+    found = [path for path in (tmp_path / "shoal").rglob("*") if path.is_file()]
+    return [path for path in found if len(path.name) == 32 or path.name == "shelf"]

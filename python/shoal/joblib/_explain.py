@@ -53,10 +53,10 @@ def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, A
     about = memorized._about(key)
     if about is not None:
         return _explain_entry(memorized, key)
-    path = memorized._path()
-    if path and os.path.lexists(os.path.join(path, key.hex())):
+    kept = _kept(memorized)
+    if key in kept:
         return Explanation(False, "computed again: its entry is damaged")
-    return _explain_miss(memorized, args, kwargs, path)
+    return _explain_miss(memorized, args, kwargs, kept[:_LOOKED_AT])
 
 
 def _explain_entry(memorized: MemorizedFunc, key: bytes) -> Explanation:
@@ -68,14 +68,16 @@ def _explain_entry(memorized: MemorizedFunc, key: bytes) -> Explanation:
     return Explanation(True, f"a hit: the value was kept, and took {took:.3g} s to compute")
 
 
-def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Explanation:
+def _explain_miss(
+    memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, Any], kept: list[bytes]
+) -> Explanation:
     seen = memorized._parameters
     assert seen is not None
     own = seen.identity
     versions: dict[bytes, bytes] = {}  # identity -> about one of its entries
     same: list[dict[str, str]] = []  # the arguments of entries of this very function
-    for name in _newest(path):
-        about = memorized._about(bytes.fromhex(name))
+    for key in kept:
+        about = memorized._about(key)
         if about is None:
             continue
         text, _, _, identity = about
@@ -105,13 +107,8 @@ def _explain_miss(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[
     )
 
 
-def _newest(path: str) -> list[str]:
-    found: list[tuple[float, str]] = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if len(entry.name) == 32:
-                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
-    except OSError:
-        return []
-    return [name for _, name in sorted(found, reverse=True)[:_LOOKED_AT] if all(c in "0123456789abcdef" for c in name)]
+def _kept(memorized: MemorizedFunc) -> list[bytes]:
+    """The keys of a function's entries, the newest first, also of damaged ones."""
+    store, folder = memorized._location.store(), os.path.basename(memorized._path())
+    found = [(entry[3], entry[1]) for entry in store.entries() if entry[0] == folder] if store is not None else []
+    return [key for _, key in sorted(found, reverse=True)]

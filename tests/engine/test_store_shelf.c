@@ -1,0 +1,402 @@
+/* test_store_shelf.c: small entries, many in one file: put, found, replaced, removed, damaged, and beside entries that
+ * have files of their own. */
+#include "store_place.h"
+
+#include "store/record.h"
+#include "store/shelf.h"
+
+static shoal_key key_of(unsigned number)
+{
+    shoal_key key;
+    for (size_t i = 0; i < sizeof key.bytes; i++)
+        key.bytes[i] = (uint8_t)(number * 2654435761u >> (i % 4 * 8));
+    memcpy(key.bytes, &number, sizeof number);
+    return key;
+}
+
+static void put_all(struct place *place, unsigned count, size_t size)
+{
+    for (unsigned i = 0; i < count; i++) {
+        shoal_key key = key_of(i);
+        assert_int_equal(put_pattern(place->folder, &key, size + i), 0);
+    }
+}
+
+/* How many of the keys are found, with the value that they must have. What is not found must be missing or damaged. */
+static unsigned find_all(struct place *place, unsigned count, size_t size)
+{
+    unsigned found = 0;
+    for (unsigned i = 0; i < count; i++) {
+        shoal_key key = key_of(i);
+        size_t got;
+        int error = get_pattern(place->folder, &key, &got);
+        assert_true(error == 0 || error == -ENOENT || error == SHOAL_ECORRUPT);
+        found += error == 0 && got == size + i;
+    }
+    return found;
+}
+
+static off_t size_of(const char *path)
+{
+    struct stat status;
+    return stat(path, &status) == 0 ? status.st_size : -1;
+}
+
+/* ---- plain use ---- */
+
+static void small_entries_share_a_file_that_goes_with_the_last(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 200 };
+    put_all(place, COUNT, 10);
+    assert_int_equal(files_below(place->path), 1);
+    assert_int_equal(find_all(place, COUNT, 10), COUNT);
+    put_all(place, COUNT, 30);
+    assert_int_equal(find_all(place, COUNT, 30), COUNT);
+    reopen_place(place, 0);
+    assert_int_equal(find_all(place, COUNT, 30), COUNT);
+    for (unsigned i = 0; i < COUNT; i++) {
+        shoal_key key = key_of(i);
+        assert_int_equal(shoal_folder_remove(place->folder, &key), 0);
+        assert_int_equal(shoal_folder_remove(place->folder, &key), -ENOENT);
+        assert_int_equal(find_all(place, COUNT, 30), COUNT - 1 - i);
+    }
+    assert_int_equal(files_below(place->path), 0);
+}
+
+static void an_entry_says_what_it_takes_on_disk(void **state)
+{
+    struct place *place = *state;
+    shoal_entry *entry;
+    shoal_entry_numbers numbers;
+    assert_int_equal(put_pattern(place->folder, &place->key, SMALL), 0);
+    assert_int_equal(shoal_folder_get(place->folder, &place->key, &entry), 0);
+    shoal_entry_about(entry, &numbers);
+    shoal_entry_close(entry);
+    assert_int_equal(numbers.size, size_of(place->shelf) - (off_t)sizeof(struct shelf_head));
+    assert_int_equal(numbers.cost, 42);
+    assert_int_equal(numbers.parts, 2);
+}
+
+static void replacing_the_same_keys_does_not_fill_the_disk(void **state)
+{
+    struct place *place = *state;
+    off_t most = 0;
+    for (unsigned turn = 0; turn < 300; turn++) {
+        put_all(place, 20, turn);
+        off_t size = size_of(place->shelf);
+        most = size > most ? size : most;
+    }
+    assert_int_equal(find_all(place, 20, 299), 20);
+    assert_true(most < 3 * 65536);
+    assert_int_equal(files_below(place->path), 1);
+}
+
+static void past_its_limit_entries_have_files_of_their_own(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 17500, SIZE = 3700 };
+    static uint8_t data[SIZE];
+    shoal_part part = {data, sizeof data, 1};
+    for (unsigned i = 0; i < COUNT; i++) {
+        shoal_key key = key_of(i);
+        memcpy(data, &i, sizeof i);
+        assert_int_equal(shoal_folder_put(place->folder, &key, &part, 1, NULL), 0);
+    }
+    assert_true(size_of(place->shelf) <= (off_t)SHELF_MOST);
+    assert_true(size_of(place->shelf) > (off_t)SHELF_MOST - 8192);
+    size_t files = files_below(place->path);
+    assert_true(files > 100 && files < COUNT / 10);
+    reopen_place(place, 0);
+    for (unsigned i = 0; i < COUNT; i++) {
+        shoal_entry *entry;
+        shoal_key key = key_of(i);
+        assert_int_equal(shoal_folder_get(place->folder, &key, &entry), 0);
+        assert_int_equal(shoal_entry_part(entry, 0, &part), 0);
+        assert_memory_equal(part.data, &i, sizeof i);
+        shoal_entry_close(entry);
+    }
+    for (unsigned i = 0; i < COUNT / 2; i++) { /* then there is room again */
+        shoal_key key = key_of(i);
+        assert_int_equal(shoal_folder_remove(place->folder, &key), 0);
+    }
+    shoal_key key = key_of(COUNT);
+    assert_int_equal(put_pattern(place->folder, &key, SMALL), 0);
+    assert_true(size_of(place->shelf) < (off_t)SHELF_MOST);
+    assert_int_equal(files_below(place->path), files);
+}
+
+struct seen {
+    size_t entries, damaged;
+    uint64_t bytes;
+};
+
+static int count_entry(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers, int error,
+                       void *context)
+{
+    struct seen *seen = context;
+    (void)key;
+    assert_string_equal(folder, "function");
+    seen->entries++;
+    seen->damaged += error == SHOAL_ECORRUPT;
+    seen->bytes += numbers->size;
+    return 0;
+}
+
+static void visits_limits_and_clears_take_in_both_kinds(void **state)
+{
+    struct place *place = *state;
+    struct seen seen = {0};
+    put_all(place, 30, 10);
+    for (unsigned i = 30; i < 40; i++) {
+        shoal_key key = key_of(i);
+        assert_int_equal(put_pattern(place->folder, &key, MIDDLE), 0);
+    }
+    assert_int_equal(shoal_store_visit(place->store, count_entry, &seen), 0);
+    assert_int_equal(seen.entries, 40);
+    assert_int_equal(seen.damaged, 0);
+    shoal_store_limits limits = {.bytes = UINT64_MAX, .items = 15};
+    shoal_store_reduced done;
+    assert_int_equal(shoal_store_reduce(place->store, &limits, &done), 0);
+    assert_int_equal(done.removed, 25);
+    assert_true(done.bytes + done.removed_bytes == seen.bytes);
+    seen = (struct seen){0};
+    assert_int_equal(shoal_store_visit(place->store, count_entry, &seen), 0);
+    assert_int_equal(seen.entries, 15);
+    assert_int_equal(seen.bytes, done.bytes);
+    assert_int_equal(shoal_store_remove(place->store, "function", NULL), 0);
+    assert_int_equal(files_below(place->path), 0);
+    assert_int_equal(access(shoal_folder_path(place->folder), F_OK), -1);
+    put_all(place, 3, 10);
+    assert_int_equal(shoal_store_clear(place->store), 0);
+    assert_int_equal(find_all(place, 3, 10), 0);
+    limits.items = 0;
+    put_all(place, 3, 10);
+    assert_int_equal(shoal_store_reduce(place->store, &limits, &done), 0);
+    assert_int_equal(access(shoal_folder_path(place->folder), F_OK), -1);
+}
+
+/* ---- beside files ---- */
+
+static void an_old_stores_entries_are_found_and_replaced(void **state)
+{
+    struct place *place = *state;
+    reopen_place(place, SHOAL_STORE_NAMED_FILES); /* puts small entries as every store did once */
+    put_all(place, 10, SMALL);
+    assert_int_equal(files_below(place->path), 10);
+    reopen_place(place, 0);
+    assert_int_equal(find_all(place, 10, SMALL), 10);
+    put_all(place, 5, 200);
+    assert_int_equal(find_all(place, 5, 200), 5);
+    assert_int_equal(find_all(place, 10, SMALL), 5);
+    assert_int_equal(files_below(place->path), 5 + 1);
+}
+
+static void the_last_put_counts_wherever_it_lies(void **state)
+{
+    struct place *place = *state;
+    static const size_t sizes[] = {SMALL, MIDDLE, 200, LARGE, 300, MIDDLE, 10, 4000, 10};
+    struct place other = *place;
+    open_place(&other, 0);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t size;
+        assert_int_equal(put_pattern(i % 2 == 0 ? place->folder : other.folder, &place->key, sizes[i]), 0);
+        assert_int_equal(get_pattern(place->folder, &place->key, &size), 0);
+        assert_int_equal(size, sizes[i]);
+        assert_int_equal(get_pattern(other.folder, &place->key, &size), 0);
+        assert_int_equal(size, sizes[i]);
+        assert_int_equal(files_below(place->path), 1);
+    }
+    shoal_folder_close(other.folder);
+    shoal_store_close(other.store);
+}
+
+static void two_handles_see_what_the_other_does_at_once(void **state)
+{
+    struct place *place = *state, other = *place;
+    open_place(&other, 0);
+    for (unsigned turn = 0; turn < 30; turn++) {
+        struct place *one = turn % 2 == 0 ? place : &other, *two = turn % 2 == 0 ? &other : place;
+        put_all(one, 20, turn);
+        assert_int_equal(find_all(two, 20, turn), 20);
+        shoal_key key = key_of(turn % 20);
+        assert_int_equal(shoal_folder_remove(two->folder, &key), 0);
+        assert_int_equal(get_pattern(one->folder, &key, NULL), -ENOENT);
+        if (turn % 5 == 4) {
+            assert_int_equal(turn % 10 == 4 ? shoal_store_clear(two->store) : shoal_folder_clear(two->folder), 0);
+            assert_int_equal(find_all(one, 20, turn), 0);
+        }
+    }
+    shoal_folder_close(other.folder);
+    shoal_store_close(other.store);
+}
+
+/* ---- damage ---- */
+
+static void a_changed_byte_costs_one_entry_at_most(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 5 };
+    uint8_t *data;
+    put_all(place, COUNT, 40);
+    size_t size = load_file(place->shelf, &data);
+    for (size_t at = 0; at < size; at++) {
+        uint8_t was = data[at];
+        data[at] ^= (uint8_t)(1u << (at % 8));
+        store_file(place->shelf, data, size);
+        data[at] = was;
+        for (int fresh = 0; fresh < 2; fresh++) {
+            unsigned found = find_all(place, COUNT, 40);
+            assert_int_equal(found, at < sizeof(struct shelf_head) ? COUNT : COUNT - 1);
+            if (fresh == 0)
+                reopen_place(place, 0);
+        }
+        struct seen seen = {0};
+        assert_int_equal(shoal_store_verify(place->store, 0, count_entry, &seen), 0);
+        assert_int_equal(seen.entries, COUNT);
+        assert_int_equal(seen.damaged, at >= sizeof(struct shelf_head));
+    }
+    data[100] ^= 1;
+    store_file(place->shelf, data, size);
+    struct seen seen = {0};
+    assert_int_equal(shoal_store_verify(place->store, 1, count_entry, &seen), 0);
+    assert_int_equal(seen.damaged, 1);
+    seen = (struct seen){0};
+    assert_int_equal(shoal_store_verify(place->store, 1, count_entry, &seen), 0);
+    assert_int_equal(seen.entries, COUNT - 1);
+    assert_int_equal(seen.damaged, 0);
+    put_all(place, COUNT, 40);
+    assert_int_equal(find_all(place, COUNT, 40), COUNT);
+    free(data);
+}
+
+static void a_shelf_that_is_cut_short_loses_what_was_cut(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 4 };
+    uint8_t *data;
+    put_all(place, COUNT, 40);
+    size_t size = load_file(place->shelf, &data), each = (size - sizeof(struct shelf_head)) / COUNT;
+    for (size_t length = 0; length < size; length++) {
+        store_file(place->shelf, data, size);
+        reopen_place(place, 0);
+        assert_int_equal(find_all(place, COUNT, 40), COUNT);
+        assert_int_equal(truncate(place->shelf, (off_t)length), 0);
+        size_t whole = length < sizeof(struct shelf_head) ? 0 : (length - sizeof(struct shelf_head)) / each;
+        assert_int_equal(find_all(place, COUNT, 40), whole);
+        if (length % 2 == 0)
+            reopen_place(place, 0);
+        shoal_key key = key_of(COUNT);
+        assert_int_equal(put_pattern(place->folder, &key, 10), 0);
+        assert_int_equal(get_pattern(place->folder, &key, NULL), 0);
+        assert_int_equal(find_all(place, COUNT, 40), whole);
+        struct seen seen = {0};
+        reopen_place(place, 0);
+        assert_int_equal(shoal_store_verify(place->store, 0, count_entry, &seen), 0);
+        assert_int_equal(seen.entries, whole + 1);
+        assert_int_equal(seen.damaged, 0);
+    }
+    free(data);
+}
+
+static void what_is_no_shelf_is_told_and_replaced(void **state)
+{
+    struct place *place = *state;
+    static const char *const damages[] = {
+        "truncate -s 0 $F",
+        "truncate -s 60 $F",
+        "head -c 4000 /dev/urandom > $F",
+        "rm $F; mkdir $F",
+        "rm $F; mkdir -p $F/a/b; touch $F/a/b/c $F/d",
+        "rm $F; ln -s /etc/passwd $F",
+        "cp $F $F.x; rm $F; ln -s $F.x $F",
+        "rm $F; ln -s nowhere $F",
+        "rm $F; mkfifo $F",
+        "printf '\\002' > $F.v; for at in 7 39; do dd if=$F.v of=$F bs=1 seek=$at conv=notrunc 2>/dev/null; done;"
+        "cp $F $F.v; rm $F; mv $F.v $F", /* another version */
+    };
+    for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
+        for (int verify = 0; verify < 2; verify++) {
+            char command[1300];
+            put_all(place, 3, 50);
+            assert_int_equal(find_all(place, 3, 50), 3);
+            (void)snprintf(command, sizeof command, "F=%s; %s", place->shelf, damages[i]);
+            run(command);
+            shoal_key key = key_of(1);
+            if (get_pattern(place->folder, &key, NULL) != SHOAL_ECORRUPT)
+                fail_msg("not seen: %s", damages[i]);
+            struct seen seen = {0};
+            assert_int_equal(shoal_store_verify(place->store, verify, count_entry, &seen), 0);
+            assert_int_equal(seen.damaged, 1);
+            if (verify != 0)
+                assert_int_equal(get_pattern(place->folder, &key, NULL), -ENOENT);
+        }
+    }
+    put_all(place, 3, 50);
+    assert_int_equal(find_all(place, 3, 50), 3);
+}
+
+static void what_a_value_holds_never_becomes_an_entry(void **state)
+{
+    struct place *place = *state;
+    uint8_t *forged, *data;
+    shoal_key inner = key_of(1), outer = key_of(2), after = key_of(3);
+    assert_int_equal(put_pattern(place->folder, &inner, 50), 0);
+    size_t size = load_file(place->shelf, &forged); /* with another shelf's mark */
+    assert_int_equal(shoal_store_clear(place->store), 0);
+
+    shoal_part part = {forged, size, 0}; /* lies at a multiple of 64 */
+    assert_int_equal(shoal_folder_put(place->folder, &outer, &part, 1, NULL), 0);
+    assert_int_equal(put_pattern(place->folder, &after, 50), 0);
+    size_t all = load_file(place->shelf, &data);
+    for (size_t at = sizeof(struct shelf_head); at < sizeof(struct shelf_head) + 256; at++) {
+        data[at] ^= 0x40;
+        store_file(place->shelf, data, all);
+        data[at] ^= 0x40;
+        reopen_place(place, 0);
+        assert_int_equal(get_pattern(place->folder, &inner, NULL), -ENOENT);
+        assert_int_equal(get_pattern(place->folder, &after, NULL), 0);
+    }
+    free(data);
+    free(forged);
+}
+
+static void a_limit_on_file_size_sends_entries_to_files_of_their_own(void **state)
+{
+    struct place *place = *state;
+    pid_t child = fork();
+    if (child == 0) { /* SIGXFSZ has its default action here */
+        struct rlimit limit = {2000, 2000};
+        (void)setrlimit(RLIMIT_FSIZE, &limit);
+        put_all(place, 20, SMALL);
+        put_all(place, 20, SMALL);
+        _exit(find_all(place, 20, SMALL) == 20 ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(find_all(place, 20, SMALL), 20);
+    assert_true(size_of(place->shelf) <= 2000);
+    assert_true(files_below(place->path) > 10);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(small_entries_share_a_file_that_goes_with_the_last),
+        TEST(an_entry_says_what_it_takes_on_disk),
+        TEST(replacing_the_same_keys_does_not_fill_the_disk),
+        TEST(past_its_limit_entries_have_files_of_their_own),
+        TEST(visits_limits_and_clears_take_in_both_kinds),
+        TEST(an_old_stores_entries_are_found_and_replaced),
+        TEST(the_last_put_counts_wherever_it_lies),
+        TEST(two_handles_see_what_the_other_does_at_once),
+        TEST(a_changed_byte_costs_one_entry_at_most),
+        TEST(a_shelf_that_is_cut_short_loses_what_was_cut),
+        TEST(what_is_no_shelf_is_told_and_replaced),
+        TEST(what_a_value_holds_never_becomes_an_entry),
+        TEST(a_limit_on_file_size_sends_entries_to_files_of_their_own),
+    };
+    return cmocka_run_group_tests_name("store_shelf", tests, NULL, NULL);
+}
