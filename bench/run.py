@@ -135,7 +135,11 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {os.cpu_count()} cpus, {options.rounds} rounds; medians (quartiles)")
     print(HEAD, flush=True)
     results = collect(options.case or list(CASES), options.rounds, options.scale)
-    (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
+    kept = FOLDER / "results.json"
+    if options.case and kept.exists():  # the others stay as they were measured
+        known = {**json.loads(kept.read_text()), **results}
+        results = {name: known[name] for name in CASES if name in known}
+    kept.write_text(json.dumps(results, indent=1))
     (FOLDER / "results.md").write_text(markdown(results))
     import chart
 
