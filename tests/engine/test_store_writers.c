@@ -28,8 +28,8 @@ static void wait_for(pid_t child)
 
 /* ---- threads ---- */
 
-/* A sanitiser's own allocator is left locked in a child that is forked while another thread allocates: the child then
- * waits for ever in its first malloc. The C library's own malloc takes care of that. */
+/* A sanitiser's own allocator has spin locks that stay taken in a child that is forked while another thread allocates:
+ * its first malloc then waits for ever (seen under both). The C library's own malloc is sound in a child. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define FORKS 0
 #else
