@@ -1054,8 +1054,9 @@ SHOAL_API void shoal_entry_close(shoal_entry *entry); /* NULL is allowed */
 /**
  * Put a value of `count` parts, in place of what was there. `numbers` may be NULL.
  * Returns 0, -ENOSPC, -EDQUOT, -EFBIG (RLIMIT_FSIZE, checked before so that no SIGXFSZ is sent), -EROFS, -EACCES,
- * -EPERM (as for get), -EINVAL (more than 2^20 parts), -ENOMEM, -EIO, -ETIMEDOUT (another process was at work on the
- * folder's small entries for 5 seconds: it was stopped, perhaps). On an error nothing is left on disk.
+ * -EPERM (as for get), -EINVAL (more than 2^20 parts), -ENOMEM, -EIO, -ETIMEDOUT (the older entry could not be
+ * removed, as another process was at work on the folder's small entries for 5 seconds: it was stopped, perhaps). On an
+ * error what was there stays.
  */
 SHOAL_API int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
                                const shoal_entry_numbers *numbers);

@@ -4,7 +4,8 @@
  * short name. Others may remove the folder meanwhile (a clear, rm -r), or this process may have closed all its
  * descriptors (a daemon). So what the number stands for is compared with what the path stands for before every put and
  * after every miss, and set right by dup3, which changes what the number stands for in one step: threads that use it
- * meanwhile see the old folder or the new one, never a stranger's. No lock is held, so a fork finds none taken.
+ * meanwhile see the old folder or the new one, never a stranger's. No lock is held, so a fork finds none taken. Only
+ * FOLDERS_KEPT do so: a program with thousands of cached functions has files of its own to open.
  *
  * Small entries lie on the folder's shelf, where a get looks first; shelf.h says what that means for an entry that is
  * put here and there.
@@ -126,9 +127,11 @@ void shoal_folder_close(shoal_folder *folder)
         return;
     int fd = atomic_load_explicit(&folder->fd, memory_order_relaxed);
     struct stat status;
+    if (fd >= 0)
+        (void)atomic_fetch_sub_explicit(&folder->store->folders_kept, 1, memory_order_relaxed);
     if (fd >= 0 && fstat(fd, &status) == 0 && is_still_ours(folder, fd, &status))
         (void)close(fd);
-    shelf_rest(&folder->store->shelves, folder->shelf, true);
+    shelf_rest(folder->shelf, true);
     free(folder->path);
     free(folder);
 }
@@ -145,53 +148,82 @@ static int check_folder(int fd, const struct stat *status, bool put)
     return error == 0 && put ? file_check_writable(fd, status) : error;
 }
 
-/* Make the folder's descriptor stand for what its path stands for. 0: it does, and `changed` says whether it did not
- * before; or why there is no such folder. */
-static int refresh(shoal_folder *folder, bool create, bool *changed)
+/* What a call works with. */
+struct opened {
+    int fd;
+    bool changed;   /* stands for another folder than before, or for one that was not looked at yet */
+    bool temporary; /* this call's alone */
+};
+
+static void end_use(const struct opened *opened)
 {
-    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire); /* acquire: pairs with the exchange below */
+    if (opened->temporary)
+        (void)close(opened->fd);
+}
+
+/* Have `opened`, just made, be the folder's descriptor, whose number was `fd`. */
+static int keep(shoal_folder *folder, int fd, bool ours, struct opened *opened)
+{
+    if (ours) {
+        int error = dup3(opened->fd, fd, O_CLOEXEC) < 0 ? -errno : 0;
+        (void)close(opened->fd);
+        opened->fd = fd;
+        return error;
+    }
+    _Atomic uint32_t *kept = &folder->store->folders_kept;
+    /* relaxed: a count, on which no memory rests; at worst some threads find the last place free at once */
+    opened->temporary = fd < 0 && atomic_load_explicit(kept, memory_order_relaxed) >= FOLDERS_KEPT;
+    if (opened->temporary)
+        return 0;
+    int before = fd;
+    /* acq_rel: publishes device and inode with the number. Another thread may have been first: use its folder. */
+    if (!atomic_compare_exchange_strong_explicit(&folder->fd, &before, opened->fd, memory_order_acq_rel,
+                                                 memory_order_acquire)) {
+        (void)close(opened->fd);
+        opened->fd = before;
+    } else if (fd < 0) {
+        (void)atomic_fetch_add_explicit(kept, 1, memory_order_relaxed);
+    }
+    return 0;
+}
+
+/* Get a descriptor that stands for what the folder's path stands for, until end_use. An error: why there is no such
+ * folder; then there is nothing to end. */
+static int refresh(shoal_folder *folder, bool create, struct opened *out)
+{
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire); /* acquire: pairs with the exchange in keep() */
     struct stat there, here;
     bool present = fstatat(AT_FDCWD, folder->path, &there, AT_SYMLINK_NOFOLLOW) == 0;
     bool ours = fd >= 0 && fstat(fd, &here) == 0 && is_still_ours(folder, fd, &here);
-    *changed = false;
+    *out = (struct opened){.fd = fd};
     if (present && ours && here.st_nlink != 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino)
         return check_folder(fd, &here, create);
 
-    int root = -1, opened = -1;
+    int root = -1;
     int error = store_open_root(folder->store, create, &root);
     if (error != 0)
         return error;
-    error = folder_open_own(root, folder->name, create, &opened);
+    error = folder_open_own(root, folder->name, create, &out->fd);
     (void)close(root);
     if (error != 0)
         return error;
-    if (fstat(opened, &there) != 0) {
+    if (fstat(out->fd, &there) != 0) {
         error = -errno;
-        (void)close(opened);
+        (void)close(out->fd);
         return error;
     }
     atomic_store_explicit(&folder->device, (uint64_t)there.st_dev, memory_order_relaxed);
     atomic_store_explicit(&folder->inode, (uint64_t)there.st_ino, memory_order_relaxed);
-    *changed = true;
-    error = check_folder(opened, &there, create);
-    if (ours) {
-        if (dup3(opened, fd, O_CLOEXEC) < 0)
-            error = -errno;
-        (void)close(opened);
-        return error;
-    }
-    /* acq_rel: publishes device and inode with the number. Another thread may have been first: use its folder. */
-    if (!atomic_compare_exchange_strong_explicit(&folder->fd, &fd, opened, memory_order_acq_rel, memory_order_acquire))
-        (void)close(opened);
+    out->changed = true;
+    error = keep(folder, fd, ours, out);
+    if (error == 0 && (error = check_folder(out->fd, &there, create)) != 0)
+        end_use(out);
     return error;
 }
 
 /* `check`: whether the shelf's file is this folder's is to be looked at. */
-static int look(shoal_folder *folder, const shoal_key *key, bool check, shoal_entry **out)
+static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, shoal_entry **out)
 {
-    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
-    if (fd < 0)
-        return -ENOENT;
     int error = shelf_get(folder->shelf, fd, check, key, out);
     if (error == 0)
         return 0;
@@ -200,21 +232,24 @@ static int look(shoal_folder *folder, const shoal_key *key, bool check, shoal_en
     int other = file_read(fd, name, key, &folder->store->verified, out);
     if (other != -ENOENT || error != -ENOENT)
         return other != -ENOENT ? other : error;
-    return shelf_get(folder->shelf, fd, false, key, out); /* it may have come while the file went */
+    /* It may have come while the file went; or a copy of links (cp -l) hides that the shelf's file lost its name. */
+    return shelf_get(folder->shelf, fd, true, key, out);
 }
 
 int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
 {
-    int error = look(folder, key, false, out);
+    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire); /* as in refresh() */
+    int error = fd < 0 ? -ENOENT : look(folder, fd, false, key, out);
     /* What is damaged, or another's, may lie in a stranger's folder that has our number by now. */
     if (error == -ENOENT || error == -EBADF || error == -ENOTDIR || error == SHOAL_ECORRUPT || error == -EPERM) {
-        bool changed;
-        int failed = refresh(folder, false, &changed);
+        struct opened opened;
+        int failed = refresh(folder, false, &opened);
         if (failed != 0)
             return failed;
-        if (!changed)
+        if (!opened.changed)
             return error == SHOAL_ECORRUPT || error == -EPERM ? error : -ENOENT;
-        error = look(folder, key, true, out);
+        error = look(folder, opened.fd, true, key, out);
+        end_use(&opened);
     }
     return error;
 }
@@ -262,11 +297,10 @@ static int build_small(const struct source *source, struct small *small)
     return error;
 }
 
-static int put(shoal_folder *folder, const struct source *source, struct small *small)
+static int put(shoal_folder *folder, int fd, const struct source *source, struct small *small)
 {
     char name[FILE_NAME];
     file_name(source->key, name);
-    int fd = atomic_load_explicit(&folder->fd, memory_order_acquire);
     int error = SHELF_ELSEWHERE;
     if (small->size != 0)
         error = shelf_put(folder->shelf, fd, source->key, name, small->block, (uint32_t)small->size);
@@ -302,10 +336,12 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
         error = -ENOENT;
     /* The folder may be removed between any two steps. */
     for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
-        bool changed;
-        error = refresh(folder, true, &changed);
-        if (error == 0)
-            error = put(folder, &source, &small);
+        struct opened opened;
+        error = refresh(folder, true, &opened);
+        if (error == 0) {
+            error = put(folder, opened.fd, &source, &small);
+            end_use(&opened);
+        }
     }
     source_unpack(&source);
     if (error == 0) {
@@ -332,11 +368,13 @@ int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
 
 int shoal_folder_remove(shoal_folder *folder, const shoal_key *key)
 {
-    bool changed;
-    int error = refresh(folder, false, &changed);
-    return error != 0
-               ? error
-               : folder_remove_entry(atomic_load_explicit(&folder->fd, memory_order_acquire), folder->shelf, key);
+    struct opened opened;
+    int error = refresh(folder, false, &opened);
+    if (error != 0)
+        return error;
+    error = folder_remove_entry(opened.fd, folder->shelf, key);
+    end_use(&opened);
+    return error;
 }
 
 int shoal_folder_clear(shoal_folder *folder)

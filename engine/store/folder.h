@@ -11,7 +11,8 @@
 #include "store/shelf.h"
 #include "store/uses.h"
 
-#define FOLDER_NAME_MOST 200u         /* bytes of a folder's name on disk; longer ones end in a digest */
+#define FOLDER_NAME_MOST 200u /* bytes of a folder's name on disk; longer ones end in a digest */
+#define FOLDERS_KEPT 128u     /* of them that keep their descriptors between calls; the others are opened for each */
 #define FOLDER_TEMPORARY ".temporary" /* in the store's folder; file.h */
 
 struct shoal_store {
@@ -24,6 +25,7 @@ struct shoal_store {
     _Atomic bool uses_tried;     /* that was done, whatever came of it */
     _Atomic uint64_t unlooked;   /* bytes put since the store's size was looked at (reduce.c) */
     _Atomic bool swept;          /* the temporary files of dead writers were removed once by this process */
+    _Atomic uint32_t folders_kept;
     struct verified verified;
     struct shelves shelves;
 };
@@ -33,7 +35,7 @@ struct shoal_folder {
     char *path;       /* store's path / name */
     const char *name; /* within path */
     struct shelf *shelf;
-    _Atomic int fd; /* -1 until the folder was first seen; then always this number (folder.c) */
+    _Atomic int fd; /* -1: it is not kept, or was not seen yet; else always this number (folder.c) */
     _Atomic uint64_t device, inode;
 };
 

@@ -1,7 +1,8 @@
 /* store/reduce.c: removing what was used longest ago, until a store is within its limits.
  *
  * Entries are listed, put in the order of their last use, and removed one by one. A reader that has one open or mapped
- * keeps it. One that was put again since it was listed may go too: a miss, nothing worse.
+ * keeps it. One that was put again since it was listed may go too: a miss, nothing worse. What the removed ones took on
+ * a shelf is given back once, at the end.
  *
  * The automatic limit: whoever puts counts the bytes that it puts, and each time they come to a sixteenth of the limit
  * (and at the first put) a thread looks at the whole store. So a store is at most a sixteenth for each process that
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "store/folder.h"
 
@@ -24,14 +26,20 @@ struct listed {
     int64_t used; /* nanoseconds since 1970 */
     uint64_t size;
     shoal_key key;
-    size_t folder; /* into names */
+    size_t folder; /* into folders */
+};
+
+struct listed_folder {
+    char *name;
+    struct shelf *shelf; /* held, so that what is known of it is not read anew with each removal; NULL: it is not */
+    bool reduced;
 };
 
 struct listing {
     struct listed *entries;
     size_t count, capacity;
-    char **names;
-    size_t name_count, name_capacity;
+    struct listed_folder *folders;
+    size_t folder_count, folder_capacity;
     uint64_t bytes;
 };
 
@@ -40,19 +48,19 @@ static int add_entry(const char *folder, const shoal_key *key, const shoal_entry
 {
     struct listing *listing = context;
     (void)error; /* what is damaged has no time of its own and goes first */
-    if (listing->name_count == 0 || strcmp(listing->names[listing->name_count - 1], folder) != 0) {
-        if (listing->name_count == listing->name_capacity) {
-            size_t capacity = listing->name_capacity != 0 ? 2 * listing->name_capacity : 16;
-            char **larger = realloc(listing->names, capacity * sizeof *larger);
+    if (listing->folder_count == 0 || strcmp(listing->folders[listing->folder_count - 1].name, folder) != 0) {
+        if (listing->folder_count == listing->folder_capacity) {
+            size_t capacity = listing->folder_capacity != 0 ? 2 * listing->folder_capacity : 16;
+            struct listed_folder *larger = realloc(listing->folders, capacity * sizeof *larger);
             if (larger == NULL)
                 return -ENOMEM;
-            listing->names = larger;
-            listing->name_capacity = capacity;
+            listing->folders = larger;
+            listing->folder_capacity = capacity;
         }
         char *name = strdup(folder);
         if (name == NULL)
             return -ENOMEM;
-        listing->names[listing->name_count++] = name;
+        listing->folders[listing->folder_count++] = (struct listed_folder){.name = name};
     }
     if (listing->count == listing->capacity) {
         size_t capacity = listing->capacity != 0 ? 2 * listing->capacity : 256;
@@ -63,7 +71,7 @@ static int add_entry(const char *folder, const shoal_key *key, const shoal_entry
         listing->capacity = capacity;
     }
     listing->entries[listing->count++] =
-        (struct listed){.used = numbers->used, .size = numbers->size, .key = *key, .folder = listing->name_count - 1};
+        (struct listed){.used = numbers->used, .size = numbers->size, .key = *key, .folder = listing->folder_count - 1};
     listing->bytes += numbers->size;
     return 0;
 }
@@ -74,11 +82,40 @@ static int compare_uses(const void *one, const void *other)
     return a->used < b->used ? -1 : a->used > b->used;
 }
 
-static void free_listing(struct listing *listing)
+/* Give back what the removed entries take on the folder's shelf. */
+static void trim(const shoal_store *store, const struct listed_folder *folder)
 {
-    for (size_t i = 0; i < listing->name_count; i++)
-        free(listing->names[i]);
-    free(listing->names);
+    int root, fd;
+    if (store_open_root(store, false, &root) != 0)
+        return;
+    if (folder_open_own(root, folder->name, false, &fd) == 0) {
+        shelf_trim(folder->shelf, fd);
+        (void)close(fd);
+    }
+    (void)close(root);
+}
+
+static void hold_folders(shoal_store *store, struct listing *listing)
+{
+    for (size_t i = 0; i < listing->folder_count; i++) {
+        struct listed_folder *folder = &listing->folders[i];
+        folder->shelf = shelf_of(&store->shelves, folder->name);
+        if (folder->shelf != NULL)
+            shelf_hold(folder->shelf);
+    }
+}
+
+static void free_listing(const shoal_store *store, struct listing *listing)
+{
+    for (size_t i = 0; i < listing->folder_count; i++) {
+        struct listed_folder *folder = &listing->folders[i];
+        if (folder->shelf != NULL && folder->reduced)
+            trim(store, folder);
+        if (folder->shelf != NULL)
+            shelf_rest(folder->shelf, true);
+        free(folder->name);
+    }
+    free(listing->folders);
     free(listing->entries);
 }
 
@@ -87,6 +124,7 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
     struct listing listing = {0};
     shoal_store_reduced done = {0};
     int error = shoal_store_visit(store, add_entry, &listing);
+    hold_folders(store, &listing);
     struct timespec now;
     (void)clock_gettime(CLOCK_REALTIME, &now);
     int64_t deadline = limits->age > 0 ? (int64_t)now.tv_sec * SHOAL_SECOND + now.tv_nsec - limits->age : INT64_MIN;
@@ -98,7 +136,8 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
         const struct listed *entry = &listing.entries[i];
         if (done.bytes <= limits->bytes && done.items <= limits->items && entry->used > deadline)
             break;
-        int failed = shoal_store_remove(store, listing.names[entry->folder], &entry->key);
+        struct listed_folder *folder = &listing.folders[entry->folder];
+        int failed = shoal_store_remove(store, folder->name, &entry->key);
         if (failed != 0 && failed != -ENOENT) {
             error = failed;
             break;
@@ -106,11 +145,12 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
         done.items--;
         done.bytes -= entry->size;
         if (failed == 0) {
+            folder->reduced = true;
             done.removed++;
             done.removed_bytes += entry->size;
         }
     }
-    free_listing(&listing);
+    free_listing(store, &listing);
     if (out != NULL)
         *out = done;
     return error;

@@ -54,6 +54,7 @@ struct shelf *shelf_of(struct shelves *shelves, const char *name)
             return NULL;
         inherit_prepare();
         made->fd = -1;
+        made->shelves = shelves;
         memcpy(made->name, name, strlen(name) + 1);
         made->next = first;
         /* acq_rel: publishes what is in it; another thread's that came first is seen whole */
@@ -67,19 +68,13 @@ void shelf_hold(struct shelf *shelf)
     (void)atomic_fetch_add_explicit(&shelf->users, 1, memory_order_relaxed); /* a count, on which no memory rests */
 }
 
-void shelf_rest(struct shelves *shelves, struct shelf *shelf, bool held)
+void shelf_rest(struct shelf *shelf, bool held)
 {
     if (held)
         (void)atomic_fetch_sub_explicit(&shelf->users, 1, memory_order_relaxed);
     shelf_enter(shelf);
-    if (shelf->fd >= 0 && !shelf->kept && atomic_load_explicit(&shelf->users, memory_order_relaxed) == 0) {
-        if (atomic_load_explicit(&shelves->kept, memory_order_relaxed) < SHELF_KEPT) {
-            (void)atomic_fetch_add_explicit(&shelves->kept, 1, memory_order_relaxed);
-            shelf->kept = true; /* and stays it: it was of use more than once */
-        } else {
-            shelf_forget(shelf);
-        }
-    }
+    if (!shelf->kept && atomic_load_explicit(&shelf->users, memory_order_relaxed) == 0)
+        shelf_forget(shelf);
     shelf_leave(shelf);
 }
 
@@ -95,6 +90,39 @@ void shelves_close(struct shelves *shelves)
             free(shelf);
         }
     }
+}
+
+/* ---- its file ---- */
+
+static bool is_same(const struct shelf *shelf, const struct stat *status)
+{
+    return (uint64_t)status->st_dev == shelf->device && (uint64_t)status->st_ino == shelf->inode;
+}
+
+/* Whether the number still stands for what it did: a daemon closes all its descriptors. */
+static bool is_ours(const struct shelf *shelf, struct stat *status)
+{
+    return shelf->fd >= 0 && fstat(shelf->fd, status) == 0 && is_same(shelf, status);
+}
+
+static void close_file(struct shelf *shelf)
+{
+    struct stat status;
+    if (is_ours(shelf, &status))
+        (void)close(shelf->fd);
+    shelf->fd = -1;
+    if (shelf->kept)
+        (void)atomic_fetch_sub_explicit(&shelf->shelves->kept, 1, memory_order_relaxed);
+    shelf->kept = false;
+}
+
+/* Whether a file that was opened may stay so. At worst some threads find the last place free at once. */
+static bool keep_file(struct shelf *shelf)
+{
+    if (atomic_load_explicit(&shelf->shelves->kept, memory_order_relaxed) >= SHELF_KEPT)
+        return false;
+    (void)atomic_fetch_add_explicit(&shelf->shelves->kept, 1, memory_order_relaxed);
+    return true;
 }
 
 /* ---- the guard ---- */
@@ -128,22 +156,13 @@ void shelf_enter(struct shelf *shelf)
 void shelf_leave(struct shelf *shelf)
 {
     int cancelling = shelf->cancelling;
+    if (!shelf->kept)
+        close_file(shelf); /* a program may have thousands of functions, and files of its own to open */
     atomic_store_explicit(&shelf->guard, 0, memory_order_release); /* release: pairs with the acquire of the next */
     (void)pthread_setcancelstate(cancelling, NULL);
 }
 
-/* ---- descriptor and index ---- */
-
-static bool is_same(const struct shelf *shelf, const struct stat *status)
-{
-    return (uint64_t)status->st_dev == shelf->device && (uint64_t)status->st_ino == shelf->inode;
-}
-
-/* Whether the number still stands for what it did: a daemon closes all its descriptors. */
-static bool is_ours(const struct shelf *shelf, struct stat *status)
-{
-    return shelf->fd >= 0 && fstat(shelf->fd, status) == 0 && is_same(shelf, status);
-}
+/* ---- the index ---- */
 
 static void forget_contents(struct shelf *shelf)
 {
@@ -153,10 +172,7 @@ static void forget_contents(struct shelf *shelf)
 
 void shelf_forget(struct shelf *shelf)
 {
-    struct stat status;
-    if (is_ours(shelf, &status))
-        (void)close(shelf->fd);
-    shelf->fd = -1;
+    close_file(shelf);
     forget_contents(shelf);
 }
 
@@ -246,6 +262,15 @@ static int catch_up(struct shelf *shelf, uint64_t end)
     return error == SHOAL_ECORRUPT || error == -EAGAIN ? -EIO : error; /* the head is sound */
 }
 
+/* Whether the file that was opened is the one that the index is of. An inode's number comes back, a mark does not. */
+static bool is_known(const struct shelf *shelf, int fd, const struct stat *status)
+{
+    struct shelf_head head;
+    uint8_t mark[RECORD_MARK];
+    return shelf->scanned != 0 && is_same(shelf, status) && file_read_at(fd, &head, sizeof head, 0) == 0 &&
+           record_read_head(&head, mark) == 0 && memcmp(mark, shelf->mark, sizeof mark) == 0;
+}
+
 int shelf_attach(struct shelf *shelf, int folder, bool check)
 {
     struct stat status, there;
@@ -254,12 +279,15 @@ int shelf_attach(struct shelf *shelf, int folder, bool check)
         good = fstatat(folder, SHELF_NAME, &there, AT_SYMLINK_NOFOLLOW) == 0 && is_same(shelf, &there);
     int error = 0;
     if (!good) {
-        int fd;
-        shelf_forget(shelf);
+        int fd = -1;
+        close_file(shelf);
         error = file_open(folder, SHELF_NAME, &status, &fd);
+        if (error != 0 || !is_known(shelf, fd, &status))
+            forget_contents(shelf);
         if (error != 0)
             return error;
         shelf->fd = fd;
+        shelf->kept = keep_file(shelf);
         shelf->device = (uint64_t)status.st_dev;
         shelf->inode = (uint64_t)status.st_ino;
         shelf->owner = status.st_uid;
@@ -267,6 +295,8 @@ int shelf_attach(struct shelf *shelf, int folder, bool check)
     } else if (status.st_uid != shelf->owner || status.st_mode != shelf->mode) {
         error = file_check_owner(&status);
     }
+    if (error == 0 && status.st_size > (off_t)SHELF_MOST)
+        error = SHOAL_ECORRUPT; /* not ours: a place in the index could not say where in it something is */
     if (error == 0 && (shelf->scanned == 0 || (uint64_t)status.st_size != shelf->scanned))
         error = catch_up(shelf, (uint64_t)status.st_size);
     return error;

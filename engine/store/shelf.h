@@ -33,18 +33,20 @@
 #define SHELF_MOST ((uint64_t)64 << 20) /* bytes of the file: past that, entries have files of their own */
 #define SHELF_ELSEWHERE 1               /* the entry is for a file of its own */
 #define SHELF_TABLE 64u                 /* lists of a store's shelves; a power of 2 */
-#define SHELF_KEPT 64u                  /* that stay open though no folder is */
+#define SHELF_KEPT 128u                 /* of them that stay open between calls; the others are opened for each */
 
-/* All but `next`, `name` and `users` is for whoever has the guard. */
+/* All but `next`, `shelves`, `name` and `users` is for whoever has the guard. */
 struct shelf {
-    struct shelf *next;     /* in its list of its store's; never changes */
-    _Atomic uint32_t users; /* open folders */
+    struct shelf *next;      /* in its list of its store's; never changes */
+    struct shelves *shelves; /* its store's; never changes */
+    _Atomic uint32_t users;  /* open folders */
     _Atomic uint32_t
         guard;      /* the generation (inherit.h) of the thread at work here; 0: none. A fork's child takes over */
     int cancelling; /* that thread's, as it was before */
-    bool kept;      /* counted in its store's `kept` */
-    int fd;         /* for reading; -1: none. The index is only good while it is open: a number comes back */
-    uint64_t device, inode; /* what `fd` stands for, if nobody closed it */
+    bool stuck;     /* the last wait for another's lock was in vain: it may have been stopped with it */
+    bool kept;      /* counted in its store's `kept`: `fd` stays open */
+    int fd;         /* for reading; -1: none. The index stays good without: the mark tells the file */
+    uint64_t device, inode; /* what `fd` stands for, if nobody closed it; or did last */
     uid_t owner;            /* of it, and its mode, when that was looked at */
     mode_t mode;
     uint8_t mark[RECORD_MARK];
@@ -65,8 +67,8 @@ struct shelves {
 /* The shelf of a folder, by its name on disk; made if need be. NULL: no memory. It lives as long as the store. */
 struct shelf *shelf_of(struct shelves *shelves, const char *name);
 void shelf_hold(struct shelf *shelf);
-/* Close its file, if it has no users and there are many such. `held`: one user is gone. */
-void shelf_rest(struct shelves *shelves, struct shelf *shelf, bool held);
+/* Free its index, if it has no users and does not stay open. `held`: one user is gone. */
+void shelf_rest(struct shelf *shelf, bool held);
 void shelves_close(struct shelves *shelves);
 
 /* Errors as shoal_folder_get. `check`: make sure that it is this folder's. */
@@ -87,6 +89,8 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
  * `durable`: it is not to come back after a loss of power. */
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
+/* Give back what removed entries take on disk, if it is more than a sixteenth of the file. */
+void shelf_trim(struct shelf *shelf, int folder);
 /* Remove the file, whatever is in its place. 0 also where there is none. */
 int shelf_discard(int folder);
 

@@ -21,6 +21,7 @@
 #define PAUSE_FIRST INT64_C(20000)            /* ns, before the lock is tried again; doubled each time */
 #define PAUSE_MOST INT64_C(1000000)           /* ns */
 #define WAIT_MOST (INT64_C(5) * SHOAL_SECOND) /* for another's lock, altogether */
+#define WAIT_AGAIN INT64_C(20000000)          /* the same, after a wait that was in vain */
 #define ATTEMPTS 64                           /* how often the shelf may be replaced in between */
 #define WASTE_LEAST 65536u                    /* bytes of no use that are not worth a new file */
 #define RECOUNT 8u                            /* with so few entries it is looked whether others removed the last */
@@ -34,13 +35,18 @@ static void unlock(struct shelf_lock *lock)
     (void)close(lock->fd);
 }
 
-/* Lock an open file, which is closed if that fails. -EWOULDBLOCK: another has it. */
+/* Lock an open file, which is closed if that fails. -EWOULDBLOCK: another has it; -ENOLCK: there are no locks here. */
 static int lock_file(int fd, struct shelf_lock *lock)
 {
     *lock = (struct shelf_lock){.fd = fd, .slot = inherit_forbid(fd)};
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+    int error;
+    do
+        error = flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
+    while (error == -EINTR);
+    if (error == 0)
         return 0;
-    int error = -errno;
+    if (error != -EWOULDBLOCK)
+        error = -ENOLCK; /* file systems over a network say so in many ways: ENOSYS, EOPNOTSUPP, EINVAL, EBADF */
     inherit_allow(lock->slot);
     (void)close(fd);
     return error;
@@ -114,7 +120,7 @@ static int remove_unusable(int folder)
     error = fd < 0 ? fd : fstat(fd, &status) != 0 ? -errno : file_check(&status);
     if (fd >= 0) {
         if (error == 0)
-            error = file_read_at(fd, &head, sizeof head, 0);
+            error = status.st_size > (off_t)SHELF_MOST ? SHOAL_ECORRUPT : file_read_at(fd, &head, sizeof head, 0);
         if (error == 0)
             error = record_read_head(&head, mark);
         (void)close(fd);
@@ -143,6 +149,7 @@ static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *
         shelf_enter(shelf);
         error = lock_named(folder, lock, &status);
         if (error == 0) {
+            shelf->stuck = false;
             bool known = shelf->device == (uint64_t)status.st_dev && shelf->inode == (uint64_t)status.st_ino;
             error = shelf_attach(shelf, folder, !known);
             if (error == 0 && (shelf->device != (uint64_t)status.st_dev || shelf->inode != (uint64_t)status.st_ino))
@@ -160,11 +167,17 @@ static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *
             error = remove_unusable(folder);
         else if (error == -ESTALE)
             error = 0;
+        if (error == -EWOULDBLOCK && waited >= (shelf->stuck ? WAIT_AGAIN : WAIT_MOST)) {
+            shelf->stuck = true;
+            error = -ETIMEDOUT;
+        }
         shelf_leave(shelf);
-        if (error == -EWOULDBLOCK)
-            error = wait_more(&pause, &waited) ? 0 : -ETIMEDOUT;
-        else
+        if (error == -EWOULDBLOCK) {
+            (void)wait_more(&pause, &waited);
+            error = 0;
+        } else {
             attempt++;
+        }
     }
     return error != 0 ? error : -ETIMEDOUT;
 }
@@ -198,10 +211,12 @@ static int remove_stale(struct shelf *shelf, const struct shelf_lock *lock)
     struct index *index = &shelf->index;
     while (index->stale_count != 0) {
         const struct index_place *place = &index->stale[index->stale_count - 1];
+        uint64_t offset = (uint64_t)place->block * RECORD_ALIGNMENT;
         struct record_header header;
+        if (!file_size_allowed(offset + sizeof header)) /* RLIMIT_FSIZE holds for what is there, too */
+            return -EFBIG;
         record_make(&header, shelf->mark, place->key.bytes, place->span, 0);
-        int error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header,
-                                    (uint64_t)place->block * RECORD_ALIGNMENT);
+        int error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, offset);
         if (error != 0)
             return error;
         index->stale_count--;
@@ -252,7 +267,7 @@ int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char 
     for (bool compacted = false;;) {
         int error = begin(shelf, folder, true, &lock);
         if (error != 0)
-            return error == -ENOLCK || error == -EOPNOTSUPP ? SHELF_ELSEWHERE : error;
+            return error == -ENOLCK || error == -ETIMEDOUT ? SHELF_ELSEWHERE : error;
         uint64_t all = shelf->scanned + place.span;
         if (all <= most)
             break;
@@ -342,6 +357,24 @@ int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const 
     return error == -ENOENT || is_unusable(error) ? 0 : error; /* the file is looked at where the shelf is none */
 }
 
+static bool is_worth_trimming(const struct shelf *shelf)
+{
+    return 16 * shelf_waste(shelf) > shelf->scanned;
+}
+
+void shelf_trim(struct shelf *shelf, int folder)
+{
+    struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
+    shelf_enter(shelf);
+    bool worth = shelf_attach(shelf, folder, true) == 0 && is_worth_trimming(shelf);
+    shelf_leave(shelf);
+    if (!worth || begin(shelf, folder, false, &lock) != 0)
+        return;
+    if (is_worth_trimming(shelf)) /* nobody did meanwhile */
+        (void)shelf_compact(shelf, folder, &lock);
+    end(shelf, &lock);
+}
+
 int shelf_discard(int folder)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
@@ -353,7 +386,7 @@ int shelf_discard(int folder)
             (void)unlinkat(folder, SHELF_NEW, 0);
             error = unlinkat(folder, SHELF_NAME, 0) != 0 ? -errno : 0;
             unlock(&lock);
-        } else if (is_unusable(error)) {
+        } else if (is_unusable(error) || error == -ENOLCK) { /* without locks nobody puts anything there */
             error = file_remove(folder, SHELF_NAME);
         } else if (error == -ENOENT) {
             (void)unlinkat(folder, SHELF_NEW, 0); /* nobody makes it without a shelf */

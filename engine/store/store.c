@@ -252,7 +252,7 @@ static int visit_folder(struct visit *visit, int fd, const char *folder)
     }
     (void)closedir(list);
     if (in.shelf != NULL)
-        shelf_rest(&visit->store->shelves, in.shelf, false);
+        shelf_rest(in.shelf, false);
     return result;
 }
 
@@ -313,7 +313,7 @@ int shoal_store_remove(shoal_store *store, const char *folder, const shoal_key *
         struct shelf *shelf = shelf_of(&store->shelves, folder);
         error = shelf != NULL ? folder_remove_entry(fd, shelf, key) : -ENOMEM;
         if (shelf != NULL)
-            shelf_rest(&store->shelves, shelf, false);
+            shelf_rest(shelf, false);
         (void)close(fd);
     }
     if (error == 0)

@@ -2,8 +2,19 @@
  * have files of their own. */
 #include "store_place.h"
 
-#include "store/record.h"
-#include "store/shelf.h"
+#include <dirent.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+
+#include "store/folder.h"
+
+/* Stands before the C library's: a file system without locks. */
+static int lock_error;
+int flock(int fd, int operation)
+{
+    errno = lock_error;
+    return lock_error != 0 ? -1 : (int)syscall(SYS_flock, fd, operation);
+}
 
 static shoal_key key_of(unsigned number)
 {
@@ -176,6 +187,92 @@ static void visits_limits_and_clears_take_in_both_kinds(void **state)
     assert_int_equal(access(shoal_folder_path(place->folder), F_OK), -1);
 }
 
+static size_t count_descriptors(void)
+{
+    size_t count = 0;
+    DIR *list = opendir("/proc/self/fd");
+    assert_non_null(list);
+    while (readdir(list) != NULL)
+        count++;
+    (void)closedir(list);
+    return count;
+}
+
+static void thousands_of_functions_keep_some_hundred_descriptors(void **state)
+{
+    struct place *place = *state;
+    enum { FUNCTIONS = 2000 };
+    static shoal_folder *folders[FUNCTIONS];
+    size_t before = count_descriptors();
+    for (unsigned i = 0; i < FUNCTIONS; i++) {
+        char name[32];
+        (void)snprintf(name, sizeof name, "function%u", i);
+        assert_int_equal(shoal_folder_open(place->store, name, &folders[i]), 0);
+        assert_int_equal(put_pattern(folders[i], &place->key, i % 500), 0);
+    }
+    assert_true(count_descriptors() - before <= FOLDERS_KEPT + SHELF_KEPT);
+    struct place other = *place;
+    open_place(&other, 0);
+    for (unsigned i = 0; i < FUNCTIONS; i++) {
+        size_t size;
+        shoal_key key = key_of(i);
+        assert_int_equal(get_pattern(folders[i], &place->key, &size), 0);
+        assert_int_equal(size, i % 500);
+        assert_int_equal(get_pattern(folders[i], &key, NULL), -ENOENT);
+        if (i % 10 == 0) { /* what another puts, or puts in place of all, is seen by those that are not kept, too */
+            shoal_folder *same;
+            assert_int_equal(shoal_folder_open(other.store, strrchr(shoal_folder_path(folders[i]), '/') + 1, &same), 0);
+            if (i % 20 == 0)
+                assert_int_equal(shoal_folder_clear(same), 0);
+            assert_int_equal(put_pattern(same, &key, SMALL), 0);
+            assert_int_equal(get_pattern(folders[i], &key, NULL), 0);
+            assert_int_equal(get_pattern(folders[i], &place->key, NULL), i % 20 == 0 ? -ENOENT : 0);
+            assert_int_equal(shoal_folder_remove(folders[i], &key), 0);
+            assert_int_equal(get_pattern(same, &key, NULL), -ENOENT);
+            shoal_folder_close(same);
+        }
+    }
+    assert_true(count_descriptors() - before <= 2 * (FOLDERS_KEPT + SHELF_KEPT));
+    shoal_folder_close(other.folder);
+    shoal_store_close(other.store);
+    for (unsigned i = 0; i < FUNCTIONS; i++)
+        shoal_folder_close(folders[i]);
+    assert_true(count_descriptors() - before <= SHELF_KEPT);
+    reopen_place(place, 0);
+    assert_int_equal(count_descriptors(), before);
+}
+
+static void what_a_limit_removes_is_given_back_to_the_disk(void **state)
+{
+    struct place *place = *state;
+    shoal_store_reduced done;
+    put_all(place, 500, 500);
+    for (size_t items = 400; items > 0; items -= 100) {
+        shoal_store_limits limits = {.bytes = UINT64_MAX, .items = items};
+        assert_int_equal(shoal_store_reduce(place->store, &limits, &done), 0);
+        assert_int_equal(done.items, items);
+        assert_true((uint64_t)size_of(place->shelf) <= done.bytes + done.bytes / 15 + sizeof(struct shelf_head));
+    }
+}
+
+static void where_there_are_no_locks_entries_have_files_of_their_own(void **state)
+{
+    struct place *place = *state;
+    static const int errors[] = {ENOLCK, EOPNOTSUPP, ENOSYS, EINVAL};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        lock_error = errors[i];
+        put_all(place, 10, 30);
+        unsigned found = find_all(place, 10, 30);
+        shoal_key key = key_of(3);
+        int removed = shoal_folder_remove(place->folder, &key), cleared = shoal_store_clear(place->store);
+        lock_error = 0;
+        assert_int_equal(found, 10);
+        assert_int_equal(removed, 0);
+        assert_int_equal(cleared, 0);
+        assert_int_equal(access(shoal_folder_path(place->folder), F_OK), -1);
+    }
+}
+
 /* ---- beside files ---- */
 
 static void an_old_stores_entries_are_found_and_replaced(void **state)
@@ -305,6 +402,7 @@ static void what_is_no_shelf_is_told_and_replaced(void **state)
     static const char *const damages[] = {
         "truncate -s 0 $F",
         "truncate -s 60 $F",
+        "truncate -s 1T $F",
         "head -c 4000 /dev/urandom > $F",
         "rm $F; mkdir $F",
         "rm $F; mkdir -p $F/a/b; touch $F/a/b/c $F/d",
@@ -380,6 +478,46 @@ static void a_limit_on_file_size_sends_entries_to_files_of_their_own(void **stat
     assert_true(files_below(place->path) > 10);
 }
 
+static void a_limit_on_file_size_ends_no_program_that_replaces_what_lies_behind_it(void **state)
+{
+    struct place *place = *state;
+    put_all(place, 20, SMALL);
+    assert_true(size_of(place->shelf) > 4000);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {2000, 2000};
+        shoal_key last = key_of(19), first = key_of(0);
+        (void)setrlimit(RLIMIT_FSIZE, &limit);
+        _exit(put_pattern(place->folder, &last, 300) != -EFBIG      ? 1
+              : shoal_folder_remove(place->folder, &last) != -EFBIG ? 2
+              : put_pattern(place->folder, &first, 300) != 0        ? 3
+              : get_pattern(place->folder, &first, NULL) != 0       ? 4
+                                                                    : 0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+static void links_to_a_shelf_do_not_hide_that_it_was_replaced(void **state)
+{
+    struct place *place = *state, other = *place;
+    char command[1300];
+    open_place(&other, 0);
+    put_all(place, 20, 10);
+    assert_int_equal(find_all(&other, 20, 10), 20);
+    (void)snprintf(command, sizeof command, "ln %s %s/link", place->shelf, place->path);
+    run(command);
+    for (unsigned turn = 0; turn < 60; turn++) /* past the point where it is made anew */
+        put_all(place, 20, turn);
+    shoal_key key = key_of(20);
+    assert_int_equal(put_pattern(place->folder, &key, 10), 0);
+    assert_int_equal(get_pattern(other.folder, &key, NULL), 0);
+    assert_int_equal(find_all(&other, 20, 59), 20);
+    shoal_folder_close(other.folder);
+    shoal_store_close(other.store);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -397,6 +535,11 @@ int main(void)
         TEST(what_is_no_shelf_is_told_and_replaced),
         TEST(what_a_value_holds_never_becomes_an_entry),
         TEST(a_limit_on_file_size_sends_entries_to_files_of_their_own),
+        TEST(a_limit_on_file_size_ends_no_program_that_replaces_what_lies_behind_it),
+        TEST(links_to_a_shelf_do_not_hide_that_it_was_replaced),
+        TEST(thousands_of_functions_keep_some_hundred_descriptors),
+        TEST(what_a_limit_removes_is_given_back_to_the_disk),
+        TEST(where_there_are_no_locks_entries_have_files_of_their_own),
     };
     return cmocka_run_group_tests_name("store_shelf", tests, NULL, NULL);
 }

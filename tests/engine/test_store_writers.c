@@ -28,8 +28,9 @@ static void wait_for(pid_t child)
 
 /* ---- threads ---- */
 
-/* The address sanitiser's own allocator is left locked in a child that is forked while another thread allocates. */
-#ifdef __SANITIZE_ADDRESS__
+/* A sanitiser's own allocator has spin locks that stay taken in a child that is forked while another thread allocates:
+ * its first malloc then waits for ever (seen under both). The C library's own malloc is sound in a child. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define FORKS 0
 #else
 #define FORKS 60
@@ -248,11 +249,18 @@ static void killed_writers_lose_nothing_that_a_put_returned_for(void **state)
     (void)munmap(log, sizeof *log);
 }
 
-static void a_writer_that_was_stopped_holds_nobody_up_for_ever(void **state)
+static double seconds(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static void a_writer_that_was_stopped_holds_up_one_put_and_fails_none(void **state)
 {
     struct place *place = *state;
     unsigned seed = begin_with_seed();
-    enum { STOPS = 20 };
+    enum { STOPS = 40, PUTS = 20 };
     pid_t child = fork();
     if (child == 0) {
         for (unsigned i = 0;; i++) {
@@ -261,21 +269,32 @@ static void a_writer_that_was_stopped_holds_nobody_up_for_ever(void **state)
                 _exit(1);
         }
     }
-    unsigned held = 0;
+    unsigned held = 0, key = 1000;
     for (unsigned i = 0; i < STOPS && held < 2; i++) {
         struct timespec rest = {.tv_nsec = (long)((unsigned)rand_r(&seed) % 10000000)};
         (void)nanosleep(&rest, NULL);
         assert_int_equal(kill(child, SIGSTOP), 0);
         (void)waitpid(child, NULL, WUNTRACED);
-        int error = put_pattern(place->folder, &place->key, SMALL);
-        assert_true(error == 0 || error == -ETIMEDOUT);
-        held += error != 0;
-        (void)get_pattern(place->folder, &place->key, NULL);
+        double first = 0;
+        for (unsigned turn = 0; turn < PUTS; turn++) {
+            double began = seconds();
+            shoal_key own = key_of(place, key++);
+            assert_int_equal(put_pattern(place->folder, &own, SMALL), 0);
+            assert_int_equal(get_pattern(place->folder, &own, NULL), 0);
+            if (turn == 0)
+                first = seconds() - began;
+            else
+                assert_true(seconds() - began < 3); /* it does not wait as long again */
+        }
+        held += first > 3;
         assert_int_equal(kill(child, SIGCONT), 0);
     }
     assert_int_equal(kill(child, SIGKILL), 0);
     assert_int_equal(waitpid(child, NULL, 0), child);
-    assert_int_equal(put_pattern(place->folder, &place->key, SMALL), 0);
+    for (unsigned i = 1000; i < key; i++) {
+        shoal_key own = key_of(place, i);
+        assert_int_equal(get_pattern(place->folder, &own, NULL), 0);
+    }
     print_message("stopped %u times with the lock\n", held);
 }
 
@@ -286,7 +305,7 @@ int main(void)
         TEST(threads_and_children_of_fork_use_the_same_handle),
         TEST(no_put_is_lost_while_the_file_is_made_anew_under_the_writers),
         TEST(killed_writers_lose_nothing_that_a_put_returned_for),
-        TEST(a_writer_that_was_stopped_holds_nobody_up_for_ever),
+        TEST(a_writer_that_was_stopped_holds_up_one_put_and_fails_none),
     };
     return cmocka_run_group_tests_name("store_writers", tests, NULL, NULL);
 }
