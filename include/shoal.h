@@ -848,6 +848,7 @@ typedef struct shoal_task shoal_task;
 SHOAL_API int shoal_worker_open(shoal_pool *pool, uint32_t place, uint32_t owner, shoal_worker **out);
 /** In any other process; the descriptors of shoal_pool_fds are duplicated. */
 SHOAL_API int shoal_worker_attach(const int fds[3], uint32_t place, uint32_t owner, shoal_worker **out);
+/** By the thread that opened it: the end of that thread is what the pool is told of first when the process dies. */
 SHOAL_API void shoal_worker_close(shoal_worker *worker);
 SHOAL_API shoal_heap *shoal_worker_heap(const shoal_worker *worker);
 SHOAL_API uint32_t shoal_worker_owner(const shoal_worker *worker);

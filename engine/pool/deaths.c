@@ -30,7 +30,8 @@
 #include "pool/pool.h"
 #include "sync/futex.h"
 
-#define STACK_SIZE ((size_t)64 << 10)
+/* Seven KiB are used, but the C library puts a program's thread-local variables there too. */
+#define STACK_SIZE ((size_t)256 << 10)
 #define PROCESS_IS_EXITING 0x4u /* the kernel's PF_EXITING, among a process's flags in /proc */
 
 struct deaths {
