@@ -273,7 +273,7 @@ def test_a_function_without_a_state_need_be_sent_once(source: str) -> None:
         "def mark(g):\n    g.calls = 1\ndef f(x):\n    mark(f)",
         "def f(x):\n    f.__globals__['calls'] = x",
         "def g():\n    pass\ndef f(x):\n    g.__dict__['calls'] = x",
-        "import types\nsettings = types.ModuleType('settings')\nsettings.scale = 1\ndef f(x):\n    return settings.scale * x",
+        "import types\nsettings = types.ModuleType('settings')\nsettings.a = 1\ndef f(x):\n    return settings.a",
         "text = 'x' * 100_000\ndef f(x):\n    return len(text)",
         "".join(f"def g{i}(x):\n    return g{i + 1}(x)\n" for i in range(900)) + "def g900(x):\n    return x\nf = g0",
     ],

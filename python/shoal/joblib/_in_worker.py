@@ -63,9 +63,7 @@ def main(payload: bytes, fds: tuple[int, ...]) -> int:
     _share_threads(unsaid, of_numba)
     if installed:
         sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
-    duties = _serving.Duties(
-        threads=threads or None, keeps_exits=True, unreadable=_unreadable, unsendable=_unsendable
-    )
+    duties = _serving.Duties(threads=threads or None, keeps_exits=True, unreadable=_unreadable, unsendable=_unsendable)
     if more:
         duties.initializer, duties.initargs = _begin_clean, (more[0],)
     _serving.serve((table, heap, attention), place, owner, crash, duties)
