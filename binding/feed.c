@@ -689,7 +689,7 @@ int abandon_jobs(PoolObject *pool, PyObject *error)
         int result = PyList_SetSlice(pool->queue, 0, 1, NULL);
         job->queued = false;
         Py_CLEAR(job->source);
-        if (job->length < 0)
+        if (job_is_endless(job))
             job->length = job->next + 1; /* an iterator: the error is its last item */
         while (result == 0 && job->next < job->length)
             result = job_settle(job, job->next++, Py_NewRef(error), true);

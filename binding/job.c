@@ -12,6 +12,7 @@
 
 /* A signal that arrives between the last look and the sleep is seen after this long at the latest. */
 #define SIGNAL_SLICE (100 * SHOAL_MILLISECOND)
+#define RANGE_REST 65536 /* items that each fail by themselves when an imap over a range is given up */
 
 /* ------------------------------------------------------------------- results ---- */
 
@@ -404,12 +405,18 @@ static PyObject *job_next_ready(PyObject *self, PyObject *args)
     return list;
 }
 
+bool job_is_endless(const JobObject *job)
+{
+    const bool is_range = job->prompt && !job->is_sequence;
+    return job->length < 0 || (job->iterates && is_range && job->length - job->next > RANGE_REST);
+}
+
 /* What was not handed out of a cancelled job fails; leaves the pool that the caller entered. Returns `any` as a bool.
  */
 static PyObject *take_back_rest(JobObject *job, bool any)
 {
     int result = 0;
-    if (job->length < 0) /* who reads sees an error at the end, not an end that looks like the source's */
+    if (job_is_endless(job)) /* who reads sees an error at the end, not an end that looks like the source's */
         job->length = job->next + job->iterates;
     while (result == 0 && job->next < job->length)
         result = job_settle(job, job->next++, Py_NewRef(job->cancelled), true);
@@ -545,8 +552,12 @@ static int job_take_source(JobObject *job, PyObject *source)
     job->is_sequence = PyList_CheckExact(source) || PyTuple_CheckExact(source);
     job->prompt = job->is_sequence || PyRange_Check(source);
     job->length = job->prompt ? PyObject_Size(source) : -1;
-    if (job->length < 0 && PyErr_Occurred()) /* a range longer than any list */
-        return -1;
+    if (job->length < 0 && PyErr_Occurred()) { /* a range longer than any list, which an imap may read */
+        if (!job->iterates || !PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear();
+        job->prompt = false;
+    }
     if (job->prompt && !job->is_sequence && job->length > 0)
         look_for_range(job, source);
     job->source = job->is_sequence || job->is_range ? Py_NewRef(source) : PyObject_GetIter(source);

@@ -200,6 +200,8 @@ static inline bool job_settle_place(JobObject *job, Py_ssize_t index, PyObject *
 int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error);
 /* After items were settled or the source ended: is the job done? Then whoever waits is told. */
 int job_check(JobObject *job);
+/* Whether what was not handed out yet has no number, or one that may be beyond memory: one error says it all then. */
+bool job_is_endless(const JobObject *job);
 int job_add(PyObject *module);
 /* Callbacks ran, or there are none: the job counts as ready. */
 void job_make_ready(JobObject *job);

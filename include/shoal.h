@@ -816,8 +816,8 @@ SHOAL_API void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water
 /** No task needs to be told of any more: somebody waits for them now. What was told already stays so. */
 SHOAL_API void shoal_pool_forgo_attention(shoal_pool *pool);
 /** A worker is dying, as SHOAL_POOL_WORKER_DYING told: what it held is completed with SHOAL_EWORKERDIED now (as it
- * was already where SIGKILL killed it). Its blocks and its place wait for shoal_pool_bury, which must follow once it has
- * ended. `how` as for that call. -EINVAL: of this worker nothing was told. Out: how many tasks it held. */
+ * was already where SIGKILL killed it). Its blocks and its place wait for shoal_pool_bury, which must follow once it
+ * has ended. `how` as for that call. -EINVAL: of this worker nothing was told. Out: how many tasks it held. */
 SHOAL_API int shoal_pool_settle(shoal_pool *pool, uint32_t place, const shoal_exit *how, uint32_t *held);
 /** A worker has ended: what it held is completed with SHOAL_EWORKERDIED, its blocks are freed. `how` may be NULL (not
  * known). Out: how many tasks it held (0 when it ended in order). */
@@ -848,6 +848,7 @@ typedef struct shoal_task shoal_task;
 SHOAL_API int shoal_worker_open(shoal_pool *pool, uint32_t place, uint32_t owner, shoal_worker **out);
 /** In any other process; the descriptors of shoal_pool_fds are duplicated. */
 SHOAL_API int shoal_worker_attach(const int fds[3], uint32_t place, uint32_t owner, shoal_worker **out);
+/** By the thread that opened it: the end of that thread is what the pool is told of first when the process dies. */
 SHOAL_API void shoal_worker_close(shoal_worker *worker);
 SHOAL_API shoal_heap *shoal_worker_heap(const shoal_worker *worker);
 SHOAL_API uint32_t shoal_worker_owner(const shoal_worker *worker);

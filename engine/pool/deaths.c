@@ -30,8 +30,9 @@
 #include "pool/pool.h"
 #include "sync/futex.h"
 
-#define STACK_SIZE ((size_t)256 << 10) /* libraries with much thread-local storage take theirs from it */
-#define PROCESS_IS_EXITING 0x4u        /* the kernel's PF_EXITING, among a process's flags in /proc */
+/* Seven KiB are used, but the C library puts a program's thread-local variables there too. */
+#define STACK_SIZE ((size_t)256 << 10)
+#define PROCESS_IS_EXITING 0x4u /* the kernel's PF_EXITING, among a process's flags in /proc */
 
 struct deaths {
     pthread_t thread;

@@ -1,9 +1,8 @@
 /* pool/pool.h: the owner's side of a pool, shared by pool.c (handing out), collect.c and supervise.c (deaths).
  *
  * `lock` guards everything here that is not said to be otherwise. It is held for some hundred instructions on the way
- * of a task, for a walk over the slots where a worker died (and a
- * look into /proc) or a time limit is enforced; never across a wait, and never
- * taken by a worker: a worker that dies cannot leave it locked.
+ * of a task, for a walk over the slots where a worker died (and a look into /proc) or a time limit is enforced; never
+ * across a wait, and never taken by a worker: a worker that dies cannot leave it locked.
  */
 #ifndef SHOAL_POOL_POOL_H
 #define SHOAL_POOL_POOL_H
@@ -27,11 +26,11 @@ struct place {
     pid_t pid;
     uint32_t owner;     /* the worker's number; the record's copy is for the worker, who may have overwritten it */
     uint64_t collected; /* tail of the worker's completion ring */
+    bool dying, told;   /* its end was seen to come, and the supervisor told of it */
+    shoal_exit exit;    /* how, then */
+    uint32_t held;      /* tasks that it held, as far as they were settled */
     /* Where the pool itself had the worker killed: for which item of which slot, and the outcome that this item gets.
      * It may have been done in the last instant; what the worker holds then is held by no fault of its own. */
-    bool dying, told;      /* its end was seen to come, and the supervisor told of it */
-    shoal_exit exit;       /* how, then */
-    uint32_t held;         /* tasks that it held, as far as they were settled */
     int32_t condemned_for; /* SHOAL_ETASKTIMEOUT, SHOAL_ECANCELLED, or 0 */
     uint32_t condemned_slot, condemned_item;
 };

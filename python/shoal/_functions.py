@@ -184,10 +184,15 @@ def _reduce_module(module: ModuleType) -> Any:
 # -- functions that need be sent once only --
 
 _CONSTANTS = (int, float, complex, str, bytes, bool, type(None))  # what nobody can change
+_CONSTANT_MOST = 1 << 14  # bytes; what is larger would stay in memory, here and in shared memory, after its call
+_DESCRIPTION_MOST = 2000  # objects; it is made in each call, one function within the other
 _REACH_GLOBALS = frozenset(("globals", "locals", "vars", "eval", "exec", "__import__"))
+_REACH_STATE = frozenset(("__globals__", "f_globals", "__dict__", "__defaults__", "__kwdefaults__"))  # as attributes
+_SETS = frozenset(("setattr", "delattr", "__setattr__"))
 _BUILTIN = type(len)
 _KNOWN_MOST = 256
 _known: dict[int, tuple[CodeType, tuple[str, ...] | None, bool]] = {}  # by id of the code, which is held
+_END = object()  # of what there may be more or less of
 
 
 def describe_unchanging(function: FunctionType) -> tuple[int, list[Any]] | None:
@@ -200,12 +205,11 @@ def describe_unchanging(function: FunctionType) -> tuple[int, list[Any]] | None:
     cloudpickle = sys.modules.get("cloudpickle")
     if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
         return None
-    found: list[Any] = []
-    packages = [False]
-    if not _describe(function, found, packages):
+    description = _Description()
+    if not description.add(function) or (description.names_own and description.sets_attributes):
         return None
     # What of a package is imported there depends on what is here.
-    return len(sys.modules) if packages[0] else 0, found
+    return len(sys.modules) if description.has_packages else 0, description.found
 
 
 def is_described_by(now: tuple[int, list[Any]], before: tuple[int, list[Any]]) -> bool:
@@ -213,42 +217,65 @@ def is_described_by(now: tuple[int, list[Any]], before: tuple[int, list[Any]]) -
     return now[0] == before[0] and len(now[1]) == len(before[1]) and all(map(is_, now[1], before[1]))
 
 
-def _describe(function: FunctionType, found: list[Any], packages: list[bool]) -> bool:
-    code, origin = function.__code__, function.__globals__
-    names, sets_attributes = _read_code(code)
-    if names is None or function.__closure__ is not None or function.__dict__:
-        return False
-    if getattr(function, "__type_params__", ()):
-        return False
-    found += (code, origin, function.__module__, function.__qualname__, function.__doc__)
-    for value in function.__defaults__ or ():
-        if type(value) not in _CONSTANTS:
+class _Description:
+    """Objects by whose identity a function, and those of the program's that it names, can be told."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+        self.has_packages = False
+        self.names_own = False  # functions of the program's, which code that sets attributes may be handed
+        self.sets_attributes = False
+        self._seen: set[FunctionType] = set()  # not by code: functions that one `def` made share theirs
+
+    def add(self, function: FunctionType) -> bool:
+        """False: it has a state."""
+        self._seen.add(function)
+        found, code, origin = self.found, function.__code__, function.__globals__
+        names, sets_attributes = _read_code(code)
+        if names is None or function.__closure__ is not None or function.__dict__ or len(found) > _DESCRIPTION_MOST:
             return False
-        found.append(value)
-    for name, value in (function.__kwdefaults__ or {}).items():
-        if type(value) not in _CONSTANTS:
+        if getattr(function, "__type_params__", ()):
             return False
-        found += (name, value)
-    for name, value in function.__annotations__.items():
-        if type(value) not in _CONSTANTS and not _is_elsewhere(value):
-            return False
-        found += (name, value)
-    found.append(names)  # ends what there may be more or less of
-    for name in names:
-        value = origin.get(name, found)
-        if value is found:  # a builtin's name, or nobody's
-            continue
-        found += (name, value)
+        self.sets_attributes |= sets_attributes
+        found += (code, origin, function.__module__, function.__qualname__, function.__name__, function.__doc__)
+        for value in function.__defaults__ or ():
+            if not _is_constant(value):
+                return False
+            found.append(value)
+        found.append(_END)
+        for name, value in (function.__kwdefaults__ or {}).items():
+            if not _is_constant(value):
+                return False
+            found += (name, value)
+        found.append(_END)
+        for name, value in function.__annotations__.items():
+            if not _is_constant(value) and not _is_elsewhere(value):
+                return False
+            found += (name, value)
+        found.append(names)
+        for name in names:
+            value = origin.get(name, _END)
+            if value is not _END and not self._add_global(name, value):  # else it is a builtin's name, or nobody's
+                return False
+        return True
+
+    def _add_global(self, name: str, value: Any) -> bool:
+        self.found += (name, value)
         kind = type(value)
         if kind is ModuleType:
-            packages[0] |= hasattr(value, "__path__")
-        elif kind not in _CONSTANTS and not _is_elsewhere(value):
-            # One of its own functions, which could be given an attribute.
-            if kind is not FunctionType or sets_attributes:
-                return False
-            if value.__code__ not in found and not _describe(value, found, packages):
-                return False
-    return True
+            self.has_packages |= hasattr(value, "__path__")
+            # One that is not found by its name is sent as it is now.
+            return sys.modules.get(getattr(value, "__name__", "")) is value
+        if _is_constant(value) or _is_elsewhere(value):
+            return True
+        if kind is not FunctionType:
+            return False
+        self.names_own = True  # which could be given an attribute
+        return value in self._seen or self.add(value)
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in _CONSTANTS and sys.getsizeof(value) <= _CONSTANT_MOST
 
 
 def _is_elsewhere(value: Any) -> bool:
@@ -266,11 +293,13 @@ def _read_code(code: CodeType) -> tuple[tuple[str, ...] | None, bool]:
     if known is None:
         from opcode import opmap
 
-        names = set(_global_names(code))
-        is_harmless = _REACH_GLOBALS.isdisjoint(names) and not _has(
-            code, {opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]}
+        names, attributes = set(_global_names(code)), set(_all_names(code))
+        is_harmless = (
+            _REACH_GLOBALS.isdisjoint(names)
+            and _REACH_STATE.isdisjoint(attributes)
+            and not _has(code, {opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]})
         )
-        sets = "setattr" in names or _has(code, {opmap["STORE_ATTR"]})
+        sets = not _SETS.isdisjoint(attributes) or _has(code, {opmap["STORE_ATTR"], opmap["DELETE_ATTR"]})
         if len(_known) >= _KNOWN_MOST:
             _known.clear()
         known = _known[id(code)] = code, tuple(sorted(names)) if is_harmless else None, sets

@@ -32,6 +32,8 @@ class Duties:
     threads: of the numerical libraries in each worker; None: as they are.
     keeps_exits: SystemExit, KeyboardInterrupt and the like in a task are its error, and do not end the worker.
     unreadable: makes the error of a call that cannot be unpickled from what that raised; None: that is the error.
+    unsendable: makes the error of a result that cannot be pickled, from what that raised and the result; None:
+        MaybeEncodingError.
     """
 
     def __reduce__(self) -> Any:
@@ -52,6 +54,7 @@ class Duties:
         threads: int | None = None,
         keeps_exits: bool = False,
         unreadable: Callable[[BaseException], BaseException] | None = None,
+        unsendable: Callable[[BaseException, object], Any] | None = None,
     ) -> None:
         self.initializer = initializer
         self.initargs = initargs
@@ -62,6 +65,7 @@ class Duties:
         self.threads = threads
         self.keeps_exits = keeps_exits
         self.unreadable = unreadable
+        self.unsendable = unsendable
 
 
 def _load_duties(pickled: bytes) -> Duties:
@@ -100,6 +104,8 @@ def serve(
         os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
     if duties.threads is not None:
         _threads.limit(duties.threads)
+    # Also the usual one: a worker of `Parallel` that forks workers of a pool has set another.
+    _engine.configure_pool(_worker_died, TaskTimeout, RemoteError, duties.unsendable or _unsendable)
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
         call_initializer(duties.initializer, duties.initargs)

@@ -9,6 +9,9 @@
 #define AGED (100 * SHOAL_MILLISECOND) /* a pool's thread for deaths begins when it was supervised for 20 ms */
 #define SOON (10 * SHOAL_SECOND)
 
+/* As some programs have: each thread's copy lies on its stack. */
+static _Thread_local char thread_local_variables[56 << 10];
+
 /* How a worker ends once it has its item. */
 enum end { BE_KILLED, ABORT, END_THE_THREAD };
 
@@ -194,5 +197,6 @@ int main(void)
         cmocka_unit_test_setup(the_supervisor_is_told_of_a_crash_while_the_worker_dies, start_clock),
         cmocka_unit_test_setup(a_thread_that_ends_without_its_process_is_no_death, start_clock),
     };
+    thread_local_variables[0] = 1;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,7 +7,8 @@
  * checked against it.
  *
  * Proved: each item is delivered once, right, or fails once; with LIMIT only the item that was overdue fails for that, and
- * an item whose worker was killed for another's sake is given out again; no end state in which an item is unsettled.
+ * an item whose worker was killed for another's sake is given out again; no end state in which an item is unsettled. What
+ * a dead worker held is settled when its life tells of its death, when its pidfd does, or both times.
  * The mutations, one -D each, must be found: see run.sh.
  */
 #ifndef SLOTS
@@ -46,7 +47,7 @@ typedef slot_type {
 slot_type slots[SLOTS];
 byte ring_slot[ROUNDS], ring_generation[ROUNDS], head, tail;
 bool pushed[SLOTS]; /* in the completion ring of the slot's last owner */
-bool killed[WORKERS], dead[WORKERS], buried[WORKERS];
+bool killed[WORKERS], dead[WORKERS], noticed[WORKERS], buried[WORKERS];
 byte kills, settled;
 byte outcome[TOTAL]; /* 0: none, 1: result, 2: worker died, 3: time limit */
 bool end;
@@ -164,7 +165,7 @@ inline publish(s)
     tail++
 }
 
-inline bury(w)
+inline settle_slots(w)
 {
     /* its completion ring first, then its slots by their state words */
     k = 0;
@@ -188,8 +189,7 @@ inline bury(w)
         fi;
         k++
     :: else -> break
-    od;
-    buried[w] = true
+    od
 }
 
 inline collect(s)
@@ -240,8 +240,10 @@ proctype supervisor()
 #if SLOTS > 1
         :: slots[1].state == DONE && (pushed[1] || slots[1].listed) -> atomic { collect(1) }
 #endif
-        :: dead[0] && !buried[0] -> atomic { bury(0) }
-        :: dead[1] && !buried[1] -> atomic { bury(1) }
+        :: dead[0] && !noticed[0] && !buried[0] -> atomic { settle_slots(0); noticed[0] = true }
+        :: dead[0] && !buried[0] -> atomic { settle_slots(0); buried[0] = true }
+        :: dead[1] && !noticed[1] && !buried[1] -> atomic { settle_slots(1); noticed[1] = true }
+        :: dead[1] && !buried[1] -> atomic { settle_slots(1); buried[1] = true }
 #ifdef LIMIT
         :: kills == 0 && slots[0].state == RUNNING ->
             b = slots[0].began;

@@ -268,6 +268,14 @@ def test_a_function_without_a_state_need_be_sent_once(source: str) -> None:
         "class Own:\n    calls = 0\ndef f(x):\n    Own.calls += 1",
         "import functools\n@functools.lru_cache\ndef g(x):\n    return x\ndef f(x):\n    return g(x)",
         "def g(x, seen=[]):\n    seen.append(x)\ndef f(x):\n    return g(x)",
+        "def make(y):\n    def g(x, seen=y):\n        return seen\n    return g\na, b = make(1), make([])\n"
+        "def f(x):\n    return a(x), b(x)",
+        "def mark(g):\n    g.calls = 1\ndef f(x):\n    mark(f)",
+        "def f(x):\n    f.__globals__['calls'] = x",
+        "def g():\n    pass\ndef f(x):\n    g.__dict__['calls'] = x",
+        "import types\nsettings = types.ModuleType('settings')\nsettings.a = 1\ndef f(x):\n    return settings.a",
+        "text = 'x' * 100_000\ndef f(x):\n    return len(text)",
+        "".join(f"def g{i}(x):\n    return g{i + 1}(x)\n" for i in range(900)) + "def g900(x):\n    return x\nf = g0",
     ],
 )
 def test_a_function_that_may_have_a_state_is_sent_each_time(source: str) -> None:
@@ -285,6 +293,9 @@ def test_a_change_of_what_a_function_is_made_of_shows() -> None:
         lambda: setattr(function, "__defaults__", (7000,)),
         lambda: setattr(function, "__code__", make("def f(x, y=1):\n    return x").__code__),
         lambda: setattr(function, "__doc__", "Something."),
+        lambda: setattr(function, "__name__", "another"),
+        lambda: (setattr(function, "__defaults__", ("y", 1)), setattr(function, "__kwdefaults__", {})),
+        lambda: (setattr(function, "__defaults__", ()), setattr(function, "__kwdefaults__", {"y": 1})),
     ]
     for change in changes:
         before = _functions.describe_unchanging(function)
@@ -293,3 +304,13 @@ def test_a_change_of_what_a_function_is_made_of_shows() -> None:
         now = _functions.describe_unchanging(function)
         assert now is not None
         assert not _functions.is_described_by(now, before)
+
+
+def test_a_change_of_one_of_two_functions_with_the_same_code_shows() -> None:
+    source = "def make(y):\n    def g(x, y=y):\n        return x + y\n    return g\na, b = make(1), make(2)\n"
+    function = make(source + "def f(x):\n    return a(x), b(x)")
+    before = _functions.describe_unchanging(function)
+    function.__globals__["b"].__defaults__ = (3,)
+    now = _functions.describe_unchanging(function)
+    assert before is not None and now is not None
+    assert not _functions.is_described_by(now, before)

@@ -215,9 +215,15 @@ def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,
         """
+        import types
         from shoal.joblib import Parallel, delayed
 
         scale = 2
+        settings = types.ModuleType("settings")  # none that workers could import
+        settings.offset = 10
+
+        def configured(x):
+            return x + settings.offset
 
         def helper(x):
             return x * scale
@@ -249,6 +255,7 @@ def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
             first = next(results)
             scale = 7
             print(first, call(scaled, 1), sum(results), call(scaled, 2))
+            print(call(configured, 1), [setattr(settings, "offset", 20), call(configured, 1)][1])
         """,
     )
     assert done.stdout.splitlines() == [
@@ -257,6 +264,7 @@ def test_functions_are_as_they_are_now_in_each_call(tmp_path: Path) -> None:
         "[1, 2]",
         "[1, 2] [1]",
         "0 [7] 1225 [14]",
+        "[11] [21]",
     ], done.stderr
 
 
@@ -328,3 +336,28 @@ def test_what_cannot_be_sent_raises_what_loky_raises(tmp_path: Path) -> None:
     for line in ours.stdout.splitlines():
         if "fail_with_two" not in line and "cannot" not in line and "argument" not in line:
             assert line in without, (line, ours.stderr)
+
+
+def test_a_pool_in_a_task_has_its_own_errors(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import threading
+        from shoal import multiprocessing
+        from shoal.joblib import Parallel, delayed
+
+        def make_lock(_):
+            return threading.Lock()
+
+        def use_a_pool(method):
+            with multiprocessing.get_context(method).Pool(1) as pool:
+                try:
+                    pool.map(make_lock, [1])
+                except Exception as error:
+                    return type(error).__name__
+
+        if __name__ == "__main__":
+            print(Parallel(n_jobs=2)(delayed(use_a_pool)(method) for method in ("fork", "spawn")))
+        """,
+    )
+    assert done.stdout == "['MaybeEncodingError', 'MaybeEncodingError']\n", done.stderr

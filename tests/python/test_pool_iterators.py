@@ -358,3 +358,20 @@ def test_each_number_of_a_range_is_handed_out_as_it_is(numbers: range) -> None:
         assert list(pool.imap(str, numbers)) == [str(number) for number in numbers]
         assert sorted(pool.imap_unordered(int, numbers, 3)) == sorted(numbers)
         assert pool.map(type, numbers) == [int] * len(numbers)
+
+
+@pytest.mark.parametrize("length", [10**12, 10**30])
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+def test_a_range_longer_than_memory_can_be_read_and_given_up(length: int, name: str) -> None:
+    with Pool(2) as pool:
+        results = getattr(pool, name)(abs, range(length))
+        assert {next(results) for _ in range(10)} <= set(range(10_000))
+        results.cancel()
+        with pytest.raises(shoal.TaskCancelled):
+            for _ in results:
+                pass
+        left = getattr(pool, name)(abs, range(length))
+        assert next(left) < 10_000
+    with pytest.raises(shoal.TaskCancelled):  # the pool was terminated
+        for _ in left:
+            pass

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from shoal import _engine, _serving, _threads
-from shoal.errors import TaskTimeout
+from shoal import _serving, _threads
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ def main(payload: bytes, fds: tuple[int, ...]) -> int:
     _share_threads(unsaid, of_numba)
     if installed:
         sys.meta_path.insert(0, _InstallingFinder())  # type: ignore[arg-type]
-    duties = _serving.Duties(threads=threads or None, keeps_exits=True, unreadable=_unreadable)
-    _engine.configure_pool(_serving._worker_died, TaskTimeout, _serving.RemoteError, _unsendable)
+    duties = _serving.Duties(threads=threads or None, keeps_exits=True, unreadable=_unreadable, unsendable=_unsendable)
     if more:
         duties.initializer, duties.initargs = _begin_clean, (more[0],)
     _serving.serve((table, heap, attention), place, owner, crash, duties)

@@ -146,9 +146,8 @@ class CrewTasks:
             number = crew.engine.share(function, foreign)
         finally:
             del _pickling.particular[id(function)]
-        if description is None:
-            return number, True
-        crew.by_value[function.__code__] = number, description
+        if description is None or crew.by_value.setdefault(function.__code__, (number, description))[0] != number:
+            return number, True  # another thread's call was quicker
         self._has_kept = True
         return number, False
 
