@@ -97,8 +97,8 @@ static void *watch(void *argument)
             _Atomic uint32_t *word = life_word(&pool->table.workers[place]);
             const uint32_t value = atomic_load_explicit(word, memory_order_relaxed);
             words[1 + place] = word;
-            /* One that was held when this thread looked last; where it did not look in between, the pidfd tells. */
-            if ((value & FUTEX_OWNER_DIED) != 0 && (seen[1 + place] & FUTEX_TID_MASK) != 0)
+            /* Of a worker that is known to die it is asked no more; the word may be its predecessor's, too. */
+            if ((value & FUTEX_OWNER_DIED) != 0)
                 news = pool_see_dying(pool, place) || news;
             seen[1 + place] = value;
         }

@@ -196,31 +196,31 @@ int shoal_pool_supervise(shoal_pool *pool, int64_t timeout, shoal_pool_event *ev
     int most = capacity < 64 ? (int)capacity : 64;
     const int64_t now = shoal_clock_now();
     const int64_t deadline = timeout >= SHOAL_FOREVER - now ? SHOAL_FOREVER : now + timeout;
-    int found;
+    uint32_t told = 0;
     do {
         if (pool->deaths_from != 0 && shoal_clock_now() >= pool->deaths_from) {
             pool->deaths_from = 0;
             deaths_begin(pool);
         }
         const int64_t until = pool->deaths_from != 0 && pool->deaths_from < deadline ? pool->deaths_from : deadline;
-        found = epoll_wait(pool->epoll, ready, most, milliseconds_to_wait(pool, until));
+        const int found = epoll_wait(pool->epoll, ready, most, milliseconds_to_wait(pool, until));
         if (found < 0)
             return -errno;
         if (found == 0 && shoal_clock_now() >= deadline)
             return -ETIMEDOUT;
-    } while (found == 0);
-    uint32_t told = 0;
-    for (int i = 0; i < found; i++) {
-        if (ready[i].data.u32 == EPOLL_ATTENTION) {
-            empty(pool->attention);
-            events[told++] = (shoal_pool_event){.kind = SHOAL_POOL_ATTENTION};
-        } else if (ready[i].data.u32 == EPOLL_DEATH) {
-            empty(pool->death);
-            told += note_dying(pool, &events[told], capacity - told - (uint32_t)(found - 1 - i));
-        } else if (ready[i].data.u32 < pool->table.worker_count && note_end(pool, ready[i].data.u32, &events[told])) {
-            told++;
+        for (int i = 0; i < found; i++) {
+            if (ready[i].data.u32 == EPOLL_ATTENTION) {
+                empty(pool->attention);
+                events[told++] = (shoal_pool_event){.kind = SHOAL_POOL_ATTENTION};
+            } else if (ready[i].data.u32 == EPOLL_DEATH) {
+                empty(pool->death);
+                told += note_dying(pool, &events[told], capacity - told - (uint32_t)(found - 1 - i));
+            } else if (ready[i].data.u32 < pool->table.worker_count &&
+                       note_end(pool, ready[i].data.u32, &events[told])) {
+                told++;
+            }
         }
-    }
+    } while (told == 0); /* what was known already is no event */
     *count = told;
     return 0;
 }

@@ -73,6 +73,7 @@ static struct worker start_worker(shoal_pool *pool, enum end end)
     assert_int_equal(shoal_batch_add(batch, &(shoal_item){.data = &number, .size = sizeof number}), 0);
     assert_int_equal(shoal_pool_submit(pool, batch, &(shoal_task_options){.tag = 7}), 0);
     shoal_batch_close(batch);
+    shoal_pool_wake(pool);
     while (atomic_load(order.claimed) == 0)
         sleep_for(SHOAL_MILLISECOND);
     assert_int_equal(munmap((void *)(uintptr_t)order.claimed, sizeof *order.claimed), 0);
