@@ -178,9 +178,9 @@ static pid_t fork_interpreter(void *context)
         if (order->rest > 0)
             (void)nanosleep(&rest, NULL); /* a signal may end it: it is no duty */
         PyOS_AfterFork_Child();
-    }
-    if (pid != 0)
+    } else {
         PyOS_AfterFork_Parent();
+    }
     errno = error;
     return pid;
 }

@@ -951,8 +951,8 @@ SHOAL_API void shoal_digest(const void *data, size_t size, uint8_t digest[SHOAL_
 typedef struct shoal_store shoal_store;
 
 #define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
-#define SHOAL_STORE_NAMED_FILES                                                                                        \
-    2u /* each entry a file, written under a temporary name, as where there are no unnamed ones */
+/* each entry a file, written under a temporary name, as where there are no unnamed ones */
+#define SHOAL_STORE_NAMED_FILES 2u
 
 #define SHOAL_COMPRESS_NONE 0u
 #define SHOAL_COMPRESS_ZSTD 1u

@@ -77,13 +77,6 @@ void life_release(struct worker_record *record)
 
 /* ------------------------------------------------------------------ the thread ---- */
 
-static void call_supervisor(shoal_pool *pool)
-{
-    const uint64_t one = 1;
-    ssize_t written = write(pool->death, &one, sizeof one);
-    (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
-}
-
 static void *watch(void *argument)
 {
     shoal_pool *pool = argument;
@@ -103,7 +96,7 @@ static void *watch(void *argument)
             seen[1 + place] = value;
         }
         if (news)
-            call_supervisor(pool);
+            pool_signal(pool->death);
         /* relaxed: nothing is read on its strength */
     } while (atomic_load_explicit(&deaths->ending, memory_order_relaxed) == 0 &&
              futex_wait_any(words, seen, 1 + deaths->count));

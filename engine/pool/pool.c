@@ -19,6 +19,13 @@
 /* A pool that is gone again in a moment needs no thread for the deaths of its workers. */
 #define YOUTH (20 * SHOAL_MILLISECOND)
 
+void pool_signal(int eventfd)
+{
+    const uint64_t one = 1;
+    ssize_t written = write(eventfd, &one, sizeof one);
+    (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
+}
+
 bool pool_is_owner(const shoal_pool *pool)
 {
     return pool->owner_process == getpid();

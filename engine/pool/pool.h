@@ -14,6 +14,9 @@
 #include "pool/layout.h"
 #include "sync/spin.h"
 
+/* Make an eventfd readable. */
+void pool_signal(int eventfd);
+
 /* What the epoll set knows, besides places by their number. */
 #define EPOLL_ATTENTION UINT32_MAX
 #define EPOLL_DEATH (UINT32_MAX - 1)

@@ -244,9 +244,7 @@ void shoal_pool_request_attention(shoal_pool *pool, uint32_t low_water, int now)
         if (atomic_exchange_explicit(&header->attention, 0, memory_order_relaxed) == 0)
             return; /* a worker was quicker */
     }
-    const uint64_t one = 1;
-    ssize_t written = write(pool->attention, &one, sizeof one);
-    (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
+    pool_signal(pool->attention);
 }
 
 void shoal_pool_forgo_attention(shoal_pool *pool)

@@ -475,9 +475,7 @@ static void announce_done(shoal_worker *worker, int64_t elapsed)
     const uint32_t attention_mark = atomic_load_explicit(&header->attention_low_water, memory_order_relaxed);
     if (attention && (attention_mark == 0 || left < attention_mark) &&
         atomic_exchange_explicit(&header->attention, 0, memory_order_relaxed) != 0) {
-        const uint64_t one = 1;
-        ssize_t written = write(worker->attention, &one, sizeof one);
-        (void)written; /* only a full counter makes it fail, and then the descriptor is readable anyway */
+        pool_signal(worker->attention);
     }
 }
 

@@ -109,8 +109,7 @@ int shelf_compact(struct shelf *shelf, int folder, const struct shelf_lock *lock
         free(places);
         return error;
     }
-    /* The umask may have taken bits that we need. */
-    error = fchmod(fd, S_IRUSR | S_IWUSR) != 0 ? -errno : copy(shelf, lock, places, count, fd);
+    error = copy(shelf, lock, places, count, fd);
     if (error == 0)
         error = take_over(fd, folder, lock);
     (void)close(fd);

@@ -87,8 +87,7 @@ static int create(int folder)
         return unsupported ? SHELF_ELSEWHERE : error;
     uint8_t mark[RECORD_MARK];
     struct shelf_head head;
-    /* The umask may have taken bits that we need. */
-    error = fchmod(fd, S_IRUSR | S_IWUSR) != 0 || getrandom(mark, sizeof mark, 0) != sizeof mark ? -errno : 0;
+    error = getrandom(mark, sizeof mark, 0) != sizeof mark ? -errno : 0;
     if (error == 0) {
         record_make_head(&head, mark);
         error = shelf_write_all(fd, (const uint8_t *)&head, sizeof head, 0);

@@ -104,8 +104,7 @@ static int write_contents(int fd, const struct source *source)
 
 static int write_and_sync(int fd, const struct source *source)
 {
-    /* The umask may have taken bits that we need. */
-    int error = fchmod(fd, S_IRUSR | S_IWUSR) != 0 ? -errno : write_contents(fd, source);
+    int error = write_contents(fd, source);
     if (error == 0 && (source->flags & SHOAL_STORE_DURABLE) != 0 && fdatasync(fd) != 0)
         error = -errno;
     return error;
@@ -120,6 +119,12 @@ int file_open_unnamed(int folder, bool *unsupported, int *out)
         *unsupported = error == -EOPNOTSUPP || error == -EISDIR || error == -EINVAL;
         /* ext4 says "not permitted" of a folder that was removed. */
         return error == -EPERM && fstat(folder, &status) == 0 && status.st_nlink == 0 ? -ENOENT : error;
+    }
+    /* The umask may have taken bits that we need. */
+    if (fchmod(fd, S_IRUSR | S_IWUSR) != 0) {
+        int error = -errno;
+        (void)close(fd);
+        return error;
     }
     *out = fd;
     return 0;
@@ -181,6 +186,8 @@ static int write_named(int folder, const char *name, const struct source *source
         /* Somebody who sweeps may have come in between and hold the lock for an instant, before removing the file. */
         int error = flock(fd, LOCK_EX | LOCK_NB) != 0 ? -errno : 0;
         bool swept = error == -EWOULDBLOCK;
+        if (error == 0 && fchmod(fd, S_IRUSR | S_IWUSR) != 0) /* as above */
+            error = -errno;
         if (error == 0)
             error = write_and_sync(fd, source);
         for (int turn = 0; error == 0 && renameat(temporary, own, folder, name) != 0; turn++) {

@@ -135,6 +135,24 @@ static inline int get_pattern(shoal_folder *folder, const shoal_key *key, size_t
     return 0;
 }
 
+/* What a visit saw. */
+struct seen {
+    size_t entries, damaged;
+    uint64_t bytes;
+};
+
+static inline int count_entry(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers, int error,
+                              void *context)
+{
+    struct seen *seen = context;
+    (void)key;
+    assert_string_equal(folder, "function");
+    seen->entries++;
+    seen->damaged += error != 0;
+    seen->bytes += numbers->size;
+    return 0;
+}
+
 static inline size_t files_below(const char *path)
 {
     char command[400];

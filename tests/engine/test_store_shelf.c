@@ -137,23 +137,6 @@ static void past_its_limit_entries_have_files_of_their_own(void **state)
     assert_int_equal(files_below(place->path), files);
 }
 
-struct seen {
-    size_t entries, damaged;
-    uint64_t bytes;
-};
-
-static int count_entry(const char *folder, const shoal_key *key, const shoal_entry_numbers *numbers, int error,
-                       void *context)
-{
-    struct seen *seen = context;
-    (void)key;
-    assert_string_equal(folder, "function");
-    seen->entries++;
-    seen->damaged += error == SHOAL_ECORRUPT;
-    seen->bytes += numbers->size;
-    return 0;
-}
-
 static void visits_limits_and_clears_take_in_both_kinds(void **state)
 {
     struct place *place = *state;
