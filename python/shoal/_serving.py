@@ -32,6 +32,7 @@ class Duties:
     threads: of the numerical libraries in each worker; None: as they are.
     keeps_exits: SystemExit, KeyboardInterrupt and the like in a task are its error, and do not end the worker.
     unreadable: makes the error of a call that cannot be unpickled from what that raised; None: that is the error.
+    remote_error: makes what is sent of an error that a task raised; None: RemoteError.
     unsendable: makes the error of a result that cannot be pickled, from what that raised and the result; None:
         MaybeEncodingError.
     """
@@ -54,6 +55,7 @@ class Duties:
         threads: int | None = None,
         keeps_exits: bool = False,
         unreadable: Callable[[BaseException], BaseException] | None = None,
+        remote_error: Callable[[BaseException], Any] | None = None,
         unsendable: Callable[[BaseException, object], Any] | None = None,
     ) -> None:
         self.initializer = initializer
@@ -65,6 +67,7 @@ class Duties:
         self.threads = threads
         self.keeps_exits = keeps_exits
         self.unreadable = unreadable
+        self.remote_error = remote_error
         self.unsendable = unsendable
 
 
@@ -104,8 +107,10 @@ def serve(
         os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
     if duties.threads is not None:
         _threads.limit(duties.threads)
-    # Also the usual one: a worker of `Parallel` that forks workers of a pool has set another.
-    _engine.configure_pool(_worker_died, TaskTimeout, RemoteError, duties.unsendable or _unsendable)
+    # Also the usual ones: a worker of an executor or of `Parallel` that forks workers of a pool has set others.
+    _engine.configure_pool(
+        _worker_died, TaskTimeout, duties.remote_error or RemoteError, duties.unsendable or _unsendable
+    )
     worker = _engine.Worker(pool, place, owner)
     if duties.initializer is not None:
         call_initializer(duties.initializer, duties.initargs)

@@ -70,15 +70,10 @@ def _worker_main(handle: _EngineHandle | _Descriptors, place: int, owner: int, d
 
     # It ends with its parent like a daemon, but tasks may start processes of their own.
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    _engine.configure_pool(_serving._worker_died, TaskTimeout, _remote_error, _unsendable)
-    os.register_at_fork(after_in_child=_configure_as_usual)
+    duties.remote_error, duties.unsendable = _remote_error, _unsendable
     if duties.initializer is not None:
         duties.initializer, duties.initargs = _initialize, (handle.crash, duties.initializer, duties.initargs)
     _serving.serve(handle.engine, place, owner, handle.crash, duties)
-
-
-def _configure_as_usual() -> None:
-    _engine.configure_pool(_serving._worker_died, TaskTimeout, _serving.RemoteError, _serving._unsendable)
 
 
 def _remote_error(error: BaseException) -> Any:
