@@ -1075,8 +1075,8 @@ typedef int (*shoal_store_visitor)(const char *folder, const shoal_key *key, con
 /** Visit all entries, in no order. Those that are put or removed meanwhile may be seen or not. Returns 0, what the
  * visitor returned, or an error. */
 SHOAL_API int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *context);
-/** The same, reading each entry to its end: `error` is SHOAL_ECORRUPT for every one that is not exactly what was put.
- * `remove_damaged`: such are removed. */
+/** The same, reading each entry to its end: `error` is SHOAL_ECORRUPT for every one that is not exactly what was put,
+ * and once, with a key of zeros, for what was cut off a folder's small entries. `remove_damaged`: such are removed. */
 SHOAL_API int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context);
 /** Remove an entry, or with NULL for the key all of a folder's, by the folder's name on disk as a visitor is told it.
  * -ENOENT: there is none; -EINVAL: not such a name; -EPERM … */

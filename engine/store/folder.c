@@ -230,6 +230,8 @@ static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, 
     char name[FILE_NAME];
     file_name(key, name);
     int other = file_read(fd, name, key, &folder->store->verified, out);
+    if (other == -ENOENT && error != -ENOENT)
+        shelf_note_told(folder->shelf);
     if (other != -ENOENT || error != -ENOENT)
         return other != -ENOENT ? other : error;
     /* It may have come while the file went; or a copy of links (cp -l) hides that the shelf's file lost its name. */

@@ -13,13 +13,45 @@ static void checksum_of(const void *data, size_t size, uint8_t out[8])
     memcpy(out, digest, 8);
 }
 
-void record_make_head(struct shelf_head *head, const uint8_t mark[RECORD_MARK])
+static void length_checksum(const uint8_t mark[RECORD_MARK], uint64_t length, uint8_t out[8])
+{
+    uint8_t data[RECORD_MARK + sizeof length];
+    memcpy(data, mark, RECORD_MARK);
+    memcpy(data + RECORD_MARK, &length, sizeof length);
+    checksum_of(data, sizeof data, out);
+}
+
+void record_make_lengths(struct shelf_length lengths[2], const uint8_t mark[RECORD_MARK], uint64_t length)
+{
+    lengths[0].length = length;
+    length_checksum(mark, length, lengths[0].checksum);
+    lengths[1] = lengths[0];
+}
+
+uint64_t record_read_length(const struct shelf_head *head, const uint8_t mark[RECORD_MARK])
+{
+    uint64_t length = 0;
+    bool found = false;
+    for (int i = 0; i < 2; i++) {
+        const struct shelf_length *one = &head->lengths[i];
+        uint8_t checksum[8];
+        length_checksum(mark, one->length, checksum);
+        if (memcmp(one->checksum, checksum, sizeof checksum) == 0) {
+            length = one->length > length ? one->length : length;
+            found = true;
+        }
+    }
+    return found ? length : UINT64_MAX;
+}
+
+void record_make_head(struct shelf_head *head, const uint8_t mark[RECORD_MARK], uint64_t length)
 {
     struct shelf_half half = {.version = SHELF_VERSION};
     memcpy(half.magic, SHELF_MAGIC, sizeof half.magic);
     memcpy(half.mark, mark, sizeof half.mark);
     checksum_of(&half, offsetof(struct shelf_half, checksum), half.checksum);
-    head->halves[0] = head->halves[1] = half;
+    *head = (struct shelf_head){.halves = {half, half}};
+    record_make_lengths(head->lengths, mark, length);
 }
 
 int record_read_head(const struct shelf_head *head, uint8_t mark[RECORD_MARK])

@@ -8,6 +8,9 @@
  * not know the mark. A record is written once; the one change to it is that its header is written over by one without
  * an entry, which is how it is removed. The head holds the mark twice, each with a checksum: one may be damaged.
  *
+ * So does it with the length: how many bytes the file has at least. Who appends a record writes the length after it,
+ * so a writer that is killed leaves a file that is longer, at worst; one that is shorter was cut.
+ *
  * This file knows memory only, no files: record_at is what the fuzzer feeds.
  */
 #ifndef SHOAL_STORE_RECORD_H
@@ -24,7 +27,9 @@
 #define RECORD_ENTRY_MOST 4096u /* bytes of an entry on a shelf */
 #define RECORD_MARK 16u
 #define SHELF_MAGIC "\x89Shlf\r\n" /* and the format's version, as the eighth byte */
-#define SHELF_VERSION 1u
+#define SHELF_LITTLE 2u            /* the version of a little-endian machine; version 1 had no length */
+#define SHELF_BIG 130u             /* of a big-endian one: what the one wrote is nothing to the other */
+#define SHELF_VERSION (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? SHELF_LITTLE : SHELF_BIG)
 
 struct shelf_half {
     uint8_t magic[7];
@@ -33,10 +38,18 @@ struct shelf_half {
     uint8_t checksum[8]; /* of what stands before it */
 };
 
-struct shelf_head {
-    struct shelf_half halves[2]; /* the same twice */
+struct shelf_length {
+    uint64_t length;     /* in the machine's byte order */
+    uint8_t checksum[8]; /* of the mark and the length */
 };
-static_assert(sizeof(struct shelf_head) == RECORD_ALIGNMENT, "format version 1");
+
+struct shelf_head {
+    struct shelf_half halves[2];    /* the same twice; never changes */
+    struct shelf_length lengths[2]; /* the same twice; for who has the shelf's lock */
+    uint8_t reserved[32];
+};
+static_assert(sizeof(struct shelf_head) == 2 * RECORD_ALIGNMENT, "format version 2");
+static_assert(offsetof(struct shelf_head, lengths) == RECORD_ALIGNMENT, "format version 2");
 
 struct record_header {
     uint8_t mark[RECORD_MARK];
@@ -46,16 +59,20 @@ struct record_header {
     uint8_t reserved[16];
     uint8_t checksum[8]; /* of what stands before it */
 };
-static_assert(sizeof(struct record_header) == RECORD_ALIGNMENT, "format version 1");
+static_assert(sizeof(struct record_header) == RECORD_ALIGNMENT, "format version 2");
 
 static inline uint32_t record_span(size_t entry_size)
 {
     return (uint32_t)((sizeof(struct record_header) + entry_size + RECORD_ALIGNMENT - 1) & ~(size_t)63);
 }
 
-void record_make_head(struct shelf_head *head, const uint8_t mark[RECORD_MARK]);
+/* The head of a shelf that has `length` bytes. */
+void record_make_head(struct shelf_head *head, const uint8_t mark[RECORD_MARK], uint64_t length);
+void record_make_lengths(struct shelf_length lengths[2], const uint8_t mark[RECORD_MARK], uint64_t length);
 /* The mark of a shelf that begins with `head`: 0 or SHOAL_ECORRUPT. */
 int record_read_head(const struct shelf_head *head, uint8_t mark[RECORD_MARK]);
+/* The length that it says; of two, one of which is being written, the later. UINT64_MAX: both are damaged. */
+uint64_t record_read_length(const struct shelf_head *head, const uint8_t mark[RECORD_MARK]);
 
 /* `size` 0: one that is removed, and reaches over `span` bytes, of whatever is there. */
 void record_make(struct record_header *header, const uint8_t mark[RECORD_MARK], const uint8_t *key, uint32_t span,

@@ -176,6 +176,11 @@ void shelf_forget(struct shelf *shelf)
     forget_contents(shelf);
 }
 
+uint64_t shelf_length(const struct shelf *shelf, uint64_t size)
+{
+    return shelf->lost && !shelf->told ? size + RECORD_ALIGNMENT : size;
+}
+
 uint64_t shelf_waste(const struct shelf *shelf)
 {
     uint64_t used = sizeof(struct shelf_head) + shelf->index.bytes;
@@ -224,19 +229,43 @@ static bool is_continued(const struct shelf *shelf)
                                 record_is_good(&header, shelf->mark) && shelf->tail + header.span == shelf->scanned);
 }
 
-/* Enter what was appended, up to the file's `end`. */
-static int catch_up(struct shelf *shelf, uint64_t end)
+/* Read the head, and see whether the file, which had `end` bytes, is shorter than it says. */
+static int read_head(struct shelf *shelf, uint64_t *end)
 {
-    if (end < shelf->scanned || !is_continued(shelf))
-        forget_contents(shelf); /* or cut it short */
-    if (shelf->scanned == 0) {
+    for (int attempt = 0;; attempt++) {
         struct shelf_head head;
+        struct stat status;
         int error = file_read_at(shelf->fd, &head, sizeof head, 0);
         if (error == 0)
             error = record_read_head(&head, shelf->mark);
         if (error != 0)
             return error;
-        shelf->scanned = sizeof head;
+        shelf->lost = record_read_length(&head, shelf->mark) > *end;
+        if (!shelf->lost)
+            shelf->told = false;
+        if (!shelf->lost || attempt == ATTEMPTS)
+            return 0;
+        if (attempt != 0)
+            (void)sched_yield(); /* somebody may be writing the length */
+        if (fstat(shelf->fd, &status) != 0)
+            return -errno;
+        *end = (uint64_t)status.st_size; /* it may have grown since */
+    }
+}
+
+/* Enter what was appended, up to the file's `end`. */
+static int catch_up(struct shelf *shelf, uint64_t end)
+{
+    if (end < shelf->scanned || !is_continued(shelf))
+        forget_contents(shelf); /* or cut it short */
+    if (shelf->scanned == 0 || shelf->lost) {
+        int error = read_head(shelf, &end);
+        if (error != 0)
+            return error;
+        if (shelf->scanned == 0)
+            shelf->scanned = sizeof(struct shelf_head);
+        if (end < shelf->scanned)
+            end = shelf->scanned; /* cut this moment: seen by the next */
     }
     uint8_t small[CHUNK_SMALL], *data = small;
     size_t capacity = sizeof small;
@@ -295,9 +324,11 @@ int shelf_attach(struct shelf *shelf, int folder, bool check)
     } else if (status.st_uid != shelf->owner || status.st_mode != shelf->mode) {
         error = file_check_owner(&status);
     }
-    if (error == 0 && status.st_size > (off_t)SHELF_MOST)
+    if (error == 0 && status.st_size > (off_t)SHELF_MOST) {
+        forget_contents(shelf);
         error = SHOAL_ECORRUPT; /* not ours: a place in the index could not say where in it something is */
-    if (error == 0 && (shelf->scanned == 0 || (uint64_t)status.st_size != shelf->scanned))
+    }
+    if (error == 0 && (shelf->scanned == 0 || shelf->lost || (uint64_t)status.st_size != shelf->scanned))
         error = catch_up(shelf, (uint64_t)status.st_size);
     return error;
 }
@@ -337,7 +368,7 @@ static int read_entry(struct shelf *shelf, int folder, bool check, const shoal_k
             return error;
         struct index_place *place = index_find(&shelf->index, key->bytes);
         if (place == NULL)
-            return -ENOENT;
+            return shelf->lost ? SHOAL_ECORRUPT : -ENOENT; /* it may have been in what was cut off */
         *span = place->span;
         error = SHOAL_ECORRUPT;
         if (place->size != 0) {
@@ -387,7 +418,7 @@ int shelf_read_numbers(struct shelf *shelf, int folder, const shoal_key *key, sh
     return error;
 }
 
-int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, size_t *count)
+int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, size_t *count, bool *lost)
 {
     shelf_enter(shelf);
     if (fresh)
@@ -402,9 +433,17 @@ int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, siz
         for (const struct index_place *place; (place = index_next(&shelf->index, &cursor)) != NULL;)
             keys[(*count)++] = place->key;
         *out = keys;
+        *lost = shelf->lost;
     }
     shelf_leave(shelf);
     return error;
+}
+
+void shelf_note_told(struct shelf *shelf)
+{
+    shelf_enter(shelf);
+    shelf->told = shelf->lost || shelf->scanned == 0; /* else it is one entry that is damaged */
+    shelf_leave(shelf);
 }
 
 bool shelf_has(struct shelf *shelf, const shoal_key *key)

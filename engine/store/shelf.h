@@ -7,9 +7,12 @@
  *
  * Writers have the file's lock (flock, on a description of their own, which no other process has: inherit.h), so there
  * is one at a time, wherever it is. A put appends its record and then removes the older one. What a dead writer began
- * is cut off by the next. When more than half of the file is of no use, a writer copies what lives into a new file and
- * renames it over the old one, with the lock held: whoever waited for it finds that the file has no name any more, and
- * goes to the new one, as readers do. The last entry that goes takes the shelf with it.
+ * is cut off by the next. Then it writes the length that the file has now to its head: a file that is shorter was cut,
+ * and as nobody knows which keys were in what is missing, every get of a key that is not found says so, until somebody
+ * who was told puts, or `verify` is asked to remove what is damaged. When more than half of the file is of no use, a
+ * writer copies what lives into a new file and renames it over the old one, with the lock held: whoever waited for it
+ * finds that the file has no name any more, and goes to the new one, as readers do. The last entry that goes takes the
+ * shelf with it.
  *
  * A key may be here and have a file of its own, if a writer was killed between two steps. Who puts in one place removes
  * from the other afterwards; so a record counts more than a file, but for a damaged one.
@@ -53,6 +56,8 @@ struct shelf {
     uint64_t scanned; /* bytes that are in the index; 0: not even the head was read */
     uint64_t tail;    /* where the last record of those begins; 0: there is none, or it was damaged */
     uint64_t futile;  /* bytes of no use at a try to be rid of them that failed */
+    bool lost;        /* the file is shorter than its head says, or that cannot be read */
+    bool told;        /* a get was told so, or that there is none that can be used: the next put sets it right */
     struct index index;
     char name[]; /* of its folder */
 };
@@ -75,15 +80,19 @@ void shelves_close(struct shelves *shelves);
 int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out);
 /* The numbers of an entry, of which all is verified. */
 int shelf_read_numbers(struct shelf *shelf, int folder, const shoal_key *key, shoal_entry_numbers *out);
-/* The keys of all entries, also damaged ones, to be freed. `fresh`: from the file alone. An error: what is there cannot
- * be used, or there is none (-ENOENT). */
-int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, size_t *count);
+/* The keys of all entries, also damaged ones, to be freed. `fresh`: from the file alone. `lost`: it was cut short. An
+ * error: what is there cannot be used, or there is none (-ENOENT). */
+int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, size_t *count, bool *lost);
+/* A get that found the key nowhere gave the caller the shelf's error. */
+void shelf_note_told(struct shelf *shelf);
 /* Whether a key was there when it was last looked at. */
 bool shelf_has(struct shelf *shelf, const shoal_key *key);
 
 /* Put the entry of `size` bytes behind the header's room in `block`, which reaches to record_span(size); then remove
  * the file called `name`, an older entry's. 0, SHELF_ELSEWHERE, or as shoal_folder_put. */
 int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char *name, uint8_t *block, uint32_t size);
+/* What was cut off is of no account any more. */
+int shelf_settle(struct shelf *shelf, int folder);
 /* Remove an entry, or all there is if it cannot be used. 0, -ENOENT: there is none; or as shoal_folder_remove. */
 int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
@@ -109,6 +118,8 @@ void shelf_leave(struct shelf *shelf);
 int shelf_attach(struct shelf *shelf, int folder, bool check);
 /* Close the file and forget what was in it. */
 void shelf_forget(struct shelf *shelf);
+/* The length for the head of a file that is to have `size` bytes. Where a cut was not told of yet it is more. */
+uint64_t shelf_length(const struct shelf *shelf, uint64_t size);
 /* Bytes that are of no use. */
 uint64_t shelf_waste(const struct shelf *shelf);
 /* Copy what lives into a new file, in place of the locked one. What fails changes nothing. */

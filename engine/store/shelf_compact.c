@@ -50,7 +50,7 @@ static int copy(const struct shelf *shelf, const struct shelf_lock *lock, const 
     uint8_t *block = malloc(BLOCK);
     int error = block == NULL ? -ENOMEM : getrandom(mark, sizeof mark, 0) != sizeof mark ? -errno : 0;
     if (error == 0)
-        record_make_head((struct shelf_head *)(void *)block, mark);
+        memset(block, 0, sizeof(struct shelf_head)); /* written last, when the length is known */
     for (size_t i = 0; error == 0 && i < count; i++) {
         const struct index_place *place = &places[i];
         if (BLOCK - used < place->span) {
@@ -68,6 +68,11 @@ static int copy(const struct shelf *shelf, const struct shelf_lock *lock, const 
     }
     if (error == 0)
         error = shelf_write_all(fd, block, used, written);
+    if (error == 0) {
+        struct shelf_head head;
+        record_make_head(&head, mark, shelf_length(shelf, written + used));
+        error = shelf_write_all(fd, (const uint8_t *)&head, sizeof head, 0);
+    }
     free(block);
     return error;
 }

@@ -78,7 +78,8 @@ static bool wait_more(int64_t *pause, int64_t *waited)
 
 /* ---- a shelf where there is none, or one that cannot be used ---- */
 
-static int create(int folder)
+/* `length`: what its head is to say, at least. */
+static int create(int folder, uint64_t length)
 {
     bool unsupported = false;
     int fd = -1;
@@ -89,7 +90,7 @@ static int create(int folder)
     struct shelf_head head;
     error = getrandom(mark, sizeof mark, 0) != sizeof mark ? -errno : 0;
     if (error == 0) {
-        record_make_head(&head, mark);
+        record_make_head(&head, mark, length);
         error = shelf_write_all(fd, (const uint8_t *)&head, sizeof head, 0);
     }
     if (error == 0)
@@ -137,11 +138,21 @@ static int check_folder(int folder)
     return fstat(folder, &status) != 0 ? -errno : file_check_writable(folder, &status);
 }
 
+/* Make room for a new shelf. If nobody was told of the old one's end, the new one's head (`length`) says that something
+ * is missing. */
+static int replace_unusable(const struct shelf *shelf, int folder, uint64_t *length)
+{
+    if (!shelf->told)
+        *length = sizeof(struct shelf_head) + RECORD_ALIGNMENT;
+    return remove_unusable(folder);
+}
+
 /* Take the guard and the file's lock, with descriptor and index up to date. `make`: a shelf where there is none that
  * can be used; else such a one is an error. */
 static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *lock)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
+    uint64_t length = sizeof(struct shelf_head);
     int error = 0;
     for (int attempt = 0; error == 0 && attempt < ATTEMPTS;) {
         struct stat status;
@@ -161,9 +172,9 @@ static int begin(struct shelf *shelf, int folder, bool make, struct shelf_lock *
             unlock(lock);
         }
         if (make && error == -ENOENT)
-            error = create(folder);
+            error = create(folder, length);
         else if (make && is_unusable(error))
-            error = remove_unusable(folder);
+            error = replace_unusable(shelf, folder, &length);
         else if (error == -ESTALE)
             error = 0;
         if (error == -EWOULDBLOCK && waited >= (shelf->stuck ? WAIT_AGAIN : WAIT_MOST)) {
@@ -232,6 +243,21 @@ static void compact_if_worth(struct shelf *shelf, int folder, const struct shelf
         shelf->futile = waste; /* a full disk, say: not with each put */
 }
 
+/* Write how long the file is to its head, after what makes it so long. If that fails, a cut may go unseen. */
+static int write_length(struct shelf *shelf, const struct shelf_lock *lock)
+{
+    struct shelf_length lengths[2];
+    uint64_t length = shelf_length(shelf, shelf->scanned);
+    record_make_lengths(lengths, shelf->mark, length);
+    int error = file_size_allowed(sizeof(struct shelf_head)) ? 0 : -EFBIG;
+    if (error == 0)
+        error =
+            shelf_write_all(lock->fd, (const uint8_t *)lengths, sizeof lengths, offsetof(struct shelf_head, lengths));
+    if (error == 0 && length == shelf->scanned)
+        shelf->lost = shelf->told = false;
+    return error;
+}
+
 static int append(struct shelf *shelf, const struct shelf_lock *lock, const struct index_place *place, uint8_t *block)
 {
     struct index_place put = *place;
@@ -248,6 +274,7 @@ static int append(struct shelf *shelf, const struct shelf_lock *lock, const stru
     }
     shelf->tail = shelf->scanned;
     shelf->scanned += put.span;
+    (void)write_length(shelf, lock);
     if (index_add(&shelf->index, &put) != 0)
         shelf_forget(shelf); /* it is found again when there is memory */
     else
@@ -302,14 +329,27 @@ static void tidy(struct shelf *shelf, int folder, const struct shelf_lock *lock)
     shelf_forget(shelf);
 }
 
-/* `name`: NULL, or a file without which the entry stays. `durable`: it is not to come back after a loss of power. */
+/* Whether a removal is to make what was cut off of no account: nothing else is to be removed, or a file was put after
+ * a get that told of it. */
+static bool is_to_settle(const struct shelf *shelf, const shoal_key *key, const char *name)
+{
+    return shelf->lost && (name != NULL ? shelf->told : key == NULL);
+}
+
+static struct index_place *find(const struct shelf *shelf, const shoal_key *key)
+{
+    return key != NULL ? index_find(&shelf->index, key->bytes) : NULL;
+}
+
+/* `key`: NULL for what was cut off. `name`: NULL, or a file without which the entry stays. `durable`: it is not to come
+ * back after a loss of power. */
 static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     struct stat status;
     shelf_enter(shelf);
     int error = shelf_attach(shelf, folder, true);
-    if (error == 0 && index_find(&shelf->index, key->bytes) == NULL)
+    if (error == 0 && find(shelf, key) == NULL && !is_to_settle(shelf, key, name))
         error = -ENOENT; /* which needs no lock */
     shelf_leave(shelf);
     if (error == 0)
@@ -318,8 +358,13 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
         error = begin(shelf, folder, false, &lock);
     if (error != 0)
         return error;
-    struct index_place *place = index_find(&shelf->index, key->bytes);
-    if (place == NULL || (name != NULL && fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)) {
+    struct index_place *place = find(shelf, key);
+    if (place == NULL && is_to_settle(shelf, key, name)) {
+        shelf->told = true;
+        error = write_length(shelf, &lock);
+        if (error == 0)
+            tidy(shelf, folder, &lock);
+    } else if (place == NULL || (name != NULL && fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)) {
         error = -ENOENT;
     } else {
         error = index_remove(&shelf->index, place, true);
@@ -332,6 +377,11 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
     }
     end(shelf, &lock);
     return error;
+}
+
+int shelf_settle(struct shelf *shelf, int folder)
+{
+    return remove_entry(shelf, folder, NULL, NULL, false);
 }
 
 int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
@@ -353,7 +403,15 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
     int error = remove_entry(shelf, folder, key, name, durable);
-    return error == -ENOENT || is_unusable(error) ? 0 : error; /* the file is looked at where the shelf is none */
+    if (is_unusable(error)) { /* then gets look at the file, and say so where there is none */
+        shelf_enter(shelf);
+        bool told = shelf->told;
+        shelf_leave(shelf);
+        if (told && check_folder(folder) == 0)
+            (void)remove_unusable(folder);
+        return 0;
+    }
+    return error == -ENOENT ? 0 : error;
 }
 
 static bool is_worth_trimming(const struct shelf *shelf)

@@ -218,20 +218,27 @@ static int visit_file(struct visit *visit, const struct visited *in, const char 
 
 static int visit_shelf(struct visit *visit, const struct visited *in)
 {
+    static const shoal_key none; /* stands for all of a shelf that cannot be used, and for what was cut off it */
     shoal_key *keys = NULL;
     shoal_entry_numbers numbers = {0};
     size_t count = 1;
-    int error = shelf_keys(in->shelf, in->fd, visit->verify, &keys, &count);
+    bool lost = false;
+    int error = shelf_keys(in->shelf, in->fd, visit->verify, &keys, &count, &lost);
     if (error == -ENOENT)
         return 0;
     int result = 0;
     for (size_t i = 0; result == 0 && i < count; i++) {
-        static const shoal_key none; /* stands for all of a shelf that cannot be used */
         const shoal_key *key = keys != NULL ? &keys[i] : &none;
         int found = keys != NULL ? shelf_read_numbers(in->shelf, in->fd, key, &numbers) : error;
         if (found == SHOAL_ECORRUPT && visit->verify && visit->remove)
             (void)shelf_remove(in->shelf, in->fd, key);
         result = tell(visit, in, key, &numbers, found);
+    }
+    if (result == 0 && lost && visit->verify) {
+        if (visit->remove)
+            (void)shelf_settle(in->shelf, in->fd);
+        numbers = (shoal_entry_numbers){0};
+        result = tell(visit, in, &none, &numbers, SHOAL_ECORRUPT);
     }
     free(keys);
     return result;

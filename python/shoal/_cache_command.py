@@ -196,7 +196,8 @@ def _verify(store: Any, options: argparse.Namespace) -> dict[str, Any]:
         count += 1
         bar.add(size)
         if error != 0:
-            entry = {"function": function_of(folder), "key": key.hex(), "path": os.path.join(folder, key.hex())}
+            name = key.hex() if any(key) else "shelf"  # what is missing of it, or all that is there
+            entry = {"function": function_of(folder), "key": key.hex(), "path": os.path.join(folder, name)}
             (refused if error == -1 else damaged).append(entry)
 
     try:

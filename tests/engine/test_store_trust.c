@@ -2,6 +2,8 @@
  * there is no room. */
 #include "store_place.h"
 
+#include "store/record.h"
+
 /* ---- damage ---- */
 
 /* `free_bytes`: at the beginning, where a change may leave the value as it was. */
@@ -29,7 +31,7 @@ static void change_each_byte(struct place *place, const char *path, size_t free_
 static void no_changed_byte_of_a_small_entry_goes_unseen(void **state)
 {
     struct place *place = *state;
-    change_each_byte(place, place->shelf, 64); /* the shelf's head is there twice */
+    change_each_byte(place, place->shelf, sizeof(struct shelf_head)); /* of which all is there twice */
     reopen_place(place, SHOAL_STORE_NAMED_FILES);
     change_each_byte(place, place->file, 0);
 }

@@ -25,7 +25,7 @@ static size_t walk(const uint8_t *data, size_t size, uint64_t left, const uint8_
 {
     size_t entries = 0;
     struct record record;
-    for (size_t at = RECORD_ALIGNMENT;;) {
+    for (size_t at = sizeof(struct shelf_head);;) {
         enum record_kind kind = record_at(data, size, at, left + (at < size ? size - at : 0), mark, &record);
         if (kind == RECORD_NONE)
             break;
@@ -96,11 +96,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     memcpy(&head, data, sizeof head);
     if (record_read_head(&head, mark) != 0)
         memcpy(mark, head.halves[0].mark, sizeof mark);
+    (void)record_read_length(&head, mark);
+    record_make_head(&head, mark, size);
+    ((uint8_t *)&head)[input[9] % sizeof head] ^= (uint8_t)(1u << (input[10] % 8));
+    uint8_t again[RECORD_MARK];
+    require(record_read_head(&head, again) == 0 && memcmp(mark, again, sizeof mark) == 0);
+    require(record_read_length(&head, mark) == size);
     (void)walk(data, size, 0, mark, &index);
     empty(&index);
 
     size_t last = 0;
-    for (size_t at = RECORD_ALIGNMENT; size - at >= sizeof(struct record_header); at += RECORD_ALIGNMENT) {
+    for (size_t at = sizeof head; size - at >= sizeof(struct record_header); at += RECORD_ALIGNMENT) {
         uint32_t word;
         struct record_header header;
         memcpy(&word, data + at, sizeof word);

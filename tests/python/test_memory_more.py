@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
+from cached_calls import add
 from helpers import entries
 from shoal import _cache_command, _engine
 from shoal.joblib import Memory, register_store_backend
@@ -146,7 +148,7 @@ def test_every_changed_bit_of_a_compressed_entry_is_a_miss(tmp_path, function):
     (path,) = entries(tmp_path)
     assert (path.name == "shelf") == (function is block) and size < expected.nbytes
     sound = path.read_bytes()
-    for at in range(64 if function is block else 0, len(sound), 3 if function is block else 17):
+    for at in range(128 if function is block else 0, len(sound), 3 if function is block else 17):
         damaged = bytearray(sound)
         damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
@@ -376,6 +378,27 @@ def test_the_command_finds_and_removes_every_damaged_entry(tmp_path, capsys):
     status, out = cache_command(capsys, "verify", tmp_path, "--remove", "--json")
     assert status == 0 and [entry["key"] for entry in json.loads(out)["damaged"]] == [key.hex()]
     assert cache_command(capsys, "verify", tmp_path)[1] == "2 entries, 0 damaged\n"
+
+
+def test_the_command_finds_what_was_cut_off_and_small_results_that_are_unreadable(tmp_path, capsys):
+    f = Memory(tmp_path, verbose=0).cache(some_noise)
+    g = Memory(tmp_path, verbose=0).cache(add)
+    f(1), [g(n) for n in range(4)]
+    (shelf,) = [path for path in entries(tmp_path) if path.name == "shelf"]
+    sound = shelf.read_bytes()
+    for cut, left in ((len(sound) - 1, 4), (len(sound) // 2, None), (128, 1), (100, 1), (0, 1)):
+        shelf.write_bytes(sound[:cut])
+        status, out = cache_command(capsys, "verify", tmp_path)
+        assert status == 1 and f"damaged: {shelf.parent.name}/shelf\n" in out and ", 1 damaged\n" in out
+        status, out = cache_command(capsys, "verify", tmp_path, "--remove", "--json")
+        assert status == 0 and len(json.loads(out)["damaged"]) == 1
+        status, out = cache_command(capsys, "verify", tmp_path)
+        assert status == 0 and ", 0 damaged\n" in out
+        assert left is None or out.startswith(f"{left} entries")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert [g(n) for n in range(4)] == [1, 2, 3, 4]
+        sound = shelf.read_bytes()
 
 
 def test_the_command_is_there_as_python_m_shoal_cache(tmp_path):

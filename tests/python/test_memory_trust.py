@@ -138,39 +138,102 @@ def test_a_killed_writer_leaves_right_values_and_no_stray_file(tmp_path):
 # ---- damage, rights, room ----
 
 
-@pytest.mark.parametrize("n", [10, 100_000])
-def test_damage_is_a_miss_with_a_warning_and_is_repaired(memory, tmp_path, n):
-    cached = memory.cache(make_array)
-    cached(n)
-    (path,) = entries(tmp_path)
+def damages_of(path, tmp_path):
+    """Each kind of damage to a file that holds one entry, as a name and what does it."""
     sound = path.read_bytes()
-    damages = [b"", os.urandom(len(sound))]
-    if path.name == "shelf":  # begins with 64 bytes of which one half suffices; what is cut off it is merely not there
-        first, step = 64, 7
+    on_shelf = path.name == "shelf"
+    first, step = (128, 7) if on_shelf else (0, len(sound) // 20)  # all of a shelf's head is there twice
+    contents = {"empty": b"", "noise": os.urandom(len(sound)), "cut to 100 bytes": sound[:100]}
+    contents |= {"cut by a byte": sound[:-1], "half": sound[: len(sound) // 2]}
+    others = {}  # in a file of its own: who has the shelf open knows the head
+    if on_shelf:
+        contents |= {"cut to the head": sound[:128], "cut within the record": sound[:200]}
+        others |= {"no head": bytes(128) + sound[128:], "a shelf without a length": shelf_of_version(sound, 1)}
+        others |= {"newer": shelf_of_version(sound, 3), "other byte order": shelf_of_version(sound, sound[7] ^ 128)}
     else:
-        first, step = 0, len(sound) // 20
-        damages += [sound[:100], sound[:-1], sound + b"x"]
-    damages += [sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :] for at in range(first, len(sound), step)]
-    for number, damage in enumerate(damages):
-        path.write_bytes(damage)
-        with pytest.warns(CacheWarning, match="cannot be used"):
-            assert np.array_equal(cached(n), np.arange(n, dtype=float))
-        assert len(CALLS) == number + 2
-        assert np.array_equal(cached(n), np.arange(n, dtype=float))
-        assert len(CALLS) == number + 2
+        contents |= {"a byte more": sound + b"x"}
+    for at in range(first, len(sound), step):
+        contents[f"bit flipped in byte {at}"] = sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :]
+    for name, content in contents.items():
+        yield name, lambda content=content: path.write_bytes(content)
+
+    def put_other(content):
+        path.unlink()
+        path.write_bytes(content)
+
+    for name, content in others.items():
+        yield name, lambda content=content: put_other(content)
+
+    def put_folder():
+        path.unlink()
+        path.mkdir()
+        (path / "something").write_bytes(sound)
+
+    def put_link():
+        (tmp_path / "elsewhere").write_bytes(sound)
+        path.unlink()
+        path.symlink_to(tmp_path / "elsewhere")
+
+    yield "a folder in its place", put_folder
+    yield "a link in its place", put_link
 
 
-def test_small_results_that_were_cut_off_are_computed_again(memory, tmp_path):
-    cached = memory.cache(make_array)
-    for n in range(5):
-        cached(n)
+def shelf_of_version(sound, version):
+    """The same shelf as another version, or a machine of the other byte order, would mark it."""
+    from shoal import _engine
+
+    half = sound[:7] + bytes([version]) + sound[8:24]
+    half += _engine.digest_bytes(half)[:8]
+    return half + half + sound[64:]
+
+
+@pytest.mark.parametrize("way", ["call", "validated", "shelved"])
+@pytest.mark.parametrize("n", [10, 100_000])
+def test_damage_is_a_miss_with_a_warning_and_is_repaired(memory, tmp_path, n, way):
+    callback = (lambda metadata: True) if way == "validated" else None
+    cached = memory.cache(make_array, cache_validation_callback=callback)
+    call = (lambda n: cached.call_and_shelve(n).get()) if way == "shelved" else cached
+    call(n)
     (path,) = entries(tmp_path)
-    os.truncate(path, path.stat().st_size * 2 // 3)
-    assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in range(5))
-    assert 5 < len(CALLS) < 10
-    calls = len(CALLS)
-    assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in range(5))
-    assert len(CALLS) == calls
+    for number, (name, do) in enumerate(damages_of(path, tmp_path)):
+        do()
+        assert not cached.explain(n).hit
+        assert not cached.check_call_in_cache(n)
+        with pytest.warns(CacheWarning, match="cannot be used") as caught:
+            assert np.array_equal(call(n), np.arange(n, dtype=float)), name
+        assert len(caught) == 1, name
+        assert len(CALLS) == number + 2, name
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(call(n), np.arange(n, dtype=float)), name
+            assert cached.check_call_in_cache(n) and cached.explain(n).hit
+        assert len(CALLS) == number + 2, name
+        assert [path] == entries(tmp_path) and stat.S_ISREG(path.lstat().st_mode), name
+
+
+@pytest.mark.parametrize("where", ["at a record's end", "within a record", "to the head"])
+def test_small_results_that_were_cut_off_are_computed_again_with_a_warning(memory, tmp_path, where):
+    cached = memory.cache(make_array)
+    ends = []
+    for n in range(6):
+        cached(n)
+        (path,) = entries(tmp_path)
+        ends.append(path.stat().st_size)
+    left = {"at a record's end": ends[2], "within a record": ends[2] + 100, "to the head": 128}[where]
+    os.truncate(path, left)
+    kept = [n for n in range(6) if ends[n] <= left]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in kept)
+    assert len(CALLS) == 6
+    with pytest.warns(CacheWarning, match="cannot be used") as caught:
+        assert np.array_equal(cached(5), np.arange(5, dtype=float))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        for _ in range(2):
+            assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in range(7))
+    assert sorted(CALLS[6:]) == sorted({*range(6)} - {*kept} | {6})
 
 
 def test_a_value_whose_class_is_gone_is_computed_again(memory):

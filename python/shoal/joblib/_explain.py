@@ -53,10 +53,10 @@ def explain(memorized: MemorizedFunc, args: tuple[Any, ...], kwargs: dict[str, A
     about = memorized._about(key)
     if about is not None:
         return _explain_entry(memorized, key)
-    kept = _kept(memorized)
-    if key in kept:
+    found, problem = memorized._look_up(key)
+    if not found and problem is not None:
         return Explanation(False, "computed again: its entry is damaged")
-    return _explain_miss(memorized, args, kwargs, kept[:_LOOKED_AT])
+    return _explain_miss(memorized, args, kwargs, _kept(memorized)[:_LOOKED_AT])
 
 
 def _explain_entry(memorized: MemorizedFunc, key: bytes) -> Explanation:

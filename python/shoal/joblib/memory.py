@@ -172,15 +172,22 @@ class MemorizedFunc(_engine.Memo, Speaker):
 
     # -- the long way --
 
-    def _report(self, key: bytes, problem: Any) -> None:
+    def _report(self, key: bytes, problem: Any, stacklevel: int = 4) -> None:
         """An entry cannot be used: say so. It is replaced when the value has been computed."""
         reason = f"{type(problem).__name__}: {problem}" if isinstance(problem, BaseException) else problem
         warnings.warn(
             f"The kept result {os.path.join(self._path(), key.hex())} of {self.func_id} cannot be used "
             f"({reason}). It is computed again.",
             CacheWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
+
+    def _report_damage(self, key: bytes, stacklevel: int = 4) -> None:
+        """Say so if what is in an entry's place cannot be used."""
+        if self._is_open:
+            found, problem = self._look_up(key)
+            if not found and problem is not None:
+                self._report(key, problem, stacklevel)
 
     def _metadata(self, key: bytes) -> dict[str, Any] | None:
         """What is known of an entry, or None where there is none that is sound."""
@@ -251,7 +258,9 @@ class MemorizedFunc(_engine.Memo, Speaker):
         key = self._key_of(args, kwargs)
         if key is None:
             return self.func(*args, **kwargs), {}
-        if self._is_open and (self.cache_validation_callback is None or self._is_valid(key)):
+        if self.cache_validation_callback is not None and not self._is_valid(key):
+            self._report_damage(key, 5)
+        elif self._is_open:
             started = time.time()
             found, value = self._look_up(key)
             if found:
@@ -370,6 +379,7 @@ class MemorizedFunc(_engine.Memo, Speaker):
         if key is None:
             return NotMemorizedResult(self.func(*args, **kwargs))
         if not self._is_valid(key):
+            self._report_damage(key)
             value, _ = self._call(args, kwargs, key)
             if not self._is_open or self._about(key) is None:
                 return NotMemorizedResult(value)
@@ -446,6 +456,7 @@ class AsyncMemorizedFunc(MemorizedFunc):
         if key is None:
             return NotMemorizedResult(await self.func(*args, **kwargs))
         if not self._is_valid(key):
+            self._report_damage(key)
             value, _ = await self._call(args, kwargs, key)  # type: ignore[misc]
             if not self._is_open or self._about(key) is None:
                 return NotMemorizedResult(value)
