@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -121,6 +122,35 @@ NAMED_WRITER = (
 )
 
 
+# Small entries alone, put, replaced and removed as fast as can be, each under its key's own numbers: which one was
+# begun last, and which one's call has returned, stand in a file that both sides map. Few keys, so that the shelf is
+# made anew now and then, and goes with its last entry.
+SHELF_WRITER = (
+    WRITERS
+    + """
+    import mmap, random, struct
+    from shoal import _engine
+
+    def write(seed):
+        dice = random.Random(int(seed))
+        store = _engine.Store(sys.argv[1])
+        with open(sys.argv[2], "r+b") as file:
+            told = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+        while True:
+            n = dice.randrange(len(told) // 2)
+            number = told[2 * n] + 1
+            told[2 * n] = number
+            if number % 7 == 0:
+                store.remove("f", bytes([n + 1]) * 16)
+            else:
+                store.put("f", bytes([n + 1]) * 16, [struct.pack("qq", n, number) * (1 + dice.randrange(200))])
+            told[2 * n + 1] = number
+
+    fork_writers(write)
+"""
+)
+
+
 def kill_while_writing(writers: subprocess.Popen[bytes], word: str, seconds: float) -> None:
     assert writers.stdin is not None and writers.stdout is not None and writers.stderr is not None
     writers.stdin.write(f"{word}\n".encode())
@@ -187,6 +217,41 @@ def test_what_killed_writers_of_named_files_leave_is_swept(tmp_path: Path, dice:
             assert parts is None or not bytes(parts[0]).strip(bytes([n]))
     end(writers)
     print(f"{kills} kills, {strays} stray files, all swept")
+
+
+def test_writers_killed_at_the_shelf_lose_nothing_that_they_had_put(tmp_path: Path, dice: random.Random) -> None:
+    cache, numbers, keys = tmp_path / "cache", tmp_path / "numbers", 24
+    numbers.write_bytes(bytes(16 * keys))
+    kills, cut, written = ROUNDS * 50 or 40, 0, 0
+    reader = _engine.Store(str(cache))
+    writers = start(tmp_path, SHELF_WRITER, cache, numbers)
+    for turn in range(kills):
+        kill_while_writing(writers, str(dice.randrange(10**9)), dice.random() * 0.02)
+        told = struct.unpack(f"{2 * keys}q", numbers.read_bytes())
+        fresh = _engine.Store(str(cache))
+        for store in (reader, fresh):
+            for n in range(keys):
+                begun, returned = told[2 * n : 2 * n + 2]
+                parts = store.get("f", bytes([n + 1]) * 16)  # raises where something is damaged, or said to be
+                data = bytes(parts[0]) if parts is not None else b""
+                found = struct.unpack_from("qq", data) if data else None
+                allowed = {(n, number) if number % 7 != 0 else None for number in (begun, returned)}
+                assert found in allowed, f"key {n} after {turn + 1} kills"
+                assert found is None or data == struct.pack("qq", *found) * (len(data) // 16)
+        damaged: list[bytes] = []
+        fresh.verify(lambda folder, key, size, error, damaged=damaged: error and damaged.append(key))
+        assert not damaged, f"after {turn + 1} kills"
+        settled = list(told[::2])
+        for n in range(keys):
+            if told[2 * n] != told[2 * n + 1]:  # what the dead one began is over
+                cut += 1
+                settled[n] += settled[n] % 7 == 0
+                fresh.put("f", bytes([n + 1]) * 16, [struct.pack("qq", n, settled[n])])
+        numbers.write_bytes(struct.pack(f"{2 * keys}q", *(number for number in settled for _ in range(2))))
+        written = sum(settled)
+        assert {path.name for path in files(cache)} <= {"shelf"}
+    end(writers)
+    print(f"{kills} kills, {written} changes, {cut} of them cut off, nothing lost, damaged or stray")
 
 
 WORKER = """
