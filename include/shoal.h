@@ -962,8 +962,9 @@ typedef struct shoal_store_options {
     uint32_t flags;       /* SHOAL_STORE_… */
     uint32_t compression; /* SHOAL_COMPRESS_…, of what is put; what is read may be any */
     int level;            /* the method's own; 0: its default */
-    uint64_t
-        bytes_limit; /* 0: none. Else puts have the store reduced to it, in the background: see shoal_store_reduce */
+    /* 0: none. Else puts have the store reduced to it, in the background (see shoal_store_reduce); and a put that finds
+     * the disk full removes what was used longest ago, and tries again. */
+    uint64_t bytes_limit;
 } shoal_store_options;
 
 /**

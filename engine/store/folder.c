@@ -313,6 +313,21 @@ static int put(shoal_folder *folder, int fd, const struct source *source, struct
     return error != 0 ? error : shelf_give_way(folder->shelf, fd, source->key, name, durable);
 }
 
+static int put_in_folder(shoal_folder *folder, const struct source *source, struct small *small)
+{
+    int error = -ENOENT;
+    /* The folder may be removed between any two steps. */
+    for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
+        struct opened opened;
+        error = refresh(folder, true, &opened);
+        if (error == 0) {
+            error = put(folder, opened.fd, source, small);
+            end_use(&opened);
+        }
+    }
+    return error;
+}
+
 int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_part *parts, uint32_t count,
                      const shoal_entry_numbers *numbers)
 {
@@ -331,25 +346,23 @@ int shoal_folder_put(shoal_folder *folder, const shoal_key *key, const shoal_par
                             .level = folder->store->level};
     struct small small;
     small.size = 0; /* the block needs no value */
+    uint64_t size = entry_head_size(count);
+    for (uint32_t i = 0; i < count; i++)
+        size += parts[i].size;
     int error = source_pack(&source);
     if (error == 0)
         error = build_small(&source, &small);
     if (error == 0)
-        error = -ENOENT;
-    /* The folder may be removed between any two steps. */
-    for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
-        struct opened opened;
-        error = refresh(folder, true, &opened);
-        if (error == 0) {
-            error = put(folder, opened.fd, &source, &small);
-            end_use(&opened);
-        }
+        error = put_in_folder(folder, &source, &small);
+    if ((error == -ENOSPC || error == -EDQUOT) && reduce_for_room(folder->store, size)) {
+        error = put_in_folder(folder, &source, &small);
+        /* relaxed: a hint */
+        atomic_store_explicit(&folder->store->futile, error == -ENOSPC || error == -EDQUOT, memory_order_relaxed);
     }
     source_unpack(&source);
     if (error == 0) {
-        uint64_t size = entry_head_size(count);
-        for (uint32_t i = 0; i < count; i++)
-            size += parts[i].size;
+        if (atomic_load_explicit(&folder->store->futile, memory_order_relaxed))
+            atomic_store_explicit(&folder->store->futile, false, memory_order_relaxed);
         uses_note(store_uses(folder->store), key, true);
         reduce_after_put(folder->store, size);
     }

@@ -24,7 +24,8 @@ struct shoal_store {
     _Atomic(struct uses *) uses; /* mapped on first need */
     _Atomic bool uses_tried;     /* that was done, whatever came of it */
     _Atomic uint64_t unlooked;   /* bytes put since the store's size was looked at (reduce.c) */
-    _Atomic bool swept;          /* the temporary files of dead writers were removed once by this process */
+    _Atomic bool futile; /* the disk was full, and stayed so when entries were removed, and no put succeeded since */
+    _Atomic bool swept;  /* the temporary files of dead writers were removed once by this process */
     _Atomic uint32_t folders_kept;
     struct verified verified;
     struct shelves shelves;
@@ -51,6 +52,10 @@ struct uses *store_uses(shoal_store *store);
 
 /* Note that `size` bytes were put, and have the store reduced if it is time. */
 void reduce_after_put(shoal_store *store, uint64_t size);
+
+/* A put of `size` bytes found the disk full: where the store has a limit, remove what was used longest ago. Whether
+ * some was, so that it is worth trying again. */
+bool reduce_for_room(shoal_store *store, uint64_t size);
 
 /* Remove an entry of the open folder `fd`, wherever it lies in it. Errors as shoal_folder_remove. */
 int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key);

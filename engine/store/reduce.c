@@ -4,6 +4,10 @@
  * keeps it. One that was put again since it was listed may go too: a miss, nothing worse. What the removed ones took on
  * a shelf is given back once, at the end.
  *
+ * On a full disk a put into a store with a limit removes some itself, and tries again, once. A store without a limit
+ * stays as it is: nobody said that it may be made smaller. Where that did not help (the disk is filled by others, or
+ * the quota is another's), it is not tried again before a put succeeds.
+ *
  * The automatic limit: whoever puts counts the bytes that it puts, and each time they come to a sixteenth of the limit
  * (and at the first put) a thread looks at the whole store. So a store is at most a sixteenth for each process that
  * writes to it over its limit, and the cost of looking is spread over many puts. The thread lives for one look, with
@@ -20,7 +24,8 @@
 
 #include "store/folder.h"
 
-#define LOOK_EVERY 16u /* the part of the limit that may be put between two looks */
+#define ROOM_LEAST UINT64_C(65536) /* bytes: what is made free on a full disk beside the value's own */
+#define LOOK_EVERY 16u             /* the part of the limit that may be put between two looks */
 
 struct listed {
     int64_t used; /* nanoseconds since 1970 */
@@ -82,14 +87,14 @@ static int compare_uses(const void *one, const void *other)
     return a->used < b->used ? -1 : a->used > b->used;
 }
 
-/* Give back what the removed entries take on the folder's shelf. */
-static void trim(const shoal_store *store, const struct listed_folder *folder)
+/* Give back what the removed entries take on the folder's shelf. `full`: the disk is. */
+static void trim(const shoal_store *store, const struct listed_folder *folder, bool full)
 {
     int root, fd;
     if (store_open_root(store, false, &root) != 0)
         return;
     if (folder_open_own(root, folder->name, false, &fd) == 0) {
-        shelf_trim(folder->shelf, fd);
+        shelf_trim(folder->shelf, fd, full);
         (void)close(fd);
     }
     (void)close(root);
@@ -105,12 +110,12 @@ static void hold_folders(shoal_store *store, struct listing *listing)
     }
 }
 
-static void free_listing(const shoal_store *store, struct listing *listing)
+static void free_listing(const shoal_store *store, struct listing *listing, bool full)
 {
     for (size_t i = 0; i < listing->folder_count; i++) {
         struct listed_folder *folder = &listing->folders[i];
         if (folder->shelf != NULL && folder->reduced)
-            trim(store, folder);
+            trim(store, folder, full);
         if (folder->shelf != NULL)
             shelf_rest(folder->shelf, true);
         free(folder->name);
@@ -119,11 +124,14 @@ static void free_listing(const shoal_store *store, struct listing *listing)
     free(listing->entries);
 }
 
-int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, shoal_store_reduced *out)
+/* `room`: bytes by which it is to be smaller afterwards, whatever the limits. */
+static int reduce(shoal_store *store, const shoal_store_limits *limits, uint64_t room, shoal_store_reduced *out)
 {
     struct listing listing = {0};
     shoal_store_reduced done = {0};
     int error = shoal_store_visit(store, add_entry, &listing);
+    uint64_t most = listing.bytes > room ? listing.bytes - room : 0;
+    most = limits->bytes < most ? limits->bytes : most;
     hold_folders(store, &listing);
     struct timespec now;
     (void)clock_gettime(CLOCK_REALTIME, &now);
@@ -134,7 +142,7 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
     done.bytes = listing.bytes;
     for (size_t i = 0; error == 0 && i < listing.count; i++) {
         const struct listed *entry = &listing.entries[i];
-        if (done.bytes <= limits->bytes && done.items <= limits->items && entry->used > deadline)
+        if (done.bytes <= most && done.items <= limits->items && entry->used > deadline)
             break;
         struct listed_folder *folder = &listing.folders[entry->folder];
         int failed = shoal_store_remove(store, folder->name, &entry->key);
@@ -150,10 +158,27 @@ int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, sho
             done.removed_bytes += entry->size;
         }
     }
-    free_listing(store, &listing);
+    free_listing(store, &listing, room != 0);
     if (out != NULL)
         *out = done;
     return error;
+}
+
+int shoal_store_reduce(shoal_store *store, const shoal_store_limits *limits, shoal_store_reduced *out)
+{
+    return reduce(store, limits, 0, out);
+}
+
+bool reduce_for_room(shoal_store *store, uint64_t size)
+{
+    const shoal_store_limits limits = {.bytes = UINT64_MAX, .items = UINT64_MAX};
+    shoal_store_reduced done = {0};
+    if (store->bytes_limit == 0 || size > store->bytes_limit / 2 ||
+        atomic_load_explicit(&store->futile, memory_order_relaxed)) /* relaxed: a hint */
+        return false;
+    uint64_t room = 2 * size + ROOM_LEAST, step = store->bytes_limit / LOOK_EVERY;
+    (void)reduce(store, &limits, room > step ? room : step, &done);
+    return done.removed != 0;
 }
 
 /* What the thread works from: nothing of the store's handle. */

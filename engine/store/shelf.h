@@ -11,8 +11,9 @@
  * and as nobody knows which keys were in what is missing, every get of a key that is not found says so, until somebody
  * who was told puts, or `verify` is asked to remove what is damaged. When more than half of the file is of no use, a
  * writer copies what lives into a new file and renames it over the old one, with the lock held: whoever waited for it
- * finds that the file has no name any more, and goes to the new one, as readers do. The last entry that goes takes the
- * shelf with it.
+ * finds that the file has no name any more, and goes to the new one, as readers do. On a full disk, where there is no
+ * room for a new file, neighbouring removed records are made one, and the disk gets back what is behind its header. The
+ * last entry that goes takes the shelf with it.
  *
  * A key may be here and have a file of its own, if a writer was killed between two steps. Who puts in one place removes
  * from the other afterwards; so a record counts more than a file, but for a damaged one.
@@ -98,8 +99,9 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
  * `durable`: it is not to come back after a loss of power. */
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
-/* Give back what removed entries take on disk, if it is more than a sixteenth of the file. */
-void shelf_trim(struct shelf *shelf, int folder);
+/* Give back what removed entries take on disk, if it is more than a sixteenth of the file; `full`: the disk is, so what
+ * can be given back there. */
+void shelf_trim(struct shelf *shelf, int folder, bool full);
 /* Remove the file, whatever is in its place. 0 also where there is none. */
 int shelf_discard(int folder);
 
@@ -124,6 +126,10 @@ uint64_t shelf_length(const struct shelf *shelf, uint64_t size);
 uint64_t shelf_waste(const struct shelf *shelf);
 /* Copy what lives into a new file, in place of the locked one. What fails changes nothing. */
 int shelf_compact(struct shelf *shelf, int folder, const struct shelf_lock *lock);
+/* Give the disk back what lies between those that live, where that is some pages. The index is made anew. */
+void shelf_free_gaps(struct shelf *shelf, int folder, const struct shelf_lock *lock);
+/* Write over the headers of what is out of date. What could not be stays listed. */
+int shelf_remove_stale(struct shelf *shelf, const struct shelf_lock *lock);
 int shelf_write_all(int fd, const uint8_t *data, size_t size, uint64_t offset);
 
 #endif

@@ -1,4 +1,5 @@
-/* store/shelf_compact.c: a new file for what lives on a shelf (shelf.h).
+/* store/shelf_compact.c: a new file for what lives on a shelf (shelf.h), or holes in the old one where there is no
+ * room for that.
  *
  * The file is written without a name, linked in under one of its own and renamed over the old shelf. The lock on that
  * is held from beginning to end, so nothing is put or removed meanwhile; a process that is killed leaves the old shelf
@@ -18,6 +19,7 @@
 #include "store/shelf.h"
 
 #define BLOCK ((size_t)256 << 10) /* bytes that are written at once */
+#define HOLE UINT64_C(4096)       /* a hole in a file begins and ends at a multiple of this */
 
 static int compare_places(const void *one, const void *other)
 {
@@ -25,8 +27,8 @@ static int compare_places(const void *one, const void *other)
     return a->block < b->block ? -1 : a->block > b->block;
 }
 
-/* What lives, in the order of the file. NULL: no memory. */
-static struct index_place *list_places(const struct index *index, size_t *count)
+/* What lives, in the order of the file; `damaged`: and what does so perhaps. NULL: no memory. */
+static struct index_place *list_places(const struct index *index, bool damaged, size_t *count)
 {
     struct index_place *places = malloc((index->count + 1) * sizeof *places);
     size_t cursor = 0;
@@ -34,7 +36,7 @@ static struct index_place *list_places(const struct index *index, size_t *count)
     if (places == NULL)
         return NULL;
     for (const struct index_place *place; (place = index_next(index, &cursor)) != NULL;)
-        if (place->size != 0)
+        if (place->size != 0 || damaged)
             places[(*count)++] = *place;
     qsort(places, *count, sizeof *places, compare_places);
     return places;
@@ -108,7 +110,7 @@ int shelf_compact(struct shelf *shelf, int folder, const struct shelf_lock *lock
     int fd = -1;
     if (!file_size_allowed(sizeof(struct shelf_head) + shelf->index.bytes))
         return -EFBIG;
-    struct index_place *places = list_places(&shelf->index, &count);
+    struct index_place *places = list_places(&shelf->index, false, &count);
     int error = places == NULL ? -ENOMEM : file_open_unnamed(folder, &unsupported, &fd);
     if (error != 0) {
         free(places);
@@ -122,4 +124,43 @@ int shelf_compact(struct shelf *shelf, int folder, const struct shelf_lock *lock
     if (error == 0)
         shelf_forget(shelf); /* it is read again when it is looked at */
     return error;
+}
+
+/* Make the removed records from `from` to `to` one, and give back the pages behind its header. False: not possible. */
+static bool free_gap(const struct shelf *shelf, const struct shelf_lock *lock, uint64_t from, uint64_t to)
+{
+    static const shoal_key none;
+    struct record_header header;
+    uint64_t first = (from + sizeof header + HOLE - 1) / HOLE * HOLE, last = to / HOLE * HOLE;
+    if (last <= first)
+        return true;
+    record_make(&header, shelf->mark, none.bytes, (uint32_t)(to - from), 0);
+    return shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, from) == 0 &&
+           fallocate(lock->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first, (off_t)(last - first)) == 0;
+}
+
+/* The header is written first: who reads the file record by record passes over the gap. Who was within it finds a hole,
+ * which looks like damage as far as the next good header; when he looks at the entry that he takes this for he finds
+ * that it is not there, begins anew (read_entry), and passes over. */
+void shelf_free_gaps(struct shelf *shelf, int folder, const struct shelf_lock *lock)
+{
+    size_t count;
+    shelf_forget(shelf); /* others' removals are not in it: what they made a gap of is not to be taken for an entry */
+    if (shelf_attach(shelf, folder, false) != 0 || shelf_remove_stale(shelf, lock) != 0)
+        return;
+    struct index_place *places = file_size_allowed(shelf->scanned) ? list_places(&shelf->index, true, &count) : NULL;
+    if (places == NULL)
+        return;
+    uint64_t from = sizeof(struct shelf_head);
+    bool possible = true;
+    for (size_t i = 0; possible && i < count; i++) {
+        uint64_t to = (uint64_t)places[i].block * RECORD_ALIGNMENT;
+        possible = free_gap(shelf, lock, from, to);
+        from = to + places[i].span;
+    }
+    if (possible)
+        (void)free_gap(shelf, lock, from, shelf->scanned);
+    free(places);
+    shelf_forget(shelf); /* the last record may be another now */
+    (void)shelf_attach(shelf, folder, false);
 }

@@ -215,8 +215,7 @@ int shelf_write_all(int fd, const uint8_t *data, size_t size, uint64_t offset)
     return 0;
 }
 
-/* Write over the headers of what is out of date. What could not be stays listed. */
-static int remove_stale(struct shelf *shelf, const struct shelf_lock *lock)
+int shelf_remove_stale(struct shelf *shelf, const struct shelf_lock *lock)
 {
     struct index *index = &shelf->index;
     while (index->stale_count != 0) {
@@ -239,8 +238,10 @@ static void compact_if_worth(struct shelf *shelf, int folder, const struct shelf
     uint64_t waste = shelf_waste(shelf);
     if (waste <= WASTE_LEAST || 2 * waste <= shelf->scanned || waste < 2 * shelf->futile)
         return;
-    if (shelf_compact(shelf, folder, lock) != 0)
-        shelf->futile = waste; /* a full disk, say: not with each put */
+    if (shelf_compact(shelf, folder, lock) == 0)
+        return;
+    shelf_free_gaps(shelf, folder, lock);
+    shelf->futile = waste; /* a full disk, say: not with each put */
 }
 
 /* Write how long the file is to its head, after what makes it so long. If that fails, a cut may go unseen. */
@@ -278,7 +279,7 @@ static int append(struct shelf *shelf, const struct shelf_lock *lock, const stru
     if (index_add(&shelf->index, &put) != 0)
         shelf_forget(shelf); /* it is found again when there is memory */
     else
-        (void)remove_stale(shelf, lock); /* the later record counts, whatever becomes of the older */
+        (void)shelf_remove_stale(shelf, lock); /* the later record counts, whatever becomes of the older */
     return 0;
 }
 
@@ -368,7 +369,7 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
         error = -ENOENT;
     } else {
         error = index_remove(&shelf->index, place, true);
-        if (error == 0 && (error = remove_stale(shelf, &lock)) != 0)
+        if (error == 0 && (error = shelf_remove_stale(shelf, &lock)) != 0)
             shelf_forget(shelf); /* it is still there */
         if (error == 0 && durable && fdatasync(lock.fd) != 0)
             error = -errno;
@@ -419,16 +420,18 @@ static bool is_worth_trimming(const struct shelf *shelf)
     return 16 * shelf_waste(shelf) > shelf->scanned;
 }
 
-void shelf_trim(struct shelf *shelf, int folder)
+void shelf_trim(struct shelf *shelf, int folder, bool full)
 {
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     shelf_enter(shelf);
-    bool worth = shelf_attach(shelf, folder, true) == 0 && is_worth_trimming(shelf);
+    bool worth = shelf_attach(shelf, folder, true) == 0 && (full || is_worth_trimming(shelf));
     shelf_leave(shelf);
     if (!worth || begin(shelf, folder, false, &lock) != 0)
         return;
-    if (is_worth_trimming(shelf)) /* nobody did meanwhile */
-        (void)shelf_compact(shelf, folder, &lock);
+    if (full) /* which needs no room, as the other does */
+        shelf_free_gaps(shelf, folder, &lock);
+    if (is_worth_trimming(shelf) && shelf_compact(shelf, folder, &lock) != 0 && !full) /* nobody did meanwhile */
+        shelf_free_gaps(shelf, folder, &lock);
     end(shelf, &lock);
 }
 

@@ -256,6 +256,44 @@ static void a_full_disk_is_an_error_and_leaves_nothing(void **state)
     assert_int_equal(files, 1);
 }
 
+static void on_a_full_disk_a_store_with_a_limit_keeps_what_was_put_last(void **state)
+{
+    struct place *place = *state;
+    static const size_t sizes[] = {SMALL, 9000, 1000, 50000, 3000};
+    enum { COUNT = 400, KINDS = sizeof sizes / sizeof *sizes };
+    char inner[128], command[400];
+    shoal_store *store;
+    shoal_folder *folder;
+    shoal_store_options options = {.bytes_limit = 2 << 20};
+    (void)snprintf(inner, sizeof inner, "%s/full", place->path);
+    (void)snprintf(command, sizeof command,
+                   "mkdir -m 700 %s && mount -t tmpfs -o size=1200k,mode=700 none %s 2>/dev/null", inner, inner);
+    bool mounted = geteuid() == 0 && system(command) == 0;
+    if (!mounted)
+        print_message("cannot mount here: test_store_shelf has a disk that only says that it is full\n");
+    assert_int_equal(shoal_store_open(inner, &options, &store), 0);
+    assert_int_equal(shoal_folder_open(store, "function", &folder), 0);
+    unsigned kept = 0, last = 0;
+    for (unsigned i = 0; i < COUNT; i++) {
+        size_t got;
+        shoal_key key = {{(uint8_t)i, (uint8_t)(i >> 8), 1}};
+        kept += put_pattern(folder, &key, sizes[i % KINDS]) == 0;
+        last += get_pattern(folder, &key, &got) == 0 && got == sizes[i % KINDS];
+    }
+    struct seen seen = {0};
+    int error = shoal_store_verify(store, 0, count_entry, &seen);
+    shoal_folder_close(folder);
+    shoal_store_close(store);
+    (void)snprintf(command, sizeof command, "umount -l %s", inner);
+    if (mounted)
+        run(command);
+    assert_int_equal(error, 0);
+    assert_int_equal(kept, COUNT);
+    assert_int_equal(last, COUNT);
+    assert_int_equal(seen.damaged, 0);
+    assert_true(seen.entries >= KINDS);
+}
+
 /* Runs `body` as a user without privileges, whose the place is. */
 static int as_plain_user(struct place *place, int (*body)(struct place *place))
 {
@@ -319,6 +357,7 @@ int main(void)
         TEST(modes_do_not_depend_on_the_umask),
         TEST(a_limit_on_file_size_is_an_error_and_leaves_nothing),
         TEST(a_full_disk_is_an_error_and_leaves_nothing),
+        TEST(on_a_full_disk_a_store_with_a_limit_keeps_what_was_put_last),
         TEST(a_read_only_folder_can_be_read_and_says_why_not_more),
     };
     return cmocka_run_group_tests_name("store_trust", tests, NULL, NULL);
