@@ -407,3 +407,10 @@ def test_the_command_is_there_as_python_m_shoal_cache(tmp_path):
         [sys.executable, "-m", "shoal", "cache", "stat", tmp_path, "--json"], capture_output=True, check=True
     ).stdout
     assert json.loads(out)["total"]["entries"] == 1
+
+
+def test_a_calls_id_is_its_entrys_key(tmp_path):
+    f = Memory(tmp_path, verbose=0).cache(add)
+    assert f(1) == f(1, y=1) == 2 and f(2) == 3
+    assert f._get_args_id(1) == f._get_args_id(x=1, y=1) != f._get_args_id(2)
+    assert {key.hex() for _, key, *_ in stored(tmp_path)} == {f._get_args_id(1), f._get_args_id(2)}

@@ -396,6 +396,11 @@ class MemorizedFunc(_engine.Memo, Speaker):
             self._metadata(key),
         )
 
+    def _get_args_id(self, *args: Any, **kwargs: Any) -> str:
+        """joblib's name for what tells a call's result from the others of the function."""
+        key = self._key_of(args, kwargs)
+        return key.hex() if key is not None else ""
+
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Why a call with these arguments would be a hit, or be computed again. Nothing is computed or removed."""
         return _explain.explain(self, args, kwargs)
