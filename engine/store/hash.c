@@ -21,6 +21,7 @@
 #include <xxhash.h>
 
 #include "shoal.h"
+#include "store/hash_avx2.h"
 
 #define HASH_PARALLEL ((size_t)16 << 20)
 #define HASH_THREADS 8u /* two saturate the memory of a small machine; a large one has more channels */
@@ -75,6 +76,15 @@ struct position {
     size_t index, offset;
 };
 
+static XXH128_hash_t hash_contiguous(const void *data, size_t size)
+{
+    if (!hash_suits_avx2(size))
+        return XXH3_128bits(data, size);
+    XXH128_canonical_t canonical;
+    hash_avx2(data, size, canonical.digest);
+    return XXH128_hashFromCanonical(&canonical);
+}
+
 /* The digest of `length` bytes from `from` on; `from` moves behind them. */
 static XXH128_hash_t hash_run(const struct iovec *pieces, struct position *from, size_t length)
 {
@@ -84,7 +94,7 @@ static XXH128_hash_t hash_run(const struct iovec *pieces, struct position *from,
         *from = (struct position){from->index + 1, 0};
     const struct iovec *piece = &pieces[from->index];
     if (piece->iov_len - from->offset >= length) {
-        XXH128_hash_t hash = XXH3_128bits((const char *)piece->iov_base + from->offset, length);
+        XXH128_hash_t hash = hash_contiguous((const char *)piece->iov_base + from->offset, length);
         from->offset += length;
         return hash;
     }
