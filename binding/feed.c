@@ -4,7 +4,7 @@
  * task. Iterating and encoding run the user's code, which may block, end the pool, or use it: so one thread at a time
  * feeds a job (`feeding`), others feed the other jobs meanwhile, each with a feeder of its own; and whatever the user's
  * code may have changed is looked at again after it. Collecting needs no such rule, as a completion is handed to one
- * thread. Called by pool.c and job.c, with the GIL.
+ * thread. Called by pool.c, job.c and job_wait.c, with the GIL.
  */
 #include "pool.h"
 
@@ -90,27 +90,6 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
         return 0;
     }
     return left < count ? (uint32_t)left : count;
-}
-
-/* The next item of the job's source: new reference; NULL without an exception at its end, or where the job needs no
- * more of it (`job->source` is NULL then). */
-static PyObject *next_item(JobObject *job)
-{
-    if (job->is_range) {
-        const bool left = job->source != NULL && job->next < job->length;
-        return left ? PyLong_FromLongLong(job->first + job->next * job->step) : NULL;
-    }
-    if (!job->is_sequence) {
-        /* Held: the pool may be terminated while the iterator runs. */
-        PyObject *source = Py_XNewRef(job->source);
-        PyObject *item = source != NULL ? PyIter_Next(source) : NULL;
-        Py_XDECREF(source);
-        return item;
-    }
-    /* A list may have been changed by the user's code meanwhile. */
-    if (job->source == NULL || job->next >= PySequence_Fast_GET_SIZE(job->source))
-        return NULL;
-    return Py_NewRef(PySequence_Fast_GET_ITEM(job->source, job->next));
 }
 
 /* Whether what the source gives has no use any more: the pool was terminated, the job cancelled. */
@@ -336,7 +315,7 @@ static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
     else
         encode_words(feeder, job, count);
     while (shoal_batch_count(batch) < count && !broken) {
-        PyObject *item = next_item(job);
+        PyObject *item = job_next_item(job);
         if (is_over(pool, job)) {
             Py_XDECREF(item);
             if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
