@@ -27,6 +27,7 @@
 #include <sys/pidfd.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "pool/pool.h"
 #include "sync/futex.h"
 
@@ -112,19 +113,10 @@ void deaths_begin(shoal_pool *pool)
         return;
     deaths->count = count;
     pool->deaths = deaths;
-    /* Signals are for the program's own threads. */
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    sigfillset(&all);
-    pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (pthread_create(&deaths->thread, &attributes, watch, pool) != 0) {
+    if (thread_start(&deaths->thread, watch, pool, STACK_SIZE) != 0) {
         pool->deaths = NULL;
         free(deaths);
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
 }
 
 void deaths_end(shoal_pool *pool)

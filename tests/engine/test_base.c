@@ -1,4 +1,4 @@
-/* test_base.c: codes have meanings, the clock goes forward, cpus are counted. */
+/* test_base.c: codes have meanings, the clock goes forward, cpus are counted, threads take no signals. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,11 +6,14 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 #include "shoal.h"
 
 static void every_code_has_a_meaning_of_its_own(void **state)
@@ -75,6 +78,33 @@ static void the_cpu_count_follows_the_affinity_mask(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
+static void *own_mask(void *out)
+{
+    (void)pthread_sigmask(SIG_SETMASK, NULL, out);
+    return NULL;
+}
+
+static void a_thread_of_the_engine_takes_no_signal(void **state)
+{
+    (void)state;
+    sigset_t of_thread, before, after;
+    (void)sigemptyset(&of_thread);
+    (void)sigemptyset(&before);
+    (void)sigaddset(&before, SIGUSR2);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
+    pthread_t thread;
+    assert_int_equal(thread_start(&thread, own_mask, &of_thread, (size_t)256 << 10), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    static const int signals[] = {SIGINT, SIGTERM, SIGCHLD, SIGUSR1, SIGALRM, SIGPROF};
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        assert_int_equal(sigismember(&of_thread, signals[i]), 1);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &after), 0);
+    assert_int_equal(sigismember(&after, SIGUSR2), 1);
+    assert_int_equal(sigismember(&after, SIGINT), 0); /* the caller's mask is what it was */
+    (void)sigemptyset(&before);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -83,6 +113,7 @@ int main(void)
         cmocka_unit_test(the_clock_goes_forward_in_nanoseconds),
         cmocka_unit_test(a_deadline_never_wraps_around),
         cmocka_unit_test(the_cpu_count_follows_the_affinity_mask),
+        cmocka_unit_test(a_thread_of_the_engine_takes_no_signal),
     };
     alarm(20);
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);
