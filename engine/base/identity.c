@@ -1,8 +1,8 @@
 /* base/identity.c: who a process is, and whether it lives. The forms are in the header.
  *
- * Life is read from /proc/PID/stat (stat.c). Waiters ask again and again, so a wrong "dead" must not come from the asker's own
- * trouble: only a process that is certainly gone counts as dead. A leader that ended (pthread_exit in main) while other
- * threads run on looks like a corpse but for its count of threads.
+ * Life is read from /proc/PID/stat (stat.c). Waiters ask again and again, so a wrong "dead" must not come from the
+ * asker's own trouble: only a process that is certainly gone counts as dead. A leader that ended (pthread_exit in main)
+ * while other threads run on looks like a corpse but for its count of threads.
  *
  * Global to the process, and documented as such: its identity, and how many forks deep it is. Both are set right in a
  * child by an atfork handler, while the child has one thread.
