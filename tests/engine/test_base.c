@@ -1,4 +1,5 @@
-/* test_base.c: codes have meanings, the clock goes forward, cpus are counted, processes looked at, threads take no signals. */
+/* test_base.c: codes have meanings, the clock goes forward, cpus are counted, processes looked at, threads take no
+ * signals. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
