@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -20,6 +19,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/thread.h"
 #include "shoal.h"
 #include "store/hash_avx2.h"
 
@@ -172,13 +172,8 @@ static void run_large(struct large *large)
 {
     pthread_t threads[HASH_THREADS];
     size_t started = 0, wanted = helpers_for(large->total);
-    sigset_t all, before;
-    sigfillset(&all); /* signals are the caller's; a helper must not take them */
-    bool masked = wanted != 0 && pthread_sigmask(SIG_SETMASK, &all, &before) == 0;
-    while (masked && started < wanted && pthread_create(&threads[started], NULL, work_on_large, large) == 0)
+    while (started < wanted && thread_start(&threads[started], work_on_large, large, 0) == 0)
         started++;
-    if (masked)
-        (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)work_on_large(large);
     for (size_t i = 0; i < started; i++)
         (void)pthread_join(threads[i], NULL);
