@@ -4,7 +4,7 @@
  * task. Iterating and encoding run the user's code, which may block, end the pool, or use it: so one thread at a time
  * feeds a job (`feeding`), others feed the other jobs meanwhile, each with a feeder of its own; and whatever the user's
  * code may have changed is looked at again after it. Collecting needs no such rule, as a completion is handed to one
- * thread. Called by pool.c and job.c, with the GIL.
+ * thread. Called by pool.c, job.c and job_wait.c, with the GIL.
  */
 #include "pool.h"
 
@@ -92,27 +92,6 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
     return left < count ? (uint32_t)left : count;
 }
 
-/* The next item of the job's source: new reference; NULL without an exception at its end, or where the job needs no
- * more of it (`job->source` is NULL then). */
-static PyObject *next_item(JobObject *job)
-{
-    if (job->is_range) {
-        const bool left = job->source != NULL && job->next < job->length;
-        return left ? PyLong_FromLongLong(job->first + job->next * job->step) : NULL;
-    }
-    if (!job->is_sequence) {
-        /* Held: the pool may be terminated while the iterator runs. */
-        PyObject *source = Py_XNewRef(job->source);
-        PyObject *item = source != NULL ? PyIter_Next(source) : NULL;
-        Py_XDECREF(source);
-        return item;
-    }
-    /* A list may have been changed by the user's code meanwhile. */
-    if (job->source == NULL || job->next >= PySequence_Fast_GET_SIZE(job->source))
-        return NULL;
-    return Py_NewRef(PySequence_Fast_GET_ITEM(job->source, job->next));
-}
-
 /* Whether what the source gives has no use any more: the pool was terminated, the job cancelled. */
 static bool is_over(const PoolObject *pool, const JobObject *job)
 {
@@ -192,24 +171,12 @@ failed:
     return -1;
 }
 
-static PyObject *take_raised(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL && value != NULL)
-        PyException_SetTraceback(value, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-}
-
 /* Whatever was raised becomes the result of this item. What is no Exception (Ctrl-C) is not the item's alone: it goes
  * on to the caller. */
 static int settle_raised(JobObject *job, Py_ssize_t index)
 {
     const bool is_items = PyErr_ExceptionMatches(PyExc_Exception);
-    PyObject *value = take_raised();
+    PyObject *value = module_take_raised();
     PyObject *kept = is_items ? NULL : Py_XNewRef(value);
     int result = job_settle(job, index, value, true);
     if (kept != NULL) {
@@ -232,10 +199,10 @@ static int end_source(JobObject *job)
     if (job->iterates) {
         /* Raised where the reader comes to it, as an item that cannot be a value. */
         job->length = ++job->next;
-        return job_settle_source(job, job->next - 1, take_raised());
+        return job_settle_source(job, job->next - 1, module_take_raised());
     }
     /* The source's failure is the call's, unless an item failed before. */
-    PyObject *error = take_raised();
+    PyObject *error = module_take_raised();
     if (job->error == NULL) {
         job->error = error;
         job->error_index = job->next;
@@ -309,7 +276,7 @@ static int send_batch(PoolObject *pool, struct feeder *feeder, JobObject *job, P
         PyErr_SetObject((PyObject *)Py_TYPE(job->cancelled), job->cancelled);
     else if (over)
         PyErr_SetString(PyExc_RuntimeError, "the pool was terminated");
-    PyObject *error = take_raised();
+    PyObject *error = module_take_raised();
     int result = 1;
     for (uint32_t i = 0; i < items && result == 1; i++) {
         if (job_settle(job, start + i, Py_XNewRef(error), true) != 0)
@@ -336,7 +303,7 @@ static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
     else
         encode_words(feeder, job, count);
     while (shoal_batch_count(batch) < count && !broken) {
-        PyObject *item = next_item(job);
+        PyObject *item = job_next_item(job);
         if (is_over(pool, job)) {
             Py_XDECREF(item);
             if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
@@ -364,7 +331,7 @@ static int feed_task(PoolObject *pool, struct feeder *feeder, JobObject *job)
             break;
     }
     /* An exception that is not an item's own (Ctrl-C) waits until what was taken from the source has its place. */
-    PyObject *interrupt = PyErr_Occurred() ? take_raised() : NULL;
+    PyObject *interrupt = PyErr_Occurred() ? module_take_raised() : NULL;
     int result = broken || job->length >= 0;
     if (shoal_batch_count(batch) > 0)
         result = send_batch(pool, feeder, job, start, large);
@@ -530,7 +497,7 @@ static int settle_unreadable(PoolObject *pool, JobObject *job, Py_ssize_t index)
 {
     if (pool->unreadable == NULL || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
         return settle_raised(job, index);
-    PyObject *reason = take_raised();
+    PyObject *reason = module_take_raised();
     PyObject *error = reason == NULL ? NULL : PyObject_CallOneArg(pool->unreadable, reason);
     Py_XDECREF(reason);
     return error == NULL ? settle_raised(job, index) : job_settle(job, index, error, true);

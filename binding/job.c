@@ -1,250 +1,14 @@
-/* job.c: the type Job: one call of map, apply, imap …: its items, its results, and waiting for them.
- *
- * A thread that waits for a job collects and feeds for all jobs of the pool (feed.c); what it delivers to a job that
- * another thread waits for, it tells that thread (shoal_pool_nudge). Python's AsyncResult and IMapIterator are
+/* job.c: the type Job: one call of map, apply, imap …, as Python sees it. Its AsyncResult and IMapIterator are
  * sub-classes.
+ *
+ * Here it is made, begun, withdrawn, and read. What belongs to a job lies in three files beside this one: where its
+ * items come from (job_source.c), what becomes of them (job_results.c), and waiting for that (job_wait.c). Handing them
+ * to the workers is feed.c's.
  */
 #include "pool.h"
 
-#include <string.h>
 #include <structmember.h>
 #include <unistd.h>
-
-/* A signal that arrives between the last look and the sleep is seen after this long at the latest. */
-#define SIGNAL_SLICE (100 * SHOAL_MILLISECOND)
-#define RANGE_REST 65536 /* items that each fail by themselves when an imap over a range is given up */
-
-/* ------------------------------------------------------------------- results ---- */
-
-/* Room for `ahead` entries past `taken`. */
-static int enlarge_ring(JobObject *job, size_t ahead)
-{
-    size_t capacity = job->capacity == 0 ? 64 : job->capacity;
-    while (capacity <= ahead)
-        capacity *= 2;
-    if (capacity == job->capacity)
-        return 0;
-    struct entry *entries = PyMem_Calloc(capacity, sizeof *entries);
-    if (entries == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (size_t i = 0; i < job->capacity; i++) {
-        size_t position = (size_t)job->taken + i;
-        entries[position % capacity] = job->entries[position % job->capacity];
-    }
-    PyMem_Free(job->entries);
-    job->entries = entries;
-    job->capacity = capacity;
-    return 0;
-}
-
-static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, enum entry_kind kind)
-{
-    Py_ssize_t position = job->ordered ? index : job->arrived;
-    if (position < job->taken || enlarge_ring(job, (size_t)(position - job->taken)) != 0) {
-        Py_XDECREF(value);
-        return position < job->taken ? 0 : -1;
-    }
-    struct entry *entry = &job->entries[(size_t)position % job->capacity];
-    if (entry->value != NULL) {
-        Py_XDECREF(value);
-        return 0;
-    }
-    *entry = (struct entry){value, kind};
-    job->arrived++;
-    job->settled++;
-    return 0;
-}
-
-/* Not iterating: a place for the result of this item. */
-static int make_place(JobObject *job, Py_ssize_t index)
-{
-    while (index >= PyList_GET_SIZE(job->results)) {
-        if (PyList_Append(job->results, job->missing) != 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int settle_single(JobObject *job, PyObject *value, bool failed)
-{
-    if (job->settled != 0) {
-        Py_DECREF(value);
-        return 0;
-    }
-    job->settled = 1;
-    if (failed)
-        job->error = value;
-    else
-        job->results = value;
-    return 0;
-}
-
-int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
-{
-    if (value == NULL)
-        return PyErr_Occurred() ? -1 : (PyErr_BadInternalCall(), -1);
-    if (failed && !PyExceptionInstance_Check(value)) {
-        /* Only an overwritten message can claim so. */
-        Py_DECREF(value);
-        value = PyObject_CallFunction(PyExc_RuntimeError, "s", "an error in shared memory is malformed");
-        if (value == NULL)
-            return -1;
-    }
-    if (job->complete) {
-        Py_DECREF(value);
-        return 0;
-    }
-    if (job->single)
-        return settle_single(job, value, failed);
-    if (job->iterates)
-        return settle_iterating(job, index, value, failed ? ENTRY_ERROR : ENTRY_VALUE);
-    if (index >= 0 && make_place(job, index) != 0) {
-        Py_DECREF(value);
-        return -1;
-    }
-    if (index < 0 || PyList_GET_ITEM(job->results, index) != job->missing) {
-        Py_DECREF(value);
-        return 0;
-    }
-    if (failed && !job->values && (job->error == NULL || index < job->error_index)) {
-        Py_XSETREF(job->error, Py_NewRef(value));
-        job->error_index = index;
-    }
-    (void)job_settle_place(job, index, value);
-    return 0;
-}
-
-int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error)
-{
-    if (error == NULL)
-        return -1;
-    if (job->complete) {
-        Py_DECREF(error);
-        return 0;
-    }
-    return settle_iterating(job, index, error, ENTRY_RAISES);
-}
-
-static void drop_shared(JobObject *job)
-{
-    if (job->owns_shared && job->pool->pool != NULL && job->pool->process == getpid())
-        shoal_pool_unshare(job->pool->pool, job->shared);
-    job->owns_shared = false;
-}
-
-void job_make_ready(JobObject *job)
-{
-    job->ready = true;
-    if (job->waiters > 0 && job->pool->pool != NULL)
-        shoal_pool_nudge(job->pool->pool);
-}
-
-int job_check(JobObject *job)
-{
-    if (job->iterates &&
-        job->told != job->arrived) { /* or who waits, and feeds meanwhile, would wake itself for ever */
-        job->told = job->arrived;
-        if (job->waiters > 0)
-            shoal_pool_nudge(job->pool->pool);
-    }
-    if (job->complete || job->length < 0 || job->settled < job->length)
-        return 0;
-    job->complete = true;
-    drop_shared(job);
-    if (job->callback == NULL || job->watched)
-        job_make_ready(job);
-    if (job->callback == NULL)
-        return 0;
-    if (PyList_Append(job->pool->finished, (PyObject *)job) != 0)
-        return -1;
-    /* Callbacks run in the supervising thread, so that they cannot meet a lock that the waiting thread holds. */
-    shoal_pool_request_attention(job->pool->pool, 0, 1);
-    return 0;
-}
-
-/* ------------------------------------------------------------------- waiting ---- */
-
-static struct entry *next_entry(const JobObject *job)
-{
-    return &job->entries[(size_t)job->taken % job->capacity];
-}
-
-static bool next_is_there(const JobObject *job)
-{
-    return job->capacity > 0 && next_entry(job)->value != NULL;
-}
-
-static bool is_satisfied(const PoolObject *pool, const JobObject *job, bool for_next)
-{
-    if (job == NULL)
-        return pool_is_idle(pool);
-    /* In a pool that has ended nobody runs the callback that a job still waits for. */
-    return for_next ? next_is_there(job) || job->complete : job->ready || (job->complete && pool->ended);
-}
-
-/* When a thread that waits for all results wants to be called: in time to hand out more, or when nothing is left to
- * take. */
-static uint32_t low_water(const PoolObject *pool, const JobObject *job, bool for_next)
-{
-    if (for_next)
-        return 0;
-    /* By halves: or all that lies there would be collected at the end, while the workers have nothing to do. */
-    if (PyList_GET_SIZE(pool->queue) == 0)
-        return shoal_pool_ready(pool->pool) / 2 + 1;
-    return job == NULL || job->chunk == 0 ? tasks_ahead(pool) / 2 : 128;
-}
-
-int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout)
-{
-    if (is_satisfied(pool, job, for_next))
-        return 1;
-    if (pool_enter(pool) != 0)
-        return -1;
-    const int64_t start = shoal_clock_now();
-    const int64_t deadline = timeout >= SHOAL_FOREVER - start ? SHOAL_FOREVER : start + timeout;
-    int result = -1;
-    if (pool->waiters++ == 0 && pool->callbacks == 0)
-        shoal_pool_forgo_attention(pool->pool); /* what the supervisor was to be called for, this thread does */
-    if (job != NULL)
-        job->waiters++;
-    for (;;) {
-        uint64_t nudges = shoal_pool_nudges(pool->pool);
-        bool any = false;
-        if (collect_tasks(pool, &any) != 0 || feed_jobs(pool) != 0)
-            break;
-        if (is_satisfied(pool, job, for_next)) {
-            result = 1;
-            break;
-        }
-        if (job != NULL)
-            call_feeder(pool, job);
-        if (PyErr_CheckSignals() != 0)
-            break;
-        const int64_t now = shoal_clock_now();
-        int64_t left = deadline == SHOAL_FOREVER ? SHOAL_FOREVER : deadline - now;
-        if (left <= 0) {
-            result = 0;
-            break;
-        }
-        if (any || pool->more)
-            continue;
-        uint32_t mark = low_water(pool, job, for_next);
-        Py_BEGIN_ALLOW_THREADS
-        shoal_pool_wait(pool->pool, mark, nudges, now - start, left < SIGNAL_SLICE ? left : SIGNAL_SLICE);
-        Py_END_ALLOW_THREADS /* whatever ended the wait is looked for */
-    }
-    if (job != NULL)
-        job->waiters--;
-    pool->waiters--;
-    request_help(pool);
-    /* This thread may have collected the last task of a pool that was closed: the supervisor ends the workers. */
-    if (pool->eager && !pool->ended && pool_is_idle(pool))
-        shoal_pool_request_attention(pool->pool, 0, 1);
-    pool_leave(pool);
-    return result;
-}
 
 /* -------------------------------------------------------------------- methods ---- */
 
@@ -311,11 +75,6 @@ static PyObject *job_wait_method(PyObject *self, PyObject *args)
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
-void job_raise(PyObject *error)
-{
-    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-}
-
 static PyObject *job_results(PyObject *self, PyObject *unused)
 {
     JobObject *job = (JobObject *)self;
@@ -330,32 +89,14 @@ static PyObject *job_results(PyObject *self, PyObject *unused)
     return job->single ? Py_BuildValue("[O]", job->results) : Py_NewRef(job->results);
 }
 
-/* The next result of an iterating job: the value, or NULL with its error, or without one at the end. */
-static PyObject *take_next(JobObject *job)
-{
-    if (!next_is_there(job))
-        return NULL;
-    struct entry *entry = next_entry(job);
-    PyObject *value = entry->value;
-    const enum entry_kind kind = entry->kind;
-    *entry = (struct entry){NULL, ENTRY_VALUE};
-    job->taken++;
-    if (kind == ENTRY_RAISES || (kind == ENTRY_ERROR && !job->values)) {
-        job_raise(value);
-        Py_DECREF(value);
-        return NULL;
-    }
-    return value;
-}
-
 static PyObject *job_iternext(PyObject *self)
 {
     JobObject *job = (JobObject *)self;
-    if (job->has_feeder && job->pool->pool != NULL && next_is_there(job))
+    if (job->has_feeder && job->pool->pool != NULL && job_next_is_there(job))
         call_feeder(job->pool, job); /* who reads what is there does not come by wait_for() */
     if (wait_for(job->pool, job, true, SHOAL_FOREVER) < 0)
         return NULL;
-    return take_next(job);
+    return job_take_next(job);
 }
 
 static PyObject *job_next_within(PyObject *self, PyObject *args)
@@ -372,7 +113,7 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
         PyErr_SetNone(PyExc_TimeoutError);
         return NULL;
     }
-    PyObject *value = take_next(job);
+    PyObject *value = job_take_next(job);
     if (value == NULL && !PyErr_Occurred())
         PyErr_SetNone(PyExc_StopIteration);
     return value;
@@ -392,9 +133,9 @@ static PyObject *job_next_ready(PyObject *self, PyObject *args)
         return NULL;
     }
     PyList_SET_ITEM(list, 0, first);
-    while (next_is_there(job) &&
-           (next_entry(job)->kind == ENTRY_VALUE || (job->values && next_entry(job)->kind == ENTRY_ERROR))) {
-        PyObject *value = take_next(job);
+    while (job_next_is_there(job) &&
+           (job_next_entry(job)->kind == ENTRY_VALUE || (job->values && job_next_entry(job)->kind == ENTRY_ERROR))) {
+        PyObject *value = job_take_next(job);
         const int error = value == NULL ? -1 : PyList_Append(list, value);
         Py_XDECREF(value);
         if (error != 0) {
@@ -403,12 +144,6 @@ static PyObject *job_next_ready(PyObject *self, PyObject *args)
         }
     }
     return list;
-}
-
-bool job_is_endless(const JobObject *job)
-{
-    const bool is_range = job->prompt && !job->is_sequence;
-    return job->length < 0 || (job->iterates && is_range && job->length - job->next > RANGE_REST);
 }
 
 /* What was not handed out of a cancelled job fails; leaves the pool that the caller entered. Returns `any` as a bool.
@@ -526,54 +261,6 @@ static PyObject *job_get_begun(PyObject *self, void *closure)
 }
 
 /* ---------------------------------------------------------------- construction ---- */
-
-/* A range whose numbers all fit into words is taken by its bounds: no object is made of each. */
-static void look_for_range(JobObject *job, PyObject *source)
-{
-    PyObject *ends[2] = {PyObject_GetAttrString(source, "start"), PyObject_GetAttrString(source, "step")};
-    int overflow[2] = {1, 1};
-    int64_t numbers[2] = {0, 0}, last;
-    for (int i = 0; i < 2; i++) {
-        if (ends[i] != NULL)
-            numbers[i] = PyLong_AsLongLongAndOverflow(ends[i], &overflow[i]);
-        Py_XDECREF(ends[i]);
-    }
-    PyErr_Clear();
-    if (overflow[0] != 0 || overflow[1] != 0 || __builtin_mul_overflow(job->length - 1, numbers[1], &last) ||
-        __builtin_add_overflow(numbers[0], last, &last))
-        return;
-    job->is_range = true;
-    job->first = numbers[0];
-    job->step = numbers[1];
-}
-
-static int job_take_source(JobObject *job, PyObject *source)
-{
-    job->is_sequence = PyList_CheckExact(source) || PyTuple_CheckExact(source);
-    job->prompt = job->is_sequence || PyRange_Check(source);
-    job->length = job->prompt ? PyObject_Size(source) : -1;
-    if (job->length < 0 && PyErr_Occurred()) { /* a range longer than any list, which an imap may read */
-        if (!job->iterates || !PyErr_ExceptionMatches(PyExc_OverflowError))
-            return -1;
-        PyErr_Clear();
-        job->prompt = false;
-    }
-    if (job->prompt && !job->is_sequence && job->length > 0)
-        look_for_range(job, source);
-    job->source = job->is_sequence || job->is_range ? Py_NewRef(source) : PyObject_GetIter(source);
-    if (job->source == NULL)
-        return -1;
-    if (job->iterates || job->single)
-        return 0;
-    const Py_ssize_t known = job->length > 0 ? job->length : 0;
-    job->results = PyList_New(known);
-    if (job->results == NULL)
-        return -1;
-    job->missing = Py_NewRef(job->pool->state->missing);
-    for (Py_ssize_t i = 0; i < known; i++)
-        PyList_SET_ITEM(job->results, i, Py_NewRef(job->missing));
-    return 0;
-}
 
 JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, const struct job_options *options)
 {
@@ -700,7 +387,7 @@ static void job_dealloc(PyObject *self)
     if (job->call != NULL)
         PyThread_free_lock(job->call);
     if (job->pool != NULL)
-        drop_shared(job);
+        job_drop_shared(job);
     Py_CLEAR(job->pool);
     type->tp_free(self);
     Py_DECREF(type);

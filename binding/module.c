@@ -27,6 +27,18 @@ PyObject *module_raise(int error, const char *what)
     return NULL;
 }
 
+PyObject *module_take_raised(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL && value != NULL)
+        PyException_SetTraceback(value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
 int module_timeout(PyObject *seconds, int64_t *out)
 {
     if (seconds == Py_None) {

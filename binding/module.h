@@ -52,6 +52,8 @@ static inline module_state *module_state_of_type(PyTypeObject *type)
 
 /* Raise what an engine call returned: OSError with errno and "what: reason", MemoryError for -ENOMEM. Returns NULL. */
 PyObject *module_raise(int error, const char *what);
+/* What was raised, as an instance with its traceback, and it is raised no more: new reference; NULL: nothing was. */
+PyObject *module_take_raised(void);
 
 /* multiprocessing's exit code: the status, or the negated signal. */
 PyObject *module_exit_code(const shoal_exit *how);

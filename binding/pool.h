@@ -1,4 +1,4 @@
-/* pool.h: what pool.c (the type Pool), job.c (the type Job) and feed.c (between the two) share.
+/* pool.h: what pool.c (the type Pool), job*.c (the type Job) and feed.c (between the two) share.
  *
  * All of it is guarded by the GIL. Encoding, decoding and iterating run the user's code, and so may let other threads
  * in at any such call: state is made consistent before each of them, and looked at anew after it.
@@ -126,6 +126,7 @@ PyObject *job_get(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObj
 int pool_enter(PoolObject *pool);
 void pool_leave(PoolObject *pool);
 bool pool_is_pool(PyObject *object);
+bool pool_is_idle(const PoolObject *pool);
 
 /* feed.c */
 
@@ -169,17 +170,24 @@ struct job_options {
 };
 /* New reference to an instance of `type`, Job or a sub-class; NULL with an exception. */
 JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, const struct job_options *options);
-/* Raise the exception, which is borrowed. */
-void job_raise(PyObject *error);
 /* Begin to hand out its items. 0, or -1 with an exception. */
 int job_start(JobObject *job);
 /* Seconds or None as a job's limit. 0, or -1 with an exception. */
 int job_time_limit(PyObject *seconds, int64_t *limit);
 
-/* Collect and feed until the job is done (or has a next result, or, without a job, the pool is idle). The GIL is
- * released while waiting. 1: so it is; 0: the time (ns) is over; -1: an exception. */
-int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout);
-bool pool_is_idle(const PoolObject *pool);
+int job_add(PyObject *module);
+
+/* job_source.c */
+
+/* Keep what the job's items come from, and make places for their results. 0, or -1 with an exception. */
+int job_take_source(JobObject *job, PyObject *source);
+/* The next item: new reference; NULL without an exception at the source's end, or where the job needs no more of it
+ * (`job->source` is NULL then). May run the user's code. */
+PyObject *job_next_item(JobObject *job);
+/* Whether what was not handed out yet has no number, or one that may be beyond memory: one error says it all then. */
+bool job_is_endless(const JobObject *job);
+
+/* job_results.c */
 
 /* Item `index` has its result or error; steals `value`. */
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);
@@ -200,11 +208,30 @@ static inline bool job_settle_place(JobObject *job, Py_ssize_t index, PyObject *
 int job_settle_source(JobObject *job, Py_ssize_t index, PyObject *error);
 /* After items were settled or the source ended: is the job done? Then whoever waits is told. */
 int job_check(JobObject *job);
-/* Whether what was not handed out yet has no number, or one that may be beyond memory: one error says it all then. */
-bool job_is_endless(const JobObject *job);
-int job_add(PyObject *module);
 /* Callbacks ran, or there are none: the job counts as ready. */
 void job_make_ready(JobObject *job);
+/* Let the function go that was shared for this job alone. */
+void job_drop_shared(JobObject *job);
+
+/* Where an iterating job's next result is or will be; only where there is a ring (`capacity` above 0). */
+static inline struct entry *job_next_entry(const JobObject *job)
+{
+    return &job->entries[(size_t)job->taken % job->capacity];
+}
+static inline bool job_next_is_there(const JobObject *job)
+{
+    return job->capacity > 0 && job_next_entry(job)->value != NULL;
+}
+/* The next result of an iterating job: the value, or NULL with its error, or without one at the end. */
+PyObject *job_take_next(JobObject *job);
+/* Raise the exception, which is borrowed. */
+void job_raise(PyObject *error);
+
+/* job_wait.c */
+
+/* Collect and feed until the job is done (or has a next result, or, without a job, the pool is idle). The GIL is
+ * released while waiting. 1: so it is; 0: the time (ns) is over; -1: an exception. */
+int wait_for(PoolObject *pool, JobObject *job, bool for_next, int64_t timeout);
 
 /* An instance of the package's WorkerDied, or TaskTimeout, for an item that was not done. */
 PyObject *make_outcome(const JobObject *job, Py_ssize_t item, const shoal_completion *completion);

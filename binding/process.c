@@ -408,6 +408,12 @@ static PyObject *serve_zygote(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *zygote_is_stopped(PyObject *object, PyObject *unused)
+{
+    const ZygoteObject *self = (ZygoteObject *)object;
+    return PyBool_FromLong(self->zygote != NULL && shoal_zygote_is_stopped(self->zygote));
+}
+
 static PyMethodDef zygote_methods[] = {
     {"start", zygote_start, METH_VARARGS,
      "start(request, fds, outlives=False, wanted=None)\n--\n\nHave a process forked; it is killed with this one, "
@@ -415,6 +421,8 @@ static PyMethodDef zygote_methods[] = {
      "it\noutlives it. wanted() is asked now and then while the zygote does not answer. BrokenPipeError: the zygote "
      "is\n"
      "gone. OSError (ECANCELED): not wanted any more; it never runs."},
+    {"is_stopped", zygote_is_stopped, METH_NOARGS,
+     "is_stopped()\n--\n\nWhether a signal or a debugger has stopped it."},
     {"close", zygote_close, METH_NOARGS, "close()\n--\n\nEnd the zygote and what it forked."},
     {NULL, NULL, 0, NULL},
 };

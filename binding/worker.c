@@ -115,18 +115,6 @@ static int encode_result(WorkerObject *worker, PyObject *object)
     return -1;
 }
 
-static PyObject *take_exception(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL && value != NULL)
-        PyException_SetTraceback(value, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-}
-
 /* Only what `except Exception` catches is a task's failure, unless the worker was told otherwise; the rest ends it. */
 static bool ends_worker(const WorkerObject *worker)
 {
@@ -138,7 +126,7 @@ static int encode_error(WorkerObject *worker, PyObject *result)
 {
     if (ends_worker(worker))
         return -1;
-    PyObject *error = take_exception();
+    PyObject *error = module_take_raised();
     if (error != NULL && worker->unread && worker->unreadable != NULL)
         Py_SETREF(error, PyObject_CallOneArg(worker->unreadable, error));
     if (error == NULL)
@@ -149,7 +137,7 @@ static int encode_error(WorkerObject *worker, PyObject *result)
     Py_XDECREF(sent);
     if (code != 0 && result == NULL && !ends_worker(worker)) {
         /* The exception itself cannot be sent: say so, and what it was. */
-        PyObject *second = take_exception();
+        PyObject *second = module_take_raised();
         sent = second == NULL ? NULL : PyObject_CallFunctionObjArgs(worker->state->unsendable, second, error, NULL);
         code = sent == NULL ? -1 : encode_result(worker, sent);
         Py_XDECREF(sent);

@@ -531,6 +531,9 @@ SHOAL_API int shoal_zygote_start_process(shoal_zygote *zygote, const void *reque
 SHOAL_API int shoal_zygote_start_process_while(shoal_zygote *zygote, const void *request, size_t size, const int *fds,
                                                uint32_t fd_count, uint32_t flags, int (*wanted)(void *context),
                                                void *context, shoal_process **out);
+/** Whether a signal or a debugger has stopped the zygote, so that another had better be asked: 1, or 0. It may go on at
+ * any time. Any thread. */
+SHOAL_API int shoal_zygote_is_stopped(const shoal_zygote *zygote);
 /** Close the asker's end: the zygote and what it forked are killed. NULL is allowed. */
 SHOAL_API void shoal_zygote_close(shoal_zygote *zygote);
 

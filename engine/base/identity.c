@@ -1,8 +1,8 @@
 /* base/identity.c: who a process is, and whether it lives. The forms are in the header.
  *
- * Life is read from /proc/PID/stat. Waiters ask again and again, so a wrong "dead" must not come from the asker's own
- * trouble: only a process that is certainly gone counts as dead. A leader that ended (pthread_exit in main) while other
- * threads run on looks like a corpse but for its count of threads.
+ * Life is read from /proc/PID/stat (stat.c). Waiters ask again and again, so a wrong "dead" must not come from the
+ * asker's own trouble: only a process that is certainly gone counts as dead. A leader that ended (pthread_exit in main)
+ * while other threads run on looks like a corpse but for its count of threads.
  *
  * Global to the process, and documented as such: its identity, and how many forks deep it is. Both are set right in a
  * child by an atfork handler, while the child has one thread.
@@ -10,13 +10,11 @@
 #include "base/identity.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <string.h>
 #include <unistd.h>
+
+#include "base/stat.h"
 
 #define TIME_MASK ((UINT64_C(1) << IDENTITY_TIME_BITS) - 1)
 #define COMPACT_TIME_MASK ((UINT64_C(1) << IDENTITY_COMPACT_TIME_BITS) - 1)
@@ -53,36 +51,14 @@ enum life { LIFE_GONE, LIFE_RUNS, LIFE_UNKNOWN };
 /* Whether there is a process of this pid, when it started, and its state as /proc has it. */
 static enum life look(pid_t pid, uint64_t *started, char *state)
 {
-    if (pid <= 0)
-        return LIFE_GONE; /* nobody's; to kill(2) it would mean a group */
-    char path[40], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        if (errno != ENOENT && errno != ESRCH)
-            return LIFE_UNKNOWN;
-        /* Not in /proc: gone, or hidden from us, or /proc is not there. */
-        return kill(pid, 0) != 0 && errno == ESRCH ? LIFE_GONE : LIFE_UNKNOWN;
-    }
-    ssize_t size;
-    do
-        size = read(fd, text, sizeof text - 1);
-    while (size < 0 && errno == EINTR);
-    int error = errno;
-    close(fd);
-    if (size < 0)
-        return error == ESRCH ? LIFE_GONE : LIFE_UNKNOWN;
-    text[size] = '\0';
-    /* The second field is the program's name in parentheses, which may itself hold spaces and parentheses. */
-    const char *at = strrchr(text, ')');
-    int threads = 0;
-    unsigned long long time = 0;
-    if (at == NULL || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
-                             state, &threads, &time) != 3)
-        return LIFE_UNKNOWN;
-    if (*state == 'X' || (*state == 'Z' && threads <= 1))
+    struct process_stat stat;
+    const int error = process_stat(pid, &stat);
+    if (error != 0)
+        return error == -ESRCH ? LIFE_GONE : LIFE_UNKNOWN;
+    if (stat.state == 'X' || (stat.state == 'Z' && stat.threads <= 1))
         return LIFE_GONE;
-    *started = (uint64_t)time;
+    *state = stat.state;
+    *started = stat.started;
     return LIFE_RUNS;
 }
 

@@ -11,11 +11,11 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "base/thread.h"
 #define TEAM_MOST 256u
 
 struct loop {
@@ -97,21 +97,8 @@ static void *team_thread(void *unused)
 /* Have at least so many threads beside the caller, as far as the machine gives them. Locked by `taken`. */
 static void grow(uint32_t threads)
 {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    /* Signals are for the program's own threads. */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (team.threads < threads) {
-        pthread_t thread;
-        if (pthread_create(&thread, &attributes, team_thread, NULL) != 0)
-            break; /* fewer do it too */
-        team.threads++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
+    while (team.threads < threads && thread_start(NULL, team_thread, NULL, 0) == 0)
+        team.threads++; /* where one cannot be started, fewer do it too */
 }
 
 uint32_t team_size(uint32_t threads)

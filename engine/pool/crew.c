@@ -13,6 +13,8 @@
 #include <string.h>
 #include <sys/pidfd.h>
 
+#include "base/thread.h"
+
 #define START_AGAIN (50 * SHOAL_MILLISECOND)
 #define FRUITLESS_MOST 8u
 #define KILLS_FOR_ONE 16u /* workers that were killed count as one that ended by itself */
@@ -291,14 +293,8 @@ int shoal_pool_start(const shoal_start_options *start, shoal_pool **out)
         crew->places[i].place = i;
         error = start_worker(crew, &crew->places[i]);
     }
-    if (error == 0) {
-        /* Signals are for the program's own threads. */
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        error = -pthread_create(&crew->supervisor, NULL, supervise, pool);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-    }
+    if (error == 0)
+        error = thread_start(&crew->supervisor, supervise, pool, 0);
     if (error != 0) {
         for (uint32_t i = 0; i < options.workers; i++) {
             if (crew->places[i].process != NULL) {

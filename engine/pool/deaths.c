@@ -17,22 +17,19 @@
 #include "pool/deaths.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/pidfd.h>
-#include <unistd.h>
 
+#include "base/stat.h"
+#include "base/thread.h"
 #include "pool/pool.h"
 #include "sync/futex.h"
 
 /* Seven KiB are used, but the C library puts a program's thread-local variables there too. */
 #define STACK_SIZE ((size_t)256 << 10)
-#define PROCESS_IS_EXITING 0x4u /* the kernel's PF_EXITING, among a process's flags in /proc */
 
 struct deaths {
     pthread_t thread;
@@ -112,19 +109,10 @@ void deaths_begin(shoal_pool *pool)
         return;
     deaths->count = count;
     pool->deaths = deaths;
-    /* Signals are for the program's own threads. */
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    sigfillset(&all);
-    pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (pthread_create(&deaths->thread, &attributes, watch, pool) != 0) {
+    if (thread_start(&deaths->thread, watch, pool, STACK_SIZE) != 0) {
         pool->deaths = NULL;
         free(deaths);
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
 }
 
 void deaths_end(shoal_pool *pool)
@@ -141,32 +129,14 @@ void deaths_end(shoal_pool *pool)
 
 /* ------------------------------------------------------------- the exit status ---- */
 
-/* Field `number`, counted from 1 as in proc(5), of the text of /proc/PID/stat; 0 where it is missing. */
-static unsigned long long field(const char *text, int number)
-{
-    const char *rest = strrchr(text, ')'); /* the second field may hold anything, this character too */
-    if (rest == NULL)
-        return 0;
-    for (int at = 2; at < number && rest != NULL; at++)
-        rest = strchr(rest + 1, ' ');
-    return rest == NULL ? 0 : strtoull(rest, NULL, 10);
-}
-
 bool deaths_tell(pid_t pid, int pidfd, shoal_exit *how)
 {
-    char path[32], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    struct process_stat stat;
+    if (process_stat(pid, &stat) != 0)
         return false;
-    const ssize_t size = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (size <= 0)
-        return false;
-    text[size] = '\0';
-    const unsigned long long status = field(text, 52);
+    const uint64_t status = stat.exit_status;
     /* A status of 0 may stand for one that we may not see. What was reaped may have left its number to another. */
-    if ((field(text, 9) & PROCESS_IS_EXITING) == 0 || status == 0 || pidfd_send_signal(pidfd, 0, NULL, 0) != 0)
+    if ((stat.flags & STAT_EXITING) == 0 || status == 0 || pidfd_send_signal(pidfd, 0, NULL, 0) != 0)
         return false;
     *how = (shoal_exit){0};
     if ((status & 0x7fu) != 0)

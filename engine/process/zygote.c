@@ -186,6 +186,11 @@ static void wait_a_slice(const shoal_zygote *zygote, short events)
     (void)poll(&ready, 1, (int)(SLICE / SHOAL_MILLISECOND));
 }
 
+int shoal_zygote_is_stopped(const shoal_zygote *zygote)
+{
+    return identity_is_stopped(zygote->pid);
+}
+
 /* Whether the zygote has been stopped for so long that its word is not waited for. */
 static bool is_held_up(shoal_zygote *zygote)
 {

@@ -664,6 +664,15 @@ static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, s
     return 0;
 }
 
+/* The same for the calling process, which becomes a participant if it is none yet. */
+static int claim_within(shoal_queue *queue, int64_t timeout, uint32_t *self, struct queue_slot **slot,
+                        uint64_t *position)
+{
+    const int64_t deadline = deadline_after(timeout);
+    const int error = participant_self(queue, self);
+    return error != 0 ? error : wait_and_claim(queue, *self, deadline, slot, position);
+}
+
 static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t position, uint32_t self,
                            enum queue_slot_state next)
 {
@@ -682,14 +691,10 @@ static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t
 
 int shoal_queue_get_item(shoal_queue *queue, int64_t timeout, shoal_received *out)
 {
-    const int64_t deadline = deadline_after(timeout);
     uint32_t self;
-    int error = participant_self(queue, &self);
-    if (error != 0)
-        return error;
     struct queue_slot *slot;
     uint64_t position;
-    error = wait_and_claim(queue, self, deadline, &slot, &position);
+    const int error = claim_within(queue, timeout, &self, &slot, &position);
     if (error != 0)
         return error;
     bool sound = take_contents(queue, slot, self, out);
@@ -709,14 +714,10 @@ void shoal_queue_release(shoal_queue *queue, shoal_received *received)
 
 int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t timeout, size_t *size)
 {
-    const int64_t deadline = deadline_after(timeout);
     uint32_t self;
-    int error = participant_self(queue, &self);
-    if (error != 0)
-        return error;
     struct queue_slot *slot;
     uint64_t position;
-    error = wait_and_claim(queue, self, deadline, &slot, &position);
+    const int error = claim_within(queue, timeout, &self, &slot, &position);
     if (error != 0)
         return error;
     shoal_item item;

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -20,7 +19,9 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/thread.h"
 #include "shoal.h"
+#include "store/hash_avx2.h"
 
 #define HASH_PARALLEL ((size_t)16 << 20)
 #define HASH_THREADS 8u /* two saturate the memory of a small machine; a large one has more channels */
@@ -75,6 +76,15 @@ struct position {
     size_t index, offset;
 };
 
+static XXH128_hash_t hash_contiguous(const void *data, size_t size)
+{
+    if (!hash_suits_avx2(size))
+        return XXH3_128bits(data, size);
+    XXH128_canonical_t canonical;
+    hash_avx2(data, size, canonical.digest);
+    return XXH128_hashFromCanonical(&canonical);
+}
+
 /* The digest of `length` bytes from `from` on; `from` moves behind them. */
 static XXH128_hash_t hash_run(const struct iovec *pieces, struct position *from, size_t length)
 {
@@ -84,7 +94,7 @@ static XXH128_hash_t hash_run(const struct iovec *pieces, struct position *from,
         *from = (struct position){from->index + 1, 0};
     const struct iovec *piece = &pieces[from->index];
     if (piece->iov_len - from->offset >= length) {
-        XXH128_hash_t hash = XXH3_128bits((const char *)piece->iov_base + from->offset, length);
+        XXH128_hash_t hash = hash_contiguous((const char *)piece->iov_base + from->offset, length);
         from->offset += length;
         return hash;
     }
@@ -162,13 +172,8 @@ static void run_large(struct large *large)
 {
     pthread_t threads[HASH_THREADS];
     size_t started = 0, wanted = helpers_for(large->total);
-    sigset_t all, before;
-    sigfillset(&all); /* signals are the caller's; a helper must not take them */
-    bool masked = wanted != 0 && pthread_sigmask(SIG_SETMASK, &all, &before) == 0;
-    while (masked && started < wanted && pthread_create(&threads[started], NULL, work_on_large, large) == 0)
+    while (started < wanted && thread_start(&threads[started], work_on_large, large, 0) == 0)
         started++;
-    if (masked)
-        (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)work_on_large(large);
     for (size_t i = 0; i < started; i++)
         (void)pthread_join(threads[i], NULL);

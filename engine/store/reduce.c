@@ -15,13 +15,12 @@
  * way. No lock keeps several from looking at once: they remove the same entries, and a child of fork could keep a lock.
  */
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "store/folder.h"
 
 #define ROOM_LEAST UINT64_C(65536) /* bytes: what is made free on a full disk beside the value's own */
@@ -215,23 +214,14 @@ void reduce_after_put(shoal_store *store, uint64_t size)
         !atomic_compare_exchange_strong_explicit(&store->unlooked, &put, 0, memory_order_relaxed, memory_order_relaxed))
         return;
     struct look *look = malloc(sizeof *look);
-    pthread_attr_t attributes;
     if (look == NULL)
         return;
     look->limit = store->bytes_limit;
     look->path = strdup(store->path);
-    if (look->path == NULL || pthread_attr_init(&attributes) != 0) {
-        free(look->path);
+    if (look->path == NULL) {
         free(look);
         return;
     }
-    sigset_t all, before;
-    sigfillset(&all); /* signals are the program's own threads' */
-    pthread_t thread;
-    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (pthread_create(&thread, &attributes, look_around, look) != 0)
+    if (thread_start(NULL, look_around, look, 0) != 0)
         (void)look_around(look);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attributes);
 }

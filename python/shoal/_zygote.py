@@ -115,14 +115,7 @@ class Zygote:
 
     def is_stopped(self) -> bool:
         """Whether a signal or a debugger has stopped it."""
-        try:
-            fd = os.open(f"/proc/{self.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            return os.read(fd, 256).rpartition(b") ")[2][:1] in (b"T", b"t")
-        finally:
-            os.close(fd)
+        return self._engine.is_stopped()
 
     def close(self) -> None:
         """End the zygote and everything it forked."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from shoal import _crew, _engine, _options, _progress, _serving, _threads, errors
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, TERMINATE
-from shoal.errors import TaskCancelled, TaskTimeout
+from shoal.errors import TaskCancelled
 from shoal.multiprocessing.pool import _Descriptors, _EngineHandle, start_each
 
 __all__ = ["BrokenProcessPool", "Future", "ProcessPoolExecutor", "WorkerDied", "as_completed", "wait"]

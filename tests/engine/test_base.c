@@ -1,4 +1,5 @@
-/* test_base.c: codes have meanings, the clock goes forward, cpus are counted. */
+/* test_base.c: codes have meanings, the clock goes forward, cpus are counted, processes looked at, threads take no
+ * signals. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,11 +7,17 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/stat.h"
+#include "base/thread.h"
 #include "shoal.h"
 
 static void every_code_has_a_meaning_of_its_own(void **state)
@@ -75,6 +82,64 @@ static void the_cpu_count_follows_the_affinity_mask(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
+static void a_process_is_seen_as_it_is(void **state)
+{
+    (void)state;
+    struct process_stat stat;
+    assert_int_equal(process_stat(0, &stat), -ESRCH);
+    assert_int_equal(process_stat(getpid(), &stat), 0);
+    assert_int_equal(stat.state, 'R');
+    assert_int_equal(stat.threads, 1);
+    assert_int_equal(stat.flags & STAT_EXITING, 0);
+    const uint64_t started = stat.started;
+    const pid_t child = fork();
+    if (child == 0) {
+        (void)prctl(PR_SET_NAME, "a) Z 1 (b"); /* a name that looks like fields */
+        raise(SIGSTOP);
+        _exit(7);
+    }
+    siginfo_t news;
+    assert_int_equal(waitid(P_PID, (id_t)child, &news, WSTOPPED), 0);
+    assert_int_equal(process_stat(child, &stat), 0);
+    assert_int_equal(stat.state, 'T');
+    assert_true(stat.started >= started);
+    assert_int_equal(kill(child, SIGCONT), 0);
+    assert_int_equal(waitid(P_PID, (id_t)child, &news, WEXITED | WNOWAIT), 0);
+    assert_int_equal(process_stat(child, &stat), 0);
+    assert_int_equal(stat.state, 'Z');
+    assert_int_equal(stat.flags & STAT_EXITING, STAT_EXITING);
+    assert_int_equal(stat.exit_status, 7 << 8);
+    assert_int_equal(waitid(P_PID, (id_t)child, &news, WEXITED), 0);
+    assert_int_equal(process_stat(child, &stat), -ESRCH);
+}
+
+static void *own_mask(void *out)
+{
+    (void)pthread_sigmask(SIG_SETMASK, NULL, out);
+    return NULL;
+}
+
+static void a_thread_of_the_engine_takes_no_signal(void **state)
+{
+    (void)state;
+    sigset_t of_thread, before, after;
+    (void)sigemptyset(&of_thread);
+    (void)sigemptyset(&before);
+    (void)sigaddset(&before, SIGUSR2);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
+    pthread_t thread;
+    assert_int_equal(thread_start(&thread, own_mask, &of_thread, (size_t)256 << 10), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    static const int signals[] = {SIGINT, SIGTERM, SIGCHLD, SIGUSR1, SIGALRM, SIGPROF};
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        assert_int_equal(sigismember(&of_thread, signals[i]), 1);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &after), 0);
+    assert_int_equal(sigismember(&after, SIGUSR2), 1);
+    assert_int_equal(sigismember(&after, SIGINT), 0); /* the caller's mask is what it was */
+    (void)sigemptyset(&before);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -83,6 +148,8 @@ int main(void)
         cmocka_unit_test(the_clock_goes_forward_in_nanoseconds),
         cmocka_unit_test(a_deadline_never_wraps_around),
         cmocka_unit_test(the_cpu_count_follows_the_affinity_mask),
+        cmocka_unit_test(a_process_is_seen_as_it_is),
+        cmocka_unit_test(a_thread_of_the_engine_takes_no_signal),
     };
     alarm(20);
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);

@@ -337,8 +337,10 @@ static void nobody_waits_for_a_zygote_that_is_stopped(void **state)
     const int64_t asked = shoal_clock_now();
     assert_int_equal(shoal_zygote_start_process(zygote, "x", 1, NULL, 0, 0, &process), -ETIMEDOUT);
     assert_true(shoal_clock_now() - asked < 10 * SHOAL_SECOND);
+    assert_int_equal(shoal_zygote_is_stopped(zygote), 1);
 
     kill(zygote_pid, SIGCONT);
+    assert_int_equal(shoal_zygote_is_stopped(zygote), 0);
     int left = 1000;
     assert_int_equal(shoal_zygote_start_process_while(zygote, "xy", 2, NULL, 0, 0, is_wanted_yet, &left, &process), 0);
     assert_int_equal(shoal_process_wait(process, SHOAL_FOREVER, &how), 0);

@@ -57,6 +57,27 @@ static void a_stream_and_a_digest_of_few_bytes_agree_and_equal_the_published_val
     shoal_hash_close(hash);
 }
 
+/* A digest may be made with wider vectors than a stream's. */
+static void a_stream_and_a_digest_agree_on_any_size_and_alignment(void **state)
+{
+    (void)state;
+    uint8_t *data = malloc(HASH_CHUNK + 64), one[16], two[16];
+    for (size_t i = 0; i < HASH_CHUNK + 64; i++)
+        data[i] = (uint8_t)(i * 2654435761u >> 11);
+    shoal_hash *hash;
+    assert_int_equal(shoal_hash_create(&hash), 0);
+    for (size_t size = 0; size <= HASH_CHUNK; size = size < 2100 ? size + 1 : size * 17 / 13) {
+        const uint8_t *start = data + size % 64;
+        shoal_digest(start, size, one);
+        shoal_hash_reset(hash);
+        shoal_hash_update(hash, start, size);
+        shoal_hash_digest(hash, two);
+        assert_memory_equal(one, two, 16);
+    }
+    shoal_hash_close(hash);
+    free(data);
+}
+
 /* ---- plain use ---- */
 
 static void what_is_put_is_what_is_got(void **state)
@@ -278,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_digest_does_not_depend_on_how_the_bytes_are_cut),
         TEST(a_stream_and_a_digest_of_few_bytes_agree_and_equal_the_published_value),
+        TEST(a_stream_and_a_digest_agree_on_any_size_and_alignment),
         TEST(what_is_put_is_what_is_got),
         TEST(an_entry_says_when_it_was_made_and_at_what_cost),
         TEST(many_parts_come_back_in_order_small_ones_aligned_and_large_ones_on_pages),

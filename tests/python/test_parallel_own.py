@@ -44,8 +44,10 @@ def test_a_task_over_its_limit_fails_alone(backend: str) -> None:
     assert time.monotonic() - started < 25
     assert got[:3] + got[4:] == [0] * 7
     assert isinstance(got[3], shoal.TaskTimeout)
-    with pytest.raises(shoal.TaskTimeout, match="item 3 took longer"):
-        Parallel(n_jobs=2, backend=backend, task_timeout=8)(tasks)
+    assert "item 3 took longer" in str(got[3])
+    # A short limit here: there is no other task that a busy machine might hold up for as long.
+    with pytest.raises(shoal.TaskTimeout, match="item 0 took longer"):
+        Parallel(n_jobs=2, backend=backend, task_timeout=1)([delayed(wait)(30)])
     assert Parallel(n_jobs=2, backend=backend)(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
 
 

@@ -305,9 +305,16 @@ def test_who_reads_an_iterator_that_was_cancelled_is_told_so(pool: Any) -> None:
     results = pool.imap(square, itertools.count())
     assert next(results) == 0
     assert results.cancel()
-    with pytest.raises(shoal.TaskCancelled):
-        list(results)
-    assert list(results) == []
+    values, cancelled = [0], 0  # what workers were at ends as usual, each item that was handed out to none is told of
+    while True:
+        try:
+            values.append(next(results))
+        except StopIteration:
+            break
+        except shoal.TaskCancelled:
+            cancelled += 1
+    assert values == [number**2 for number in range(len(values))]
+    assert cancelled >= 1
     assert pool.map(square, [3]) == [9]
 
 

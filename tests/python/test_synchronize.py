@@ -1,54 +1,26 @@
-"""The lock family, as its users see it: between threads, forked and spawned processes, and when one of them dies."""
+"""The lock family, as its users see it: between threads, forked and spawned processes."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import multiprocessing.synchronize
-import os
 import pickle
-import signal
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import sharedctypes
 from pathlib import Path
 from typing import Any
 
 import pytest
-import shoal
 from helpers import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from locks import end, fork, run_in_child
 from shoal import multiprocessing as mp
 from shoal.multiprocessing import synchronize
 
 METHODS = ["fork", "spawn", "forkserver"]
-fork = mp.get_context("fork")
-
-
-def run_in_child(target: Callable[..., object], *args: Any, context: Any = fork) -> Any:
-    process = context.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def end(process: Any, code: int = 0) -> None:
-    process.join(20)
-    assert process.exitcode == code
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def die_holding(lock: Any) -> None:
-    """In a child: take it and be killed."""
-    lock.acquire()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_all(context: Any) -> dict[str, Any]:
@@ -292,170 +264,6 @@ def test_timeouts_are_obeyed() -> None:
     assert time.monotonic() - started < 5
 
 
-# -- waiting --
-
-
-def test_a_wait_lets_other_threads_run() -> None:
-    lock = fork.Lock()
-    lock.acquire()
-    thread = threading.Thread(target=lock.release)
-    threading.Timer(0.1, thread.start).start()
-    assert lock.acquire(timeout=20)
-    until(lambda: not thread.is_alive())
-
-
-WAITS = {
-    "lock": "lock = mp.Lock(); lock.acquire(); wait = lock.acquire",
-    "with": "lock = mp.Lock(); lock.acquire(); wait = lambda: lock.__enter__()",
-    "rlock": "lock = mp.RLock(); mp.Process(target=hold, args=(lock,), daemon=True).start(); "
-    "time.sleep(0.3); wait = lock.acquire",
-    "semaphore": "wait = mp.Semaphore(0).acquire",
-    "event": "wait = mp.Event().wait",
-    "event with a timeout": "wait = lambda: mp.Event().wait(30)",
-    "barrier": "wait = mp.Barrier(2).wait",
-    "condition": "condition = mp.Condition(); condition.acquire(); wait = condition.wait",
-}
-
-
-@pytest.mark.parametrize("kind", WAITS)
-def test_an_interrupt_ends_a_wait_at_once(tmp_path: Path, kind: str) -> None:
-    done = run_program(
-        tmp_path,
-        f"""
-        import os, signal, threading, time
-        from shoal import multiprocessing as mp
-
-        def hold(lock):
-            lock.acquire()
-            time.sleep(60)
-
-        {WAITS[kind]}
-        handled = []
-        signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
-        started = time.monotonic()
-        try:
-            wait()
-        except KeyboardInterrupt:
-            print("interrupted", time.monotonic() - started < 2, handled)
-        if {kind == "condition"}:
-            print(condition._lock._is_mine(), condition)
-        """,
-    )
-    expected = "interrupted True [1]\n"
-    if kind == "condition":
-        expected += "True <Condition(<RLock(MainProcess, 1)>, 0)>\n"
-    assert done.stdout == expected, done.stderr
-
-
-def test_a_notification_reaches_those_who_wait_in_their_order() -> None:
-    condition, order = fork.Condition(), fork.Array("i", 4)
-    count = fork.Value("i", 0)
-
-    def wait(number: int) -> None:
-        with condition:
-            assert condition.wait(20)
-            order[count.value] = number
-            count.value += 1
-
-    processes = []
-    for number in range(4):
-        processes.append(run_in_child(wait, number))
-        until(lambda: condition._waiting() == len(processes))
-    assert repr(condition) == "<Condition(<RLock(None, 0)>, 4)>"
-    for notified, call in (
-        (1, lambda: condition.notify()),
-        (3, lambda: condition.notify(2)),
-        (4, condition.notify_all),
-    ):
-        with condition:
-            call()
-        until(lambda: count.value == notified)  # noqa: B023
-        time.sleep(0.02)
-        assert count.value == notified
-    for process in processes:
-        end(process)
-    assert order[0] == 0 and sorted(order) == [0, 1, 2, 3] and order[3] == 3
-
-
-def test_a_recursive_lock_is_given_up_wholly_while_its_condition_waits() -> None:
-    condition = fork.Condition()
-
-    def notify() -> None:
-        with condition:
-            condition.notify()
-
-    with condition, condition:
-        thread = threading.Timer(0.1, notify)
-        thread.start()
-        assert condition.wait(20)
-        assert condition._lock._count() == 2
-        thread.join()
-
-
-def test_a_condition_over_what_is_no_lock_of_ours_is_multiprocessings() -> None:
-    for lock in (multiprocessing.get_context("fork").RLock(), fork.BoundedSemaphore(1)):
-        condition = fork.Condition(lock)
-        assert type(condition) is multiprocessing.synchronize.Condition
-        with condition:
-            assert condition.wait(0.05) is False
-    with pytest.raises(ValueError, match="not initialised"):
-        fork.Condition(synchronize.Lock.__new__(synchronize.Lock))
-
-
-@pytest.mark.parametrize("sender", ["fork", "spawn"])
-def test_a_barrier_runs_its_action_once_a_round(sender: str) -> None:
-    context = mp.get_context(sender)
-    rounds, indices = context.Value("i", 0), context.Array("i", 3)
-    barrier = context.Barrier(3, action=_Increment(rounds))
-    processes = [run_in_child(pass_rounds, barrier, rounds, indices, context=context) for _ in range(3)]
-    for process in processes:
-        end(process)
-    assert rounds.value == 5
-    assert list(indices) == [5, 5, 5]
-
-
-class _Increment:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __call__(self) -> None:
-        self.value.value += 1
-
-
-def pass_rounds(barrier: Any, rounds: Any, indices: Any) -> None:
-    for number in range(5):
-        index = barrier.wait(20)
-        assert rounds.value >= number + 1
-        with indices:
-            indices[index] += 1
-
-
-def test_an_actions_exception_is_raised_where_it_ran_and_breaks_the_barrier() -> None:
-    barrier = fork.Barrier(2, action=lambda: 1 / 0)
-    errors: list[type] = []
-
-    def wait() -> None:
-        try:
-            barrier.wait(20)
-        except Exception as error:
-            errors.append(type(error))
-
-    threads = [threading.Thread(target=wait) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(error.__name__ for error in errors) == ["BrokenBarrierError", "ZeroDivisionError"]
-    assert barrier.broken
-    barrier.reset()
-    assert not barrier.broken and barrier.n_waiting == 0 and barrier.parties == 2
-    barrier.abort()
-    with pytest.raises(threading.BrokenBarrierError):
-        barrier.wait()
-
-
 # -- counting --
 
 
@@ -568,145 +376,7 @@ def test_any_sequence_of_calls_gives_what_multiprocessing_gives(calls: list[str]
     assert outcomes(mp) == outcomes(multiprocessing)
 
 
-# -- death --
-
-
-def test_a_lock_whose_owner_died_says_so_to_everybody_until_it_is_reset() -> None:
-    for kind in ("Lock", "RLock"):
-        lock = getattr(fork, kind)()
-        process = run_in_child(die_holding, lock)
-        end(process, -signal.SIGKILL)
-        for attempt in (lock.acquire, lambda: lock.acquire(timeout=20), lock.__enter__):  # noqa: B023
-            with pytest.raises(shoal.OwnerDied) as caught:
-                attempt()
-            assert (caught.value.pid, caught.value.what) == (process.pid, "lock")
-            assert str(process.pid) in str(caught.value) and "half done" in str(caught.value)
-            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-        lock.reset()
-        with lock:
-            pass
-
-
-def test_who_waits_for_a_lock_whose_owner_dies_is_told_soon() -> None:
-    lock = fork.Lock()
-
-    def hold() -> None:
-        lock.acquire()
-        time.sleep(60)
-
-    process = run_in_child(hold)
-    until(lambda: lock._get_value() == 0)
-    threading.Timer(0.2, process.kill).start()
-    started = time.monotonic()
-    with pytest.raises(shoal.OwnerDied):
-        lock.acquire()
-    assert time.monotonic() - started < 5
-    end(process, -signal.SIGKILL)
-
-
-def test_a_robust_lock_is_handed_over_and_tells_once() -> None:
-    for kind in ("Lock", "RLock"):
-        lock = getattr(fork, kind)(robust=True)
-        end(run_in_child(die_holding, lock), -signal.SIGKILL)
-        assert not lock.inherited
-        with lock:
-            assert lock.inherited
-            if kind == "RLock":
-                with lock:
-                    assert lock.inherited
-                assert lock.inherited
-        with lock:
-            assert not lock.inherited
-
-
-def test_a_process_may_take_a_lock_end_and_another_release_it() -> None:
-    lock = fork.Lock()
-    end(run_in_child(lock.acquire))
-    lock.release()
-    assert lock.acquire(False)
-
-
-def test_a_plain_semaphore_counts_on_when_a_process_dies_and_an_owned_one_says_so() -> None:
-    plain, owned, robust = fork.Semaphore(1), fork.Semaphore(2, owned=True), fork.BoundedSemaphore(1, robust=True)
-    end(run_in_child(die_holding, plain), -signal.SIGKILL)
-    assert not plain.acquire(timeout=0.1)
-    end(run_in_child(die_holding, owned), -signal.SIGKILL)
-    assert owned.acquire(timeout=20)
-    with pytest.raises(shoal.OwnerDied, match="semaphore"):
-        owned.acquire(timeout=20)
-    assert owned.reset() == 1
-    assert owned.acquire(False)
-    owned.release()
-    owned.release()
-    with pytest.raises(ValueError, match="holds no unit"):
-        owned.release()
-    end(run_in_child(die_holding, robust), -signal.SIGKILL)
-    assert robust.acquire(timeout=20) and robust.inherited
-
-
-@pytest.mark.parametrize("kind", ["Lock", "RLock"])
-def test_a_condition_tells_of_the_death_of_its_locks_owner(kind: str) -> None:
-    for robust in (False, True):
-        condition = fork.Condition(getattr(fork, kind)(robust=robust))
-        with condition:
-            process = run_in_child(die_holding, condition)
-            if robust:
-                assert condition.wait(20) is True
-                assert condition._lock.inherited and condition._lock._is_mine()
-        end(process, -signal.SIGKILL)
-        if not robust:
-            with pytest.raises(shoal.OwnerDied), condition:
-                pytest.fail("it was taken")
-            condition._lock.reset()
-            with condition:
-                condition.notify_all()
-
-
-@pytest.mark.parametrize("kind", ["Lock", "RLock"])
-def test_a_wait_that_ends_with_its_locks_owner_leaves_the_lock_to_the_dead(kind: str) -> None:
-    condition = fork.Condition(getattr(fork, kind)())
-    with pytest.raises(shoal.OwnerDied), condition:
-        process = run_in_child(die_holding, condition)
-        condition.wait(20)
-    end(process, -signal.SIGKILL)
-    with pytest.raises(shoal.OwnerDied):
-        condition.acquire()
-
-
-def test_what_a_waiter_was_told_that_died_is_told_to_another() -> None:
-    condition, woken = fork.Condition(), fork.Event()
-
-    def wait() -> None:
-        with condition:
-            assert condition.wait(30)
-        woken.set()
-
-    first = run_in_child(wait)
-    until(lambda: condition._waiting() == 1)
-    second = run_in_child(wait)
-    until(lambda: condition._waiting() == 2)
-    os.kill(first.pid, signal.SIGSTOP)
-    with condition:
-        condition.notify()
-    time.sleep(0.1)
-    assert not woken.is_set()
-    first.kill()
-    end(second)
-    end(first, -signal.SIGKILL)
-    assert woken.is_set()
-
-
-def test_a_party_that_dies_breaks_the_barrier() -> None:
-    barrier = fork.Barrier(3)
-    process = run_in_child(barrier.wait)
-    until(lambda: barrier.n_waiting == 1)
-    threading.Timer(0.2, process.kill).start()
-    with pytest.raises(threading.BrokenBarrierError) as caught:
-        barrier.wait(30)
-    assert isinstance(caught.value, shoal.OwnerDied) and caught.value.what == "barrier"
-    assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value)
-    end(process, -signal.SIGKILL)
-    assert barrier.broken
+# -- many, and handed on --
 
 
 def test_a_joinable_queue_is_joined(tmp_path: Path) -> None:

@@ -311,9 +311,9 @@ class ThreadingBackend(PoolManagerMixin, ParallelBackendBase):
 
     def _get_pool(self) -> Any:
         if self._pool is None:
-            from multiprocessing.pool import ThreadPool
+            from shoal.joblib._thread_crew import ThreadCrew
 
-            self._pool = ThreadPool(self._n_jobs)
+            self._pool = ThreadCrew(self._n_jobs)
         return self._pool
 
 

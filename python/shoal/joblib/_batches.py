@@ -138,7 +138,7 @@ class BatchCompletionCallBack:
             parallel.print_progress()
             if parallel._original_iterator is not None:
                 parallel.dispatch_next()
-            parallel._changed.notify_all()
+            parallel._wake_reader()
 
     def _register_outcome(self, outcome: dict[str, Any]) -> None:
         """The first outcome counts: a timeout and a result may come at the same time."""
@@ -154,7 +154,7 @@ class BatchCompletionCallBack:
                 parallel._aborting = True
             if not parallel.return_ordered:
                 parallel._jobs.append(self)
-            parallel._changed.notify_all()
+            parallel._wake_reader()
 
 
 class Dispatching:
@@ -272,6 +272,13 @@ class Dispatching:
             if tracker is None:
                 return
             yield from tracker.get_result(self.timeout)
+
+    def _wake_reader(self) -> None:
+        """Locked. Wake who waits for results if that would go on: to be woken for each batch costs short ones more than
+        they take."""
+        jobs = self._jobs
+        if self._aborting or not self._wait_retrieval() or (jobs and jobs[0].get_status(None) != TASK_PENDING):
+            self._changed.notify_all()
 
     def _next_tracker(self) -> Any:
         """Locked. The batch whose results come next; None: there is none."""

@@ -1,0 +1,482 @@
+"""A pool's life: workers that die, its end, its program's end, pools in pools, what the machine has no room for."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shoal
+from helpers import run_program
+from pool_calls import fail_on, square
+from shoal.multiprocessing import Pool, get_context
+
+
+def pid_of(_: Any) -> int:
+    time.sleep(0.01)
+    return os.getpid()
+
+
+# -- workers that die --
+
+
+def die(how: str) -> Any:
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exit":
+        os._exit(3)
+    if how == "segfault":
+        import ctypes
+
+        ctypes.string_at(0)
+    if how == "sys.exit":
+        raise SystemExit(4)
+    return how
+
+
+@pytest.mark.parametrize(
+    "how, exitcode, shown",
+    [("kill", -9, "SIGKILL"), ("exit", 3, "status 3"), ("segfault", -11, "SIGSEGV"), ("sys.exit", 4, "status 4")],
+)
+def test_a_dead_worker_fails_the_item_it_held_and_no_other(own_pool: Any, how: str, exitcode: int, shown: str) -> None:
+    items = ["a", "b", how, "c", "d"]
+    results = own_pool.imap(die, items)
+    got: list[Any] = []
+    started = time.monotonic()
+    for _ in items:
+        try:
+            got.append(next(results))
+        except shoal.WorkerDied as error:
+            assert (error.item, error.exitcode) == (2, exitcode)
+            assert shown in str(error)
+            assert pickle.loads(pickle.dumps(error)).exitcode == exitcode
+            got.append(None)
+    assert got == ["a", "b", None, "c", "d"]
+    assert time.monotonic() - started < 10
+    assert own_pool.map(square, range(10)) == [x * x for x in range(10)]
+
+
+def test_inside_a_chunk_too_only_the_item_that_was_held_fails(own_pool: Any) -> None:
+    results = own_pool.imap(die, ["a", "b", "kill", "c", "d"], chunksize=5)
+    got = []
+    for _ in range(5):
+        try:
+            got.append(next(results))
+        except shoal.WorkerDied:
+            got.append("died")
+    assert got == ["a", "b", "died", "c", "d"]
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(own_pool: Any) -> None:
+    own_pool.map(square, [1])
+    before = {process.pid for process in own_pool._pool}
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert own_pool.map(square, range(100)) == [x * x for x in range(100)]
+    deadline = time.monotonic() + 10
+    # A dead one that the supervisor has not looked at yet is still listed.
+    while len({process.pid for process in own_pool._pool} - before) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len({process.pid for process in own_pool._pool} - before) == 2
+
+
+def give_up() -> None:
+    raise SystemExit(5)
+
+
+def test_workers_that_never_get_to_a_task_end_in_a_clear_error() -> None:
+    pool = Pool(2, initializer=give_up)
+    with pytest.raises(RuntimeError, match="before it finished a task"):
+        pool.map(square, [1, 2])
+    pool.terminate()
+    pool.join()
+
+
+# -- life --
+
+
+def test_initializer_and_maxtasksperchild(own_pool: Any) -> None:
+    with Pool(1, initializer=os.putenv, initargs=("SHOAL_TEST", "here"), maxtasksperchild=2) as pool:
+        pids = pool.map(pid_of, range(6), chunksize=1)
+    assert len(set(pids)) == 3
+
+
+def test_callbacks_run_before_get_returns(own_pool: Any) -> None:
+    got: list[Any] = []
+    result = own_pool.apply_async(square, (3,), callback=got.append)
+    assert result.get(10) == 9
+    assert got == [9]
+    failed = own_pool.apply_async(fail_on, (3,), error_callback=got.append)
+    failed.wait(10)
+    assert failed.ready()
+    assert not failed.successful()
+    assert isinstance(got[1], ValueError)
+    mapped = own_pool.map_async(square, range(3000), callback=lambda values: got.append(len(values)))
+    deadline = time.monotonic() + 10
+    while len(got) < 3 and time.monotonic() < deadline:  # nobody waits for it
+        time.sleep(0.01)
+    assert got[2] == 3000
+    assert mapped.successful()
+
+
+def test_work_that_nobody_waits_for_is_done_all_the_same(own_pool: Any, tmp_path: Path) -> None:
+    result = own_pool.map_async(square, range(30_000), chunksize=1)
+    time.sleep(0.1)
+    deadline = time.monotonic() + 20
+    while result.settled < 28_000 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert result.settled >= 28_000  # the table holds 1024 at a time, so somebody fed it
+
+
+def test_get_and_next_obey_their_timeouts(own_pool: Any) -> None:
+    slow = own_pool.apply_async(time.sleep, (5,))
+    with pytest.raises(multiprocessing.TimeoutError):
+        slow.get(0.05)
+    with pytest.raises(ValueError, match="not ready"):
+        slow.successful()
+    results = own_pool.imap(time.sleep, [5])
+    with pytest.raises(multiprocessing.TimeoutError):
+        results.next(timeout=0.05)
+
+
+def test_a_pool_can_be_joined_again(own_pool: Any) -> None:
+    own_pool.close()
+    own_pool.join()
+    own_pool.join()
+    own_pool.terminate()
+    own_pool.join()
+
+
+def test_a_wrong_argument_is_all_that_is_complained_of() -> None:
+    program = "from shoal.multiprocessing.pool import Pool\ntry: Pool(no_such_argument=1)\nexcept TypeError: pass"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "2"])
+def test_a_number_of_threads_is_a_number_of_threads(threads: Any) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        Pool(1, threads=threads)
+
+
+def test_close_and_join_do_what_was_handed_out(own_pool: Any) -> None:
+    results = own_pool.imap(square, iter(range(20_000)))
+    own_pool.close()
+    with pytest.raises(ValueError, match="not running"):
+        own_pool.map(square, [1])
+    own_pool.join()
+    assert sum(1 for _ in results) == 20_000
+
+
+def test_terminate_fails_what_is_not_done() -> None:
+    pool = Pool(2)
+    slow = pool.map_async(time.sleep, [30] * 4)
+    started = time.monotonic()
+    pool.terminate()
+    pool.join()
+    assert time.monotonic() - started < 5
+    with pytest.raises(shoal.TaskCancelled):
+        slow.get(5)
+
+
+def test_terminate_ends_a_worker_that_is_stopped() -> None:
+    pool = Pool(2)
+    pool.map(square, range(10))
+    os.kill(pool._pool[0].pid, signal.SIGSTOP)
+    started = time.monotonic()
+    pool.terminate()
+    assert time.monotonic() - started < 3
+
+
+def test_a_pool_that_is_dropped_ends_its_workers() -> None:
+    import gc
+
+    pool = Pool(2)
+    pids = [process.pid for process in pool._pool]
+    with pytest.warns(ResourceWarning):
+        del pool
+        gc.collect()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        ({"processes": 0}, ValueError),
+        ({"processes": 2, "maxtasksperchild": 0}, ValueError),
+        ({"processes": 2, "initializer": 5}, TypeError),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Pool(**arguments)
+
+
+def test_chunksize_must_be_positive(pool: Any) -> None:
+    with pytest.raises(ValueError, match="Chunksize"):
+        pool.imap(square, [1], chunksize=0)
+    with pytest.raises(ValueError, match="Chunksize"):
+        pool.map(square, [1], chunksize=0)
+
+
+def test_a_pool_cannot_be_pickled(pool: Any) -> None:
+    with pytest.raises(NotImplementedError, match="cannot be passed"):
+        pickle.dumps(pool)
+
+
+def use_inherited_pool(pool: Any) -> str:
+    try:
+        pool.map(square, [1])
+    except RuntimeError as error:
+        return str(error)
+    return "worked"
+
+
+def nested(n: int) -> list[int]:
+    with Pool(2) as inner:
+        return inner.map(square, range(n))
+
+
+def test_a_pool_belongs_to_the_process_that_made_it(own_pool: Any) -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, use_inherited_pool(own_pool).encode())
+        os._exit(0)
+    assert b"process that made it" in os.read(read, 1000)
+    os.waitpid(child, 0)
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_every_start_method_works(tmp_path: Path, method: str) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import sys
+        from shoal.multiprocessing import get_context
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            with get_context(sys.argv[1]).Pool(2) as pool:
+                print(pool.map(square, range(5)), pool.map(lambda x: -x, [1, 2]))
+                print(sorted(process.name.split("-")[0] for process in pool._pool))
+        """,
+        method,
+    )
+    names = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}
+    assert done.stdout.splitlines() == ["[0, 1, 4, 9, 16] [-1, -2]", str([names[method] + "PoolWorker"] * 2)], (
+        done.stderr
+    )
+
+
+def test_ctrl_c_ends_the_program_with_one_traceback(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\nfrom shoal.multiprocessing import Pool\n"
+        "if __name__ == '__main__':\n    with Pool(2) as pool:\n"
+        "        print('ready', flush=True)\n        pool.map(time.sleep, [30] * 4)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time, threading\nfrom shoal.multiprocessing import Pool\n"
+        "if __name__ == '__main__':\n    pool = Pool(2)\n    made = []\n"
+        "    thread = threading.Thread(target=lambda: made.append(Pool(2)))\n    thread.start()\n    thread.join()\n"
+        "    pool.map_async(time.sleep, [30] * 4)\n    made[0].map_async(time.sleep, [30] * 4)\n"
+        "    time.sleep(0.2)\n"
+        "    print(*[p.pid for one in (pool, made[0]) for p in one._pool], flush=True)\n    time.sleep(30)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 4
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    alive = pids
+    while alive and time.monotonic() < deadline:
+        alive = [pid for pid in alive if os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid)]
+        time.sleep(0.01)
+    assert not alive
+    process.stdout.close()
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_a_pool_in_a_non_daemonic_child_works() -> None:
+    context = get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=lambda: queue.put(nested(4)))
+    process.start()
+    assert queue.get(timeout=20) == [0, 1, 4, 9]
+    process.join()
+
+
+# -- pools in pools --
+
+
+def sum_by_a_pool(count: int) -> int:
+    with Pool(2) as pool:
+        return sum(pool.map(square, range(count)))
+
+
+def map_forever_in_a_pool(path: str) -> None:
+    with Pool(2) as pool:
+        Path(path).write_text(" ".join(str(process.pid) for process in pool._pool))
+        pool.map(time.sleep, [60, 60], chunksize=1)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_may_have_a_pool_of_its_own(method: str) -> None:
+    with get_context(method).Pool(2) as pool:
+        assert pool.map(sum_by_a_pool, [3, 4, 5]) == [5, 14, 30]
+        assert pool.apply(is_daemon)
+
+
+def is_daemon() -> bool:
+    return multiprocessing.current_process().daemon
+
+
+def test_the_pool_of_a_killed_worker_ends_with_it(own_pool: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    result = own_pool.apply_async(map_forever_in_a_pool, (str(path),))
+    while not path.exists() or not path.read_text():
+        time.sleep(0.01)
+    pids = [int(pid) for pid in path.read_text().split()]
+    assert result.cancel(kill=True)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(is_running(pid) for pid in pids):
+        time.sleep(0.01)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -- limits of the machine --
+
+
+@pytest.mark.parametrize(
+    "limit, value, error",
+    [
+        ("NOFILE", 12, OSError),
+        ("NPROC", 1, OSError),
+        ("AS", 20 << 20, (OSError, MemoryError)),
+        ("FSIZE", 4096, OSError),
+    ],
+)
+def test_a_pool_that_the_machine_has_no_room_for_says_so_and_leaves_nothing(
+    tmp_path: Path, limit: str, value: int, error: Any
+) -> None:
+    names = error.__name__ if isinstance(error, type) else " ".join(one.__name__ for one in error)
+    done = run_program(
+        tmp_path,
+        f"""
+        import os, resource, sys, time, threading
+        from shoal.multiprocessing import Pool
+
+        if __name__ == "__main__":
+            with Pool(1) as pool:  # all that is imported on need
+                pool.map(abs, [-1])
+            pool.join()
+            if {limit!r} == "NPROC" and os.getuid() == 0:
+                os.setuid(65534)  # the limit does not hold for root
+            while threading.active_count() > 1:  # the first pool's helper ends by itself
+                time.sleep(0.01)
+            before = set(os.listdir("/proc/self/fd")), threading.active_count()
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * 4096 if {limit!r} == "AS" else 0
+            hard = resource.getrlimit(resource.RLIMIT_{limit})[1]
+            resource.setrlimit(resource.RLIMIT_{limit}, (used + {value}, hard))
+            started = time.monotonic()
+            try:
+                pool = Pool(30)
+                print(pool.map(abs, [-1]))
+            except Exception as error:
+                print(type(error).__mro__)
+                print(error)
+            print(time.monotonic() - started < 5)
+            resource.setrlimit(resource.RLIMIT_{limit}, (hard, hard))
+            print(set(os.listdir("/proc/self/fd")) == before[0], threading.active_count() == before[1])
+            with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
+                print(file.read().split())
+        """,
+    )
+    lines = done.stdout.splitlines()
+    assert any(name in lines[0] for name in names.split()), done.stdout + done.stderr
+    assert lines[2:] == ["True", "True True", "[]"], done.stdout + done.stderr
+
+
+def test_calls_are_handed_out_though_nobody_reads_their_results(own_pool: Any) -> None:
+    # Many times what the table holds: what is done has to make room for what comes.
+    results = [own_pool.apply_async(square, (i,)) for i in range(20_000)]
+    own_pool.close()
+    own_pool.join()
+    assert all(result.ready() for result in results)
+    assert [result.get() for result in results] == [i * i for i in range(20_000)]
+
+
+@pytest.mark.parametrize("how", ["apply_async", "map_async"])
+def test_a_pool_that_is_dropped_with_its_result_ends(how: str) -> None:
+    pool: Any = Pool(2)
+    pool.map(square, [1])  # the workers have the function
+    time.sleep(1)  # the supervisor has seen to that call: it looks at the next one only if it is told
+    pids = [worker.pid for worker in pool._pool]
+    result = getattr(pool, how)(square, (3,))
+    del pool, result
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
