@@ -16,13 +16,13 @@ PyObject *store_raise(int error, const char *path)
         Py_XDECREF(what);
         return NULL;
     }
-    PyObject *arguments =
-        Py_BuildValue("(iN)", EPERM,
-                      PyUnicode_FromFormat(
-                          "the store at %s is not used: it, or what lies in it, belongs to another user, or group or "
-                          "others may write to it, so that its contents could be anybody's; take a folder of your "
-                          "own, or remove it, or chmod -R go-w it if you know what it holds",
-                          path));
+    PyObject *arguments = Py_BuildValue(
+        "(iN)", EPERM,
+        PyUnicode_FromFormat(
+            "the store at %s is not used: it, the cache around it, or what lies in it, belongs to another "
+            "user, or group or others may write to it, so that its contents could be anybody's; take a "
+            "folder of your own, or remove it, or chmod -R go-w all of the cache if you know what it holds",
+            path));
     if (arguments != NULL)
         PyErr_SetObject(PyExc_OSError, arguments);
     Py_XDECREF(arguments);

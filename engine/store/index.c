@@ -81,12 +81,14 @@ int index_add(struct index *index, const struct index_place *place)
         if (add_stale(index, there) != 0)
             return -ENOMEM;
         index->bytes -= there->span;
+        index->anonymous -= there->anonymous;
     } else {
         there = free_place(index, place->key.bytes);
         index->count++;
     }
     *there = *place;
     index->bytes += place->span;
+    index->anonymous += place->anonymous;
     return 0;
 }
 
@@ -96,6 +98,7 @@ int index_remove(struct index *index, struct index_place *place, bool stale)
         return -ENOMEM;
     index->count--;
     index->bytes -= place->span;
+    index->anonymous -= place->anonymous;
     /* What follows in a row without a gap moves up if its home is not behind the hole. */
     size_t mask = index->capacity - 1, hole = (size_t)(place - index->places);
     for (size_t i = (hole + 1) & mask; index->places[i].block != 0; i = (i + 1) & mask) {
@@ -105,6 +108,21 @@ int index_remove(struct index *index, struct index_place *place, bool stale)
         }
     }
     index->places[hole].block = 0;
+    return 0;
+}
+
+int index_remove_anonymous(struct index *index)
+{
+    for (size_t i = 0; index->anonymous != 0 && i < index->capacity;) {
+        if (index->places[i].block == 0 || !index->places[i].anonymous) {
+            i++;
+            continue;
+        }
+        int error = index_remove(index, &index->places[i], true);
+        if (error != 0)
+            return error;
+        i = 0; /* others moved */
+    }
     return 0;
 }
 

@@ -90,16 +90,20 @@ bool record_is_good(const struct record_header *header, const uint8_t mark[RECOR
 }
 
 /* Of the two places where a record has its key, the entry's is taken where there is an entry's beginning: if one byte
- * is wrong, it is in the record's own header, else we were not here. */
-static void guess_key(const uint8_t *data, size_t size, uint8_t key[SHOAL_DIGEST_SIZE])
+ * is wrong, it is in the record's own header, else we were not here. More may be damaged than that: only if the entry
+ * ends where the next header is found is nobody else's record among it. */
+static void guess_key(const uint8_t *data, size_t size, struct record *out)
 {
     struct entry_header entry;
-    memcpy(key, data + offsetof(struct record_header, key), SHOAL_DIGEST_SIZE);
+    memcpy(out->key, data + offsetof(struct record_header, key), SHOAL_DIGEST_SIZE);
+    out->anonymous = true;
     if (size < sizeof(struct record_header) + sizeof entry)
         return;
     memcpy(&entry, data + sizeof(struct record_header), sizeof entry);
-    if (memcmp(entry.magic, ENTRY_MAGIC, sizeof entry.magic) == 0)
-        memcpy(key, entry.key, SHOAL_DIGEST_SIZE);
+    if (memcmp(entry.magic, ENTRY_MAGIC, sizeof entry.magic) != 0)
+        return;
+    memcpy(out->key, entry.key, SHOAL_DIGEST_SIZE);
+    out->anonymous = entry.file_size > RECORD_ENTRY_MOST || record_span((size_t)entry.file_size) != out->span;
 }
 
 enum record_kind record_at(const uint8_t *data, size_t size, size_t at, uint64_t left, const uint8_t mark[RECORD_MARK],
@@ -115,6 +119,7 @@ enum record_kind record_at(const uint8_t *data, size_t size, size_t at, uint64_t
         memcpy(out->key, header.key, sizeof out->key);
         out->span = header.span;
         out->size = header.size;
+        out->anonymous = false;
         return header.size != 0 ? RECORD_ENTRY : RECORD_REMOVED;
     }
 
@@ -124,8 +129,8 @@ enum record_kind record_at(const uint8_t *data, size_t size, size_t at, uint64_t
         if (record_is_good(&header, mark))
             break;
     }
-    guess_key(data + at, size - at, out->key);
     out->span = (uint32_t)(next - at);
     out->size = 0;
+    guess_key(data + at, size - at, out);
     return RECORD_DAMAGED;
 }

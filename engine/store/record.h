@@ -88,8 +88,9 @@ enum record_kind {
 
 struct record {
     uint8_t key[SHOAL_DIGEST_SIZE];
-    uint32_t span; /* never 0, a multiple of 64 */
-    uint32_t size; /* of the entry, where there is one */
+    uint32_t span;  /* never 0, a multiple of 64 */
+    uint32_t size;  /* of the entry, where there is one */
+    bool anonymous; /* of what is damaged: it is not one record whose entry still has its key */
 };
 
 /* What is at `at`, a multiple of 64, of `size` bytes of a shelf, which has `left` bytes from there on: at least as

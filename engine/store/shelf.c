@@ -209,8 +209,10 @@ static int scan_chunk(struct shelf *shelf, const uint8_t *data, size_t size, uin
         if (kind == RECORD_DAMAGED && !is_damaged(shelf, shelf->scanned))
             return -EAGAIN;
         if (kind != RECORD_REMOVED) {
-            struct index_place place = {
-                .block = (uint32_t)(shelf->scanned / RECORD_ALIGNMENT), .span = record.span, .size = record.size};
+            struct index_place place = {.block = (uint32_t)(shelf->scanned / RECORD_ALIGNMENT),
+                                        .span = record.span,
+                                        .size = record.size,
+                                        .anonymous = record.anonymous};
             memcpy(place.key.bytes, record.key, sizeof place.key.bytes);
             int error = index_add(&shelf->index, &place);
             if (error != 0)
@@ -367,8 +369,12 @@ static int read_entry(struct shelf *shelf, int folder, bool check, const shoal_k
         if (error != 0)
             return error;
         struct index_place *place = index_find(&shelf->index, key->bytes);
-        if (place == NULL)
-            return shelf->lost ? SHOAL_ECORRUPT : -ENOENT; /* it may have been in what was cut off */
+        if (place == NULL && shelf->index.anonymous != 0 && attempt == 0) {
+            forget_contents(shelf); /* it may have been there; unless that only looked so, as a writer was at work */
+            continue;
+        }
+        if (place == NULL) /* it may also have been in what was cut off */
+            return shelf->lost || shelf->index.anonymous != 0 ? SHOAL_ECORRUPT : -ENOENT;
         *span = place->span;
         error = SHOAL_ECORRUPT;
         if (place->size != 0) {
@@ -442,7 +448,8 @@ int shelf_keys(struct shelf *shelf, int folder, bool fresh, shoal_key **out, siz
 void shelf_note_told(struct shelf *shelf)
 {
     shelf_enter(shelf);
-    shelf->told = shelf->lost || shelf->scanned == 0; /* else it is one entry that is damaged */
+    shelf->told =
+        shelf->lost || shelf->index.anonymous != 0 || shelf->scanned == 0; /* else it is one entry that is damaged */
     shelf_leave(shelf);
 }
 

@@ -9,7 +9,8 @@
  * is one at a time, wherever it is. A put appends its record and then removes the older one. What a dead writer began
  * is cut off by the next. Then it writes the length that the file has now to its head: a file that is shorter was cut,
  * and as nobody knows which keys were in what is missing, every get of a key that is not found says so, until somebody
- * who was told puts, or `verify` is asked to remove what is damaged. When more than half of the file is of no use, a
+ * who was told puts, or `verify` is asked to remove what is damaged. The same holds where a stretch of the file was
+ * overwritten, keys and all. When more than half of the file is of no use, a
  * writer copies what lives into a new file and renames it over the old one, with the lock held: whoever waited for it
  * finds that the file has no name any more, and goes to the new one, as readers do. On a full disk, where there is no
  * room for a new file, neighbouring removed records are made one, and the disk gets back what is behind its header. The
@@ -58,7 +59,8 @@ struct shelf {
     uint64_t tail;    /* where the last record of those begins; 0: there is none, or it was damaged */
     uint64_t futile;  /* bytes of no use at a try to be rid of them that failed */
     bool lost;        /* the file is shorter than its head says, or that cannot be read */
-    bool told;        /* a get was told so, or that there is none that can be used: the next put sets it right */
+    bool told; /* a get was told so, or of damage to keys that nobody knows, or that there is none that can be used: the
+                  next put sets it right */
     struct index index;
     char name[]; /* of its folder */
 };

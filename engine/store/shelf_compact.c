@@ -42,7 +42,8 @@ static struct index_place *list_places(const struct index *index, bool damaged, 
     return places;
 }
 
-/* Records whose entry is damaged are copied as they are: whoever looks for it is to be told. */
+/* Records whose entry is damaged are copied as they are: whoever looks for it is to be told. Where the record itself is
+ * damaged nothing can be copied; then the new head says that something is missing. */
 static int copy(const struct shelf *shelf, const struct shelf_lock *lock, const struct index_place *places,
                 size_t count, int fd)
 {
@@ -72,7 +73,8 @@ static int copy(const struct shelf *shelf, const struct shelf_lock *lock, const 
         error = shelf_write_all(fd, block, used, written);
     if (error == 0) {
         struct shelf_head head;
-        record_make_head(&head, mark, shelf_length(shelf, written + used));
+        uint64_t size = written + used, length = shelf_length(shelf, size);
+        record_make_head(&head, mark, count != shelf->index.count ? size + RECORD_ALIGNMENT : length);
         error = shelf_write_all(fd, (const uint8_t *)&head, sizeof head, 0);
     }
     free(block);

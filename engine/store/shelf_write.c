@@ -262,6 +262,7 @@ static int write_length(struct shelf *shelf, const struct shelf_lock *lock)
 static int append(struct shelf *shelf, const struct shelf_lock *lock, const struct index_place *place, uint8_t *block)
 {
     struct index_place put = *place;
+    bool told = shelf->told;
     int error = 0;
     if (lock->size > shelf->scanned && ftruncate(lock->fd, (off_t)shelf->scanned) != 0) /* a dead writer's tail */
         return -errno;
@@ -278,7 +279,7 @@ static int append(struct shelf *shelf, const struct shelf_lock *lock, const stru
     (void)write_length(shelf, lock);
     if (index_add(&shelf->index, &put) != 0)
         shelf_forget(shelf); /* it is found again when there is memory */
-    else
+    else if (!told || index_remove_anonymous(&shelf->index) == 0)
         (void)shelf_remove_stale(shelf, lock); /* the later record counts, whatever becomes of the older */
     return 0;
 }
@@ -330,11 +331,11 @@ static void tidy(struct shelf *shelf, int folder, const struct shelf_lock *lock)
     shelf_forget(shelf);
 }
 
-/* Whether a removal is to make what was cut off of no account: nothing else is to be removed, or a file was put after
- * a get that told of it. */
+/* Whether a removal is to make what was lost, nobody knows of whose, of no account: nothing else is to be removed, or a
+ * file was put after a get that told of it. */
 static bool is_to_settle(const struct shelf *shelf, const shoal_key *key, const char *name)
 {
-    return shelf->lost && (name != NULL ? shelf->told : key == NULL);
+    return (shelf->lost || shelf->index.anonymous != 0) && (name != NULL ? shelf->told : key == NULL);
 }
 
 static struct index_place *find(const struct shelf *shelf, const shoal_key *key)
@@ -363,6 +364,10 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
     if (place == NULL && is_to_settle(shelf, key, name)) {
         shelf->told = true;
         error = write_length(shelf, &lock);
+        if (error == 0)
+            error = index_remove_anonymous(&shelf->index);
+        if (error == 0 && (error = shelf_remove_stale(shelf, &lock)) != 0)
+            shelf_forget(shelf);
         if (error == 0)
             tidy(shelf, folder, &lock);
     } else if (place == NULL || (name != NULL && fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)) {

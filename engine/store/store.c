@@ -27,8 +27,12 @@ static void make_parents(const char *whole)
     if (path == NULL)
         return;
     for (char *slash = strchr(path + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+        struct stat status;
         *slash = '\0';
-        (void)mkdir(path, S_IRWXU);
+        /* The umask may have taken bits that we need. */
+        if (mkdir(path, S_IRWXU) == 0 && lstat(path, &status) == 0 && S_ISDIR(status.st_mode) &&
+            (status.st_mode & S_IRWXU) != S_IRWXU)
+            (void)chmod(path, S_IRWXU);
         *slash = '/';
     }
     free(path);

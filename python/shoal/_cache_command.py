@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import sys
@@ -28,9 +29,15 @@ def _parse_age(text: str) -> int:
         seconds = float(text[:-1]) * _UNITS[text[-1:]]
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"an age is a number with s, m, h, d or w, not {text!r}") from None
-    if seconds < 0:
+    if math.isnan(seconds) or seconds < 0:
         raise argparse.ArgumentTypeError("an age is not negative")
-    return max(int(seconds * 1e9), 1)
+    return max(int(min(seconds * 1e9, 2.0**62)), 1)
+
+
+def _parse_items(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of entries is 0 or more, not {text!r}")
+    return min(int(text), 2**64 - 1)
 
 
 def _parse_bytes(text: str) -> int:
@@ -257,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune = add("prune", _prune, "Remove what was used longest ago.")
     prune.add_argument("--bytes", type=_parse_bytes, help="until no more than this is left, such as 500M")
-    prune.add_argument("--items", type=int, help="until no more entries than this are left")
+    prune.add_argument("--items", type=_parse_items, help="until no more entries than this are left")
     prune.add_argument("--age", type=_parse_age, help="what was not used for so long, such as 30d")
     add("rm", _rm, "Remove all entries, or those of a function.").add_argument("--function", help="its full name")
     return parser

@@ -232,6 +232,93 @@ static void what_is_no_shelf_is_told_and_replaced(void **state)
     assert_int_equal(find_all(place, 3, 50), 3);
 }
 
+/* A block of the disk that holds something else: several records are gone, keys and all. */
+static void what_was_overwritten_says_so_until_it_is_replaced(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 12 };
+    uint8_t *data;
+    put_all(place, COUNT, 40);
+    size_t size = load_file(place->shelf, &data), each = (size - sizeof(struct shelf_head)) / COUNT;
+    for (size_t length = 64; length <= 4 * each; length += 64) {
+        for (size_t from = sizeof(struct shelf_head); from + length <= size; from += 64) {
+            size_t first = (from - sizeof(struct shelf_head)) / each;
+            size_t end = (from + length - sizeof(struct shelf_head) + each - 1) / each;
+            store_file(place->shelf, data, size);
+            reopen_place(place, 0);
+            assert_int_equal(find_all(place, COUNT, 40), COUNT);
+            uint8_t *changed = malloc(size);
+            assert_non_null(changed);
+            memcpy(changed, data, size);
+            memset(changed + from, from % 128 == 0 ? 0xff : 0xe5, length);
+            store_file(place->shelf, changed, size);
+            free(changed);
+            if (from % 192 == 0)
+                reopen_place(place, 0);
+            for (unsigned i = 0; i < COUNT; i++) {
+                shoal_key key = key_of(i);
+                assert_int_equal(get_pattern(place->folder, &key, NULL), i < first || i >= end ? 0 : SHOAL_ECORRUPT);
+            }
+            assert_true(verify(place, 0).damaged >= 1);
+            shoal_key key = key_of((unsigned)first), absent = key_of(COUNT);
+            (void)get_pattern(place->folder, &key, NULL);
+            if (from % 3 == 0)
+                assert_true(verify(place, 1).damaged >= 1);
+            else
+                assert_int_equal(put_pattern(place->folder, &key, from % 3 == 1 ? 10 : MIDDLE), 0);
+            for (unsigned i = (unsigned)first + 1; i < end; i++) { /* that alone may have its key still */
+                key = key_of(i);
+                int error = get_pattern(place->folder, &key, NULL);
+                assert_true(error == -ENOENT || (error == SHOAL_ECORRUPT && from % 3 != 0));
+                assert_int_equal(put_pattern(place->folder, &key, 40), 0);
+            }
+            reopen_place(place, 0);
+            assert_int_equal(get_pattern(place->folder, &absent, NULL), -ENOENT);
+            assert_int_equal(verify(place, 0).damaged, 0);
+            key = key_of((unsigned)first);
+            (void)shoal_folder_remove(place->folder, &key);
+        }
+    }
+    free(data);
+}
+
+static void damage_of_which_nobody_was_told_outlives_puts_and_a_new_file(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 40 };
+    static const struct {
+        size_t from, length;
+    } damages[] = {{0, 64}, {0, 1024}, {32, 1}};
+    shoal_key lost = key_of(0), other = key_of(COUNT);
+    for (size_t turn = 0; turn < sizeof damages / sizeof *damages; turn++) {
+        uint8_t *data;
+        put_all(place, COUNT, 40);
+        size_t size = load_file(place->shelf, &data), at = sizeof(struct shelf_head);
+        const uint8_t *first = data + at; /* the first that is whole: key_of(0) was put last, or first */
+        while (memcmp(((const struct record_header *)(const void *)first)->key, lost.bytes, sizeof lost.bytes) != 0 ||
+               ((const struct record_header *)(const void *)first)->size == 0)
+            first += ((const struct record_header *)(const void *)first)->span;
+        at = (size_t)(first - data);
+        size_t from = at + damages[turn].from, length = damages[turn].length;
+        memset(data + from, 0x5e, from + length < size ? length : size - from);
+        store_file(place->shelf, data, size);
+        free(data);
+        reopen_place(place, 0);
+        int before = open_file(place->shelf);
+        for (unsigned i = 0; i < 1000; i++)
+            assert_int_equal(put_pattern(place->folder, &other, i), 0);
+        assert_false(is_file_at(before, place->shelf));
+        (void)close(before);
+        assert_int_equal(get_pattern(place->folder, &other, NULL), 0);
+        assert_int_equal(get_pattern(place->folder, &lost, NULL), SHOAL_ECORRUPT);
+        assert_int_equal(put_pattern(place->folder, &lost, 40), 0);
+        reopen_place(place, 0);
+        shoal_key never = key_of(COUNT + 1);
+        assert_int_equal(get_pattern(place->folder, &never, NULL), -ENOENT);
+        assert_int_equal(verify(place, 0).damaged, 0);
+    }
+}
+
 static void what_a_value_holds_never_becomes_an_entry(void **state)
 {
     struct place *place = *state;
@@ -268,6 +355,8 @@ int main(void)
         TEST(a_writer_killed_before_it_told_the_length_leaves_nothing_to_tell),
         TEST(another_versions_shelf_is_told_and_replaced),
         TEST(what_is_no_shelf_is_told_and_replaced),
+        TEST(what_was_overwritten_says_so_until_it_is_replaced),
+        TEST(damage_of_which_nobody_was_told_outlives_puts_and_a_new_file),
         TEST(what_a_value_holds_never_becomes_an_entry),
     };
     return cmocka_run_group_tests_name("store_shelf_damage", tests, NULL, NULL);

@@ -185,7 +185,7 @@ static void modes_do_not_depend_on_the_umask(void **state)
             shoal_store *store;
             shoal_folder *folder;
             shoal_store_options options = {.flags = flags};
-            (void)snprintf(inner, sizeof inner, "%s/umask-%zu-%u", place->path, i, flags);
+            (void)snprintf(inner, sizeof inner, "%s/umask-%zu-%u/store", place->path, i, flags);
             mode_t before = umask(masks[i]);
             assert_int_equal(shoal_store_open(inner, &options, &store), 0);
             assert_int_equal(shoal_folder_open(store, "f", &folder), 0);
@@ -194,6 +194,8 @@ static void modes_do_not_depend_on_the_umask(void **state)
             assert_int_equal(put_pattern(folder, &other, SMALL), 0);
             (void)umask(before);
             char file[600];
+            assert_only_entry_is_kept_private(inner, S_IFDIR, 0700);
+            *strrchr(inner, '/') = '\0';
             assert_only_entry_is_kept_private(inner, S_IFDIR, 0700);
             assert_only_entry_is_kept_private(shoal_folder_path(folder), S_IFDIR, 0700);
             (void)snprintf(file, sizeof file, "%s/%s", shoal_folder_path(folder), strrchr(place->file, '/') + 1);

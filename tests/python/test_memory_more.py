@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -158,8 +159,10 @@ def test_every_changed_bit_of_a_compressed_entry_is_a_miss(tmp_path, function):
 
 def test_texts_for_sizes_and_compression_are_understood():
     assert [parse_size(text) for text in (5, "7", "1K", "1.5 MB", "2g")] == [5, 7, 1024, 1572864, 2 << 30]
-    with pytest.raises(ValueError):
-        parse_size("many")
+    assert [parse_size(size) for size in (1e9, 2.5, np.int64(7), 10**30)] == [10**9, 2, 7, 2**64 - 1]
+    for wrong in ("many", math.nan, [1]):
+        with pytest.raises(ValueError):
+            parse_size(wrong)
     assert parse_compress(False) == parse_compress(0) == parse_compress(None) == (0, 0)
     assert parse_compress(True) == (_engine.COMPRESS_ZSTD, 0) and parse_compress(3) == (_engine.COMPRESS_ZSTD, 3)
     assert parse_compress(("lz4", 2)) == (_engine.COMPRESS_LZ4, 2)
@@ -352,6 +355,19 @@ def test_the_command_lists_sums_prunes_and_removes(tmp_path, capsys):
     assert status == 0 and json.loads(out)["removed"] == 1
     with pytest.raises(SystemExit, match="at least one"):
         cache_command(capsys, "prune", tmp_path)
+    for option, wrong in (
+        ("items", "-1"),
+        ("items", "x"),
+        ("bytes", "-1"),
+        ("age", "nand"),
+        ("age", "5"),
+        ("age", "-1d"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cache_command(capsys, "prune", tmp_path, f"--{option}={wrong}")
+        assert caught.value.code == 2
+    for most in (f"--items={10**30}", f"--bytes={10**30}", "--age=infd", "--age=1e300d"):
+        assert json.loads(cache_command(capsys, "prune", tmp_path, most, "--json")[1])["removed"] == 0
     with pytest.raises(SystemExit, match="no function"):
         cache_command(capsys, "rm", tmp_path, "--function", "nobody")
     with pytest.raises(SystemExit, match="no folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 import re
 import stat
@@ -152,6 +153,14 @@ def test_options_and_limits_are_taken_as_joblib_takes_them(tmp_path):
             f(1)
             memory.reduce_size(**limit)
             assert not f.check_call_in_cache(1)
+    for limit in ({"bytes_limit": 1e9}, {"bytes_limit": 10**30}, {"items_limit": 2.5}, {"items_limit": 10**30}):
+        for kind in (Memory, joblib.Memory):
+            memory = kind(tmp_path, verbose=0)
+            f = memory.cache(function)
+            f(1)
+            memory.reduce_size(**limit)
+            assert f.check_call_in_cache(1), limit
+    Memory(tmp_path, verbose=0).reduce_size(age_limit=datetime.timedelta.max)
 
 
 def test_the_warning_of_collisions_can_be_named():

@@ -236,6 +236,23 @@ def test_small_results_that_were_cut_off_are_computed_again_with_a_warning(memor
     assert sorted(CALLS[6:]) == sorted({*range(6)} - {*kept} | {6})
 
 
+def test_small_results_that_were_overwritten_are_computed_again_with_a_warning(memory, tmp_path):
+    cached = memory.cache(make_array)
+    for n in range(20):
+        cached(n)
+    (path,) = entries(tmp_path)
+    with open(path, "r+b") as file:  # a block of the disk that came back empty
+        file.seek(1024)
+        file.write(bytes(1024))
+    with pytest.warns(CacheWarning, match="cannot be used"):
+        assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in range(20))
+    assert len(CALLS) > 21
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(np.array_equal(cached(n), np.arange(n, dtype=float)) for n in range(20))
+        memory.cache(make_array)(20)
+
+
 def test_a_value_whose_class_is_gone_is_computed_again(memory):
     class Gone:
         pass
@@ -271,14 +288,17 @@ def subprocess_memory(tmp_path):
     return _engine.Store(str(tmp_path / "shoal"))
 
 
-def test_folders_and_files_are_the_users_alone_whatever_the_umask(tmp_path):
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_folders_and_files_are_the_users_alone_whatever_the_umask(tmp_path, umask):
+    before = os.umask(umask)
     try:
-        memory = Memory(tmp_path / "new", verbose=0)
+        memory = Memory(tmp_path / "new" / "one", verbose=0)
         memory.cache(add)(1)
     finally:
         os.umask(before)
-    for path in (tmp_path / "new").rglob("*"):
+    paths = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert tmp_path / "new" / "one" / "shoal" / ".gitignore" in paths
+    for path in paths:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 

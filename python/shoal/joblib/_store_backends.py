@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
+import numbers
 import os
 import re
 import urllib.parse
@@ -22,6 +24,8 @@ from typing import Any, NamedTuple
 from shoal import _engine
 
 _METHODS = {"zstd": _engine.COMPRESS_ZSTD, "lz4": _engine.COMPRESS_LZ4}
+_MOST = 2**64 - 1
+_MOST_AGE = 2**63 - 1  # nanoseconds, 292 years
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)B?\s*", re.IGNORECASE)
 
 
@@ -37,14 +41,21 @@ class CacheItemInfo(NamedTuple):
     last_access: datetime.datetime
 
 
-def parse_size(size: int | str | None) -> int | None:
+def _whole(number: float) -> int:
+    """The whole number up to it, or the most that the engine counts to."""
+    return _MOST if number >= _MOST else int(number)
+
+
+def parse_size(size: float | str | None) -> int | None:
     """Bytes, from a number or a text such as "500K", "10M", "2G". ValueError for anything else."""
-    if size is None or isinstance(size, int):
-        return size
+    if size is None:
+        return None
+    if isinstance(size, numbers.Real) and not math.isnan(size):
+        return _whole(size)
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None:
         raise ValueError(f"a size is a number of bytes, or a text such as '500K', '10M' or '2G', not {size!r}")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    return _whole(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def parse_compress(compress: Any) -> tuple[int, int]:
@@ -119,6 +130,7 @@ class Location:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with open(os.open(os.path.join(self.path, ".gitignore"), flags, 0o600), "w") as file:
+                os.fchmod(file.fileno(), 0o600)  # the umask may have taken bits
                 file.write("# Created by shoal.\n*\n")
         except OSError:
             pass
@@ -153,19 +165,19 @@ class Location:
 
     def enforce_store_limits(
         self,
-        bytes_limit: int | str | None,
-        items_limit: int | None = None,
+        bytes_limit: float | str | None,
+        items_limit: float | None = None,
         age_limit: datetime.timedelta | None = None,
     ) -> None:
         """Remove what was used longest ago until all limits hold."""
-        age = 0 if age_limit is None else int(age_limit.total_seconds() * 1e9)
+        age = 0 if age_limit is None else min(int(age_limit.total_seconds() * 1e9), _MOST_AGE)
         if age < 0:
             raise ValueError("age_limit has to be a positive timedelta")
         store = self.store()
         if store is not None and not (bytes_limit is None and items_limit is None and age_limit is None):
             size = parse_size(bytes_limit)
             size = None if size is None else max(size, 0)
-            count = None if items_limit is None else max(items_limit, 0)
+            count = None if items_limit is None else max(_whole(items_limit), 0)
             store.reduce(size, count, max(age, 1) if age_limit is not None else 0)
 
     def __repr__(self) -> str:
