@@ -23,6 +23,10 @@ _KEY = re.compile("[0-9a-f]{32}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
+def _since(then: float, now: float) -> str:
+    return _span(max(now - then, 0)) if then != 0 else ""  # of what is damaged it is not known
+
+
 def _parse_age(text: str) -> int:
     """Nanoseconds from "30d", "12h", "90m", "10s" or "2w"."""
     try:
@@ -129,8 +133,10 @@ def _ls(store: Any, options: argparse.Namespace) -> dict[str, Any]:
             ["function", "key", "size", "age", "used", "hits", "time saved"],
             [
                 [
-                    entry["function"], entry["key"][:12], _size(entry["bytes"]), _span(max(now - entry["created"], 0)),
-                    _span(max(now - entry["used"], 0)) + " ago", str(entry["hits"]), _span(entry["saved"]),
+                    entry["function"], entry["key"][:12], _size(entry["bytes"]),
+                    _since(entry["created"], now) if entry["sound"] else "damaged",
+                    _since(entry["used"], now) + (" ago" if entry["used"] != 0 else ""), str(entry["hits"]),
+                    _span(entry["saved"]),
                 ]
                 for entry in entries
             ],
@@ -148,7 +154,8 @@ def _stat(store: Any, options: argparse.Namespace) -> dict[str, Any]:
         sums["entries"] += 1
         for name in ("bytes", "hits", "cost", "saved"):
             sums[name] += entry[name]
-        sums["oldest"] = min(sums["oldest"], entry["created"])
+        if entry["created"] != 0:
+            sums["oldest"] = min(sums["oldest"] or entry["created"], entry["created"])
         sums["used"] = max(sums["used"], entry["used"])
     total = {name: sum(sums[name] for sums in functions.values()) for name in ("entries", "bytes", "hits", "saved")}
     if not options.json:
@@ -156,8 +163,9 @@ def _stat(store: Any, options: argparse.Namespace) -> dict[str, Any]:
         ordered = sorted(functions.items(), key=lambda item: -item[1]["bytes"])
         rows = [
             [
-                name, str(sums["entries"]), _size(sums["bytes"]), _span(max(now - sums["oldest"], 0)),
-                _span(max(now - sums["used"], 0)) + " ago", str(sums["hits"]), _span(sums["saved"]),
+                name, str(sums["entries"]), _size(sums["bytes"]), _since(sums["oldest"], now),
+                _since(sums["used"], now) + (" ago" if sums["used"] != 0 else ""), str(sums["hits"]),
+                _span(sums["saved"]),
             ]
             for name, sums in ordered
         ]  # fmt: skip

@@ -35,6 +35,7 @@ static size_t walk(const uint8_t *data, size_t size, uint64_t left, const uint8_
         memcpy(&header, data + at, sizeof header);
         require(record_is_good(&header, mark) == (kind != RECORD_DAMAGED));
         require((record.size != 0) == (kind == RECORD_ENTRY));
+        require(!record.anonymous || kind == RECORD_DAMAGED);
         if (kind == RECORD_DAMAGED)
             require(record.span <= size - at);
         if (kind == RECORD_ENTRY) {
@@ -49,8 +50,10 @@ static size_t walk(const uint8_t *data, size_t size, uint64_t left, const uint8_
             }
         }
         if (kind != RECORD_REMOVED) {
-            struct index_place place = {
-                .block = (uint32_t)(at / RECORD_ALIGNMENT), .span = record.span, .size = record.size};
+            struct index_place place = {.block = (uint32_t)(at / RECORD_ALIGNMENT),
+                                        .span = record.span,
+                                        .size = record.size,
+                                        .anonymous = record.anonymous};
             memcpy(place.key.bytes, record.key, sizeof place.key.bytes);
             require(index_add(index, &place) == 0);
             const struct index_place *found = index_find(index, record.key);

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -415,6 +416,24 @@ def test_the_command_finds_what_was_cut_off_and_small_results_that_are_unreadabl
             warnings.simplefilter("error")
             assert [g(n) for n in range(4)] == [1, 2, 3, 4]
         sound = shelf.read_bytes()
+
+
+def test_the_command_lists_damaged_entries_as_such(tmp_path, capsys):
+    g = Memory(tmp_path, verbose=0).cache(add)
+    [g(n) for n in range(8)]
+    (shelf,) = entries(tmp_path)
+    with open(shelf, "r+b") as file:
+        file.seek(1024)
+        file.write(bytes(512))
+    listed = json.loads(cache_command(capsys, "ls", tmp_path, "--json")[1])["entries"]
+    damaged = [entry for entry in listed if not entry["sound"]]
+    rows = cache_command(capsys, "ls", tmp_path)[1].splitlines()[1:]
+    assert 0 < len(damaged) < len(listed) == len(rows)
+    assert sum("damaged" in row for row in rows) == len(damaged)
+    created = [entry["created"] for entry in listed if entry["sound"]]
+    (sums,) = json.loads(cache_command(capsys, "stat", tmp_path, "--json")[1])["functions"].values()
+    assert sums["oldest"] == min(created)
+    assert not re.search(r"\d{4}\.\d d", "\n".join(rows) + cache_command(capsys, "stat", tmp_path)[1])  # since 1970
 
 
 def test_the_command_is_there_as_python_m_shoal_cache(tmp_path):
