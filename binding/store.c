@@ -214,7 +214,8 @@ static PyObject *store_clear(PyObject *self, PyObject *args)
     error = folder != NULL ? shoal_folder_clear(folder) : shoal_store_clear(store);
     Py_END_ALLOW_THREADS
     shoal_folder_close(folder);
-    return error == 0 ? Py_NewRef(Py_None) : store_raise(error, name != NULL ? name : "all of it");
+    return error == 0 ? Py_NewRef(Py_None)
+                      : store_raise(error, name != NULL ? name : PyBytes_AS_STRING(((StoreObject *)self)->path));
 }
 
 /* Called without the GIL's being given up: a listing is for people. */

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import re
 import resource
 import signal
 import stat
@@ -344,6 +346,19 @@ def test_where_there_is_no_room_values_are_computed_with_one_warning(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert CALLS == [5000, 5000, 5000, 10]
+
+
+def test_where_another_was_stopped_in_a_folder_hits_go_on_and_a_clear_names_the_cache(memory, tmp_path):
+    cached = memory.cache(make_array)
+    cached(1)
+    (shelf,) = entries(tmp_path)
+    with open(shelf, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert np.array_equal(cached(1), [0.0]) and len(CALLS) == 1
+        with pytest.raises(TimeoutError, match=re.escape(str(tmp_path))):
+            memory.clear(warn=False)
+    memory.clear(warn=False)
+    assert not cached.check_call_in_cache(1)
 
 
 def test_a_value_that_cannot_be_pickled_is_returned_with_one_warning(memory):
