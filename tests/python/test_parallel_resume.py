@@ -40,7 +40,7 @@ def fail_at(folder: str, x: int, bad: int) -> int:
     note(folder, x)
     if x == bad and not os.path.exists(os.path.join(folder, "mended")):
         end = time.monotonic() + 20  # another worker may have taken an earlier one and not begun it
-        while len(set(noted(Path(folder)))) < bad and time.monotonic() < end:
+        while len(set(noted(Path(folder)))) <= bad and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.2)  # and is to have kept it
         raise ValueError(f"no {x}")
