@@ -143,11 +143,13 @@ def test_where_joblib_is_not_installed_ours_takes_its_name(tmp_path: Path) -> No
         shoal.install()
         from joblib import Parallel, delayed
         print(sys.modules["joblib"].__name__, Parallel(n_jobs=1)([delayed(abs)(-1)]))
+        import joblib
+        print(joblib.__version__, joblib.StoreBackendBase.__name__)
         shoal.uninstall()
         print("joblib" in sys.modules)
         """,
     )
-    assert done.stdout.splitlines() == ["shoal.joblib [1]", "False"], done.stderr
+    assert done.stdout.splitlines() == ["shoal.joblib [1]", "1.6.0 StoreBackendBase", "False"], done.stderr
 
 
 def _shoal(*arguments: str, **keywords: object) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,19 @@ def test_exceptions_may_be_results(backend: str) -> None:
     got = calls(delayed(divmod)(6, i) for i in (1, 0, 2))
     assert (got[0], got[2]) == ((6, 0), (3, 0))
     assert isinstance(got[1], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("seed", ["x", -1, 0.5, np.random.default_rng(1)])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_is_no_seed_is_refused_before_anything_runs(seed: Any, n_jobs: int) -> None:
+    with pytest.raises((TypeError, ValueError), match="SeedSequence|non-negative"):
+        Parallel(n_jobs=n_jobs, seed=seed)
+
+
+def test_a_function_that_cannot_be_sent_is_told_by_what_it_holds() -> None:
+    lock = threading.Lock()
+    with pytest.raises(pickle.PicklingError, match=r"a call of .*<lambda>: TypeError: cannot pickle '_thread.lock'"):
+        Parallel(n_jobs=2)(delayed(lambda: lock)() for _ in range(2))
 
 
 def test_seeds_give_the_same_numbers_wherever_tasks_run() -> None:

@@ -22,6 +22,11 @@ def until(condition: Any, seconds: float = 20.0) -> bool:
     return True
 
 
+def others_than(before: list[threading.Thread]) -> int:
+    """How many threads there are now beside these, of which some may have ended."""
+    return len(set(threading.enumerate()).difference(before))
+
+
 @pytest.fixture
 def crew() -> Any:
     made = ThreadCrew(3)
@@ -70,6 +75,27 @@ def test_a_task_that_a_callback_gives_has_a_thread_while_the_callback_goes_on(cr
     assert until(lambda: seen == [True])
 
 
+def test_callbacks_that_take_long_keep_no_thread_from_the_tasks(crew: ThreadCrew) -> None:
+    crew.apply_async(int, callback=lambda _: time.sleep(0.05)).get(20)
+    begun, gate = threading.Event(), threading.Event()
+    told: list[Any] = []
+
+    def hold(value: Any) -> None:
+        begun.set()
+        gate.wait(20)
+        told.append(value)
+
+    crew.apply_async(str, ("first",), callback=hold)
+    assert begun.wait(20)
+    together = threading.Barrier(3)
+    outcomes = [crew.apply_async(together.wait, (5,), callback=told.append) for _ in range(3)]
+    assert sorted(outcome.get(20) for outcome in outcomes) == [0, 1, 2]
+    assert told == []  # still one at a time, and in order
+    gate.set()
+    assert until(lambda: len(told) == 4)
+    assert told[0] == "first" and sorted(told[1:]) == [0, 1, 2]
+
+
 def test_callbacks_come_one_at_a_time_and_each_once(crew: ThreadCrew) -> None:
     inside = []
     told: list[int] = []
@@ -114,7 +140,7 @@ def test_errors_go_to_their_own_callback(crew: ThreadCrew) -> None:
 
 
 def test_an_ended_crew_drops_what_has_not_begun() -> None:
-    before = threading.active_count()
+    before = threading.enumerate()
     crew = ThreadCrew(1)
     began, gate = threading.Event(), threading.Event()
     ran: list[int] = []
@@ -129,7 +155,7 @@ def test_an_ended_crew_drops_what_has_not_begun() -> None:
     crew.terminate()
     gate.set()
     running.get(20)
-    assert until(lambda: threading.active_count() == before)
+    assert until(lambda: others_than(before) == 0)
     assert ran == [] and not left.ready()
     with pytest.raises(ValueError, match="ended"):
         crew.apply_async(int)
@@ -137,17 +163,27 @@ def test_an_ended_crew_drops_what_has_not_begun() -> None:
 
 @pytest.mark.parametrize("ended", [True, False], ids=["terminated", "dropped"])
 def test_no_thread_outlives_its_crew(ended: bool) -> None:
-    before = threading.active_count()
+    before = threading.enumerate()
     crew = ThreadCrew(4)
     together = threading.Barrier(4)
     for outcome in [crew.apply_async(together.wait, (20,)) for _ in range(4)]:
         outcome.get(20)
-    assert threading.active_count() == before + 4
+    assert others_than(before) == 4
     if ended:
         crew.terminate()
     del crew, outcome
     gc.collect()
-    assert until(lambda: threading.active_count() == before)
+    assert until(lambda: others_than(before) == 0)
+
+
+def test_nor_does_the_one_that_tells_where_callbacks_take_long() -> None:
+    before = threading.enumerate()
+    crew = ThreadCrew(1)
+    crew.apply_async(int, callback=lambda _: time.sleep(0.05))
+    assert until(lambda: others_than(before) == 2)
+    del crew
+    gc.collect()
+    assert until(lambda: others_than(before) == 0)
 
 
 def test_where_no_thread_can_be_started_the_others_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +213,73 @@ def test_where_no_thread_can_be_started_the_others_do_the_work(monkeypatch: pyte
 
 
 def test_parallel_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = threading.enumerate()
     for _ in range(20):
         calls = (shoal.joblib.delayed(abs)(-i) for i in range(10))
         assert shoal.joblib.Parallel(n_jobs=3, backend="threading")(calls) == list(range(10))
-    assert until(lambda: threading.active_count() == before)
+    assert until(lambda: others_than(before) == 0)
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_iterator_in_a_thread_ends_the_call(return_as: str, error: type[BaseException]) -> None:
+    def tasks() -> Any:
+        for number in range(10):
+            yield shoal.joblib.delayed(abs)(number)
+        raise error("within")
+
+    with pytest.raises(error, match="within"):
+        list(shoal.joblib.Parallel(2, backend="threading", return_as=return_as)(tasks()))
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+def test_a_backend_that_takes_no_more_tasks_fails_the_call(return_as: str) -> None:
+    class Refusing(shoal.joblib.parallel.ThreadingBackend):
+        batches = 0
+
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            self.batches += 1
+            if self.batches > 8:
+                raise OSError("no more")
+            return super().submit(func, callback)
+
+    with pytest.raises(OSError, match="no more"):
+        tasks = (shoal.joblib.delayed(abs)(number) for number in range(100))
+        list(shoal.joblib.Parallel(2, backend=Refusing(), return_as=return_as)(tasks))
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+def test_progress_lines_that_fail_fail_the_call(return_as: str) -> None:
+    class Failing(shoal.joblib.Parallel):
+        def print_progress(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                raise LookupError("no progress")
+
+    with pytest.raises(LookupError, match="no progress"):
+        tasks = (shoal.joblib.delayed(abs)(number) for number in range(100))
+        list(Failing(2, backend="threading", return_as=return_as)(tasks))
+
+
+def test_an_iterator_that_ends_while_its_first_tasks_are_given_out_ends_the_call() -> None:
+    """The thread that calls looks whether there is more to come while another takes the last of it."""
+
+    class Slow(shoal.joblib.Parallel):
+        rest: Any = None
+
+        @property
+        def _original_iterator(self) -> Any:
+            rest = self.rest
+            if rest is not None and threading.current_thread() is threading.main_thread():
+                until(lambda: self.rest is None, 0.5)
+            return rest
+
+        @_original_iterator.setter
+        def _original_iterator(self, value: Any) -> None:
+            self.rest = value
+
+    tasks = (shoal.joblib.delayed(abs)(number) for number in range(3))
+    ended: list[Any] = []
+    call = Slow(2, backend="threading", pre_dispatch=1)
+    output = call(tasks)
+    ended.append(output)
+    assert ended == [[0, 1, 2]]

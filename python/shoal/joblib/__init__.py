@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from shoal.joblib._backends import ParallelBackendBase
     from shoal.joblib._config import effective_n_jobs, parallel_backend, parallel_config, register_parallel_backend
     from shoal.joblib._cpus import cpu_count
+    from shoal.joblib._store_backends import StoreBackendBase
     from shoal.joblib._wrapping import wrap_non_picklable_objects
     from shoal.joblib.compressor import register_compressor
     from shoal.joblib.hashing import hash
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from shoal.joblib.numpy_pickle import dump, load
     from shoal.joblib.parallel import Parallel, delayed
 
+__version__ = "1.6.0"  # joblib's, whose interface this is: where it is not installed, programs ask for this one's
+
 __all__ = [
     "MemorizedResult",
     "Memory",
     "Parallel",
     "ParallelBackendBase",
+    "StoreBackendBase",
     "cpu_count",
     "delayed",
     "dump",
@@ -39,6 +43,7 @@ __all__ = [
 _HOMES = {
     "MemorizedResult": "shoal.joblib.memory",
     "Memory": "shoal.joblib.memory",
+    "StoreBackendBase": "shoal.joblib._store_backends",
     "dump": "shoal.joblib.numpy_pickle",
     "expires_after": "shoal.joblib.memory",
     "hash": "shoal.joblib.hashing",

@@ -132,13 +132,16 @@ class BatchCompletionCallBack:
 
     def _dispatch_new(self) -> None:
         parallel = self.parallel
-        parallel._backend.batch_completed(self.batch_size, time.time() - self.dispatch_timestamp)
-        with parallel._lock:
-            parallel.n_completed_tasks += self.batch_size
-            parallel.print_progress()
-            if parallel._original_iterator is not None:
-                parallel.dispatch_next()
-            parallel._wake_reader()
+        try:
+            parallel._backend.batch_completed(self.batch_size, time.time() - self.dispatch_timestamp)
+            with parallel._lock:
+                parallel.n_completed_tasks += self.batch_size
+                parallel.print_progress()
+                if parallel._original_iterator is not None:
+                    parallel.dispatch_next()
+                parallel._wake_reader()
+        except BaseException as error:  # of the iterator, the back-end, a sub-class: nobody would hand out the rest
+            parallel._register_failure(error)
 
     def _register_outcome(self, outcome: dict[str, Any]) -> None:
         """The first outcome counts: a timeout and a result may come at the same time."""
@@ -212,9 +215,7 @@ class Dispatching:
             tasks = list(itertools.islice(iterator, size * n_jobs))
         except Exception as error:
             # This may be any thread: raised where the results are read, after those of the tasks before it.
-            tracker = _own_callback()(0, 0, self)
-            self._register_new_job(tracker)
-            tracker._register_outcome({"status": TASK_ERROR, "result": error})
+            self._register_failure(error)
             return True
         if not tasks:
             return False
@@ -235,6 +236,13 @@ class Dispatching:
         self._register_new_job(tracker)
         tracker.register_job(self._backend.submit(batch, callback=tracker))
 
+    def _register_failure(self, error: BaseException) -> None:
+        """What is no task's error ends the call: raised where the results are read."""
+        with self._lock:
+            tracker = _own_callback()(0, 0, self)
+            self._register_new_job(tracker)
+            tracker._register_outcome({"status": TASK_ERROR, "result": error})
+
     def _register_new_job(self, tracker: Any) -> None:
         if self.return_ordered:
             self._jobs.append(tracker)
@@ -253,7 +261,8 @@ class Dispatching:
             first = itertools.islice(tasks, ahead)
         self._iterating = False
         if self.dispatch_one_batch(first):
-            self._iterating = self._original_iterator is not None
+            with self._lock:  # a callback may be at the iterator's end
+                self._iterating = self._original_iterator is not None
         while self.dispatch_one_batch(first):
             pass
         if ahead is None:

@@ -44,6 +44,13 @@ class Seed:
         return _in_worker.make_generator, (self.entropy, self.spawn_key)
 
 
+def check_seed(seed: Any) -> None:
+    """Raise what numpy says of a seed that is none, before anything runs."""
+    if seed is not None and not (type(seed) is int and seed >= 0):  # of these it is known without importing numpy
+        for _ in with_seeds([(abs, (), {})], seed, _in_worker.make_generator):
+            pass
+
+
 def with_seeds(tasks: Iterable[Task], seed: Any, made: Callable[[Any, tuple[int, ...]], Any]) -> Iterator[Task]:
     # A SeedSequence has children of its own; the tasks' are counted on from none.
     entropy, above = (seed.entropy, tuple(seed.spawn_key)) if hasattr(seed, "spawn_key") else (seed, ())

@@ -4,7 +4,8 @@ costs a short call more than its tasks do.
 
 A thread is started when a task has none that is free for it, and all end with the crew, or with the program. The
 outcomes are told by the thread that has them, but one at a time and in order: programs that put a callback of their own
-in joblib's place need not expect two at once.
+in joblib's place need not expect two at once. A callback that takes long (it takes the next tasks from the program's
+iterator, which may be slow) would keep that thread from the tasks: from then on a thread of its own, the clerk, tells.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 
@@ -19,6 +21,8 @@ TYPE_CHECKING = False  # typing costs each start of a program more than the rest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
+
+_LONG = 0.001  # seconds in a callback, after which there is a clerk: a hundred times what one takes by itself
 
 
 class Outcome:
@@ -72,6 +76,7 @@ class ThreadCrew:
         self._tasks: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._told: deque[tuple[Callable[[Any], object], Any]] = deque()  # outcomes whose callbacks are due
         self._telling = threading.Lock()  # held by the thread that calls them
+        self._clerk: queue.SimpleQueue[bool | None] | None = None  # what the clerk, if there is one, is woken by
 
     def apply_async(
         self,
@@ -118,6 +123,8 @@ class ThreadCrew:
             pass
         for _ in range(self._started):
             self._tasks.put(None)
+        if self._clerk is not None:
+            self._clerk.put(None)
 
     def __del__(self) -> None:
         self.terminate()
@@ -128,20 +135,58 @@ class ThreadCrew:
         """A thread is through with a task, and free when this returns."""
         if callback is not None:
             self._told.append((callback, value))
+        if self._clerk is None:
+            self._tell()
+        elif callback is not None:
+            self._clerk.put(True)
+        with self._lock:
+            self._free += 1
+
+    def _tell(self) -> None:
+        """Call the callbacks that are due, unless another thread does."""
         # What is appended while another thread tells is seen by that one, or by this one once that has let go.
         while self._told and self._telling.acquire(blocking=False):
             try:
-                while self._told:
-                    callback, value = self._told.popleft()
-                    try:
-                        callback(value)
-                    except BaseException:  # nobody's: said as threads say it, and the next one is not kept waiting
-                        raised = (*sys.exc_info(), threading.current_thread())
-                        threading.excepthook(threading.ExceptHookArgs(raised))
+                leaves_rest = self._tell_until_long()
             finally:
                 self._telling.release()
+            if leaves_rest and self._clerk is not None:
+                self._clerk.put(True)  # it may have looked while this thread told
+                return
+
+    def _tell_until_long(self) -> bool:
+        """Whether there is a clerk from now on, who tells the rest."""
+        while self._told:
+            callback, value = self._told.popleft()
+            began = time.monotonic()
+            try:
+                callback(value)
+            except BaseException:  # nobody's: said as threads say it, and the next one is not kept waiting
+                raised = (*sys.exc_info(), threading.current_thread())
+                threading.excepthook(threading.ExceptHookArgs(raised))
+            if self._clerk is None and time.monotonic() - began > _LONG and self._have_clerk():
+                return True
+        return False
+
+    def _have_clerk(self) -> bool:
+        due: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         with self._lock:
-            self._free += 1
+            if self._ended:
+                return False
+            try:
+                threading.Thread(target=_be_clerk, args=(weakref.ref(self), due), daemon=True).start()
+            except RuntimeError:  # no thread to be had: the tasks' own go on telling
+                return False
+            self._clerk = due
+        return True
+
+
+def _be_clerk(owner: weakref.ref[ThreadCrew], due: queue.SimpleQueue[bool | None]) -> None:
+    while due.get() is not None:
+        crew = owner()
+        if crew is not None:
+            crew._tell()
+        del crew
 
 
 def _work(owner: weakref.ref[ThreadCrew], tasks: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:

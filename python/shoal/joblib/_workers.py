@@ -505,8 +505,10 @@ class ItemPickler:
             import pickle
 
             name = getattr(self._function, "__qualname__", None) or type(self._function).__qualname__
+            # By name it could not go, as lambdas cannot: what keeps it from going by value is what the user can mend.
+            why = error.__context__ if isinstance(error.__context__, Exception) else error
             raise pickle.PicklingError(
-                f"Could not pickle the task to send to the workers: a call of {name}: {type(error).__name__}: {error}"
+                f"Could not pickle the task to send to the workers: a call of {name}: {type(why).__name__}: {why}"
             ) from error
 
 

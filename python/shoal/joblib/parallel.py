@@ -47,7 +47,7 @@ from shoal.joblib._config import (
     register_parallel_backend,
 )
 from shoal.joblib._cpus import cpu_count
-from shoal.joblib._tasks import DEFAULT_AHEAD, OnCrew, Seed, delayed, with_seeds
+from shoal.joblib._tasks import DEFAULT_AHEAD, OnCrew, Seed, check_seed, delayed, with_seeds
 
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ def __getattr__(name: str) -> Any:
         return multiprocessing
     if name == "DEFAULT_MP_CONTEXT":
         return _default_context()
+    if name == "TimeoutError":
+        import multiprocessing
+
+        return multiprocessing.TimeoutError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -247,6 +251,7 @@ class Parallel(OnCrew, Dispatching):
         self._task_timeout = _options.seconds(task_timeout)
         self._retries = _options.retries(retries)
         self._return_exceptions = return_exceptions
+        check_seed(seed)
         self._seed = seed
         self._memory: Any = None
         if memory is not None:
