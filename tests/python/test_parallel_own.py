@@ -83,7 +83,7 @@ def test_exceptions_may_be_results(backend: str) -> None:
 @pytest.mark.parametrize("seed", ["x", -1, 0.5, np.random.default_rng(1)])
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_what_is_no_seed_is_refused_before_anything_runs(seed: Any, n_jobs: int) -> None:
-    with pytest.raises((TypeError, ValueError), match="SeedSequence|non-negative"):
+    with pytest.raises((TypeError, ValueError), match=r"SeedSequence|non-negative"):
         Parallel(n_jobs=n_jobs, seed=seed)
 
 
