@@ -514,6 +514,23 @@ static inline int deliver_result(PoolObject *pool, JobObject *job, Py_ssize_t in
     return job_settle(job, index, value, failed);
 }
 
+/* Results that are integers, into places that are there and free, as most are. How many: the rest, from the first that
+ * is another case or finds no memory, is deliver_result's. */
+static uint32_t deliver_integers(JobObject *job, Py_ssize_t index, const uint8_t *words, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        int64_t integer;
+        memcpy(&integer, words + i * sizeof integer, sizeof integer);
+        PyObject *value = PyLong_FromLongLong(integer);
+        if (value == NULL || !job_settle_place(job, index + (Py_ssize_t)i, value)) {
+            PyErr_Clear();
+            Py_XDECREF(value);
+            return i;
+        }
+    }
+    return count;
+}
+
 /* The results of a task that came back, to the job's items. */
 static int deliver_results(PoolObject *pool, struct task_note *note, shoal_completion *completion)
 {
@@ -523,6 +540,12 @@ static int deliver_results(PoolObject *pool, struct task_note *note, shoal_compl
     while (result == 0) {
         shoal_item item = {.size = sizeof(uint64_t)};
         uint32_t count = shoal_completion_words(completion, &item.kind, &item.data);
+        if (item.kind == CODEC_INTEGER) {
+            const uint32_t placed = deliver_integers(job, index, item.data, count);
+            index += placed;
+            count -= placed;
+            item.data = (const uint8_t *)item.data + placed * sizeof(uint64_t);
+        }
         for (; count > 0 && result == 0; count--) {
             result = deliver_result(pool, job, index++, &item);
             item.data = (const uint8_t *)item.data + sizeof(uint64_t);

@@ -351,8 +351,8 @@ static int job_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(job->pool);
     Py_VISIT(job->source);
-    Py_VISIT(job->results);
-    Py_VISIT(job->missing);
+    if (job->single || job->complete) /* or who asks the collector would be shown places that are NULL */
+        Py_VISIT(job->results);
     Py_VISIT(job->keeper);
     Py_VISIT(job->error);
     Py_VISIT(job->cancelled);
@@ -367,7 +367,6 @@ static int job_clear(PyObject *self)
     JobObject *job = (JobObject *)self;
     Py_CLEAR(job->source);
     Py_CLEAR(job->results);
-    Py_CLEAR(job->missing);
     Py_CLEAR(job->keeper);
     Py_CLEAR(job->error);
     Py_CLEAR(job->cancelled);
@@ -487,8 +486,7 @@ int job_add(PyObject *module)
     if (PyModule_AddFunctions(module, job_functions) != 0)
         return -1;
     state->job_type = PyType_FromModuleAndSpec(module, &job_spec, NULL);
-    state->missing = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
-    if (state->job_type == NULL || state->missing == NULL)
+    if (state->job_type == NULL)
         return -1;
     return PyModule_AddObjectRef(module, "Job", state->job_type);
 }

@@ -1,7 +1,7 @@
 /* job_results.c: what becomes of a job's items: a list of all results, one result, or a ring that an iterator reads.
  *
  *     a single call       the result, or the error
- *     map, apply          a list with a place for each item; `missing` stands where nothing has come yet
+ *     map, apply          a list with a place for each item; NULL where nothing has come yet
  *     imap                a ring of entries from `taken` on: in the items' order, or in that in which they arrived
  *
  * An item is settled once: what comes for it after that, or after the job is complete, is dropped. When all are, the
@@ -56,8 +56,10 @@ static int settle_iterating(JobObject *job, Py_ssize_t index, PyObject *value, e
 static int make_place(JobObject *job, Py_ssize_t index)
 {
     while (index >= PyList_GET_SIZE(job->results)) {
-        if (PyList_Append(job->results, job->missing) != 0)
+        if (PyList_Append(job->results, Py_None) != 0)
             return -1;
+        PyList_SET_ITEM(job->results, PyList_GET_SIZE(job->results) - 1, NULL);
+        Py_DECREF(Py_None);
     }
     return 0;
 }
@@ -99,7 +101,7 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         Py_DECREF(value);
         return -1;
     }
-    if (index < 0 || PyList_GET_ITEM(job->results, index) != job->missing) {
+    if (index < 0 || PyList_GET_ITEM(job->results, index) != NULL) {
         Py_DECREF(value);
         return 0;
     }
@@ -147,6 +149,8 @@ int job_check(JobObject *job)
     if (job->complete || job->length < 0 || job->settled < job->length)
         return 0;
     job->complete = true;
+    if (job->results != NULL && !job->single)
+        PyObject_GC_Track(job->results);
     job_drop_shared(job);
     if (job->callback == NULL || job->watched)
         job_make_ready(job);

@@ -51,9 +51,10 @@ int job_take_source(JobObject *job, PyObject *source)
     job->results = PyList_New(known);
     if (job->results == NULL)
         return -1;
-    job->missing = Py_NewRef(job->pool->state->missing);
-    for (Py_ssize_t i = 0; i < known; i++)
-        PyList_SET_ITEM(job->results, i, Py_NewRef(job->missing));
+    /* Its places are NULL until their results come, so nobody but the job may know of it before it is full (job_check):
+     * not the collector either, through which anyone would. To fill them with something else takes longer than a small
+     * item's call, and the workers would wait for that. */
+    PyObject_GC_UnTrack(job->results);
     return 0;
 }
 

@@ -99,7 +99,6 @@ static int module_exec(PyObject *module)
         DO((state)->lock_part_type);                                                                                   \
         DO((state)->group_type);                                                                                       \
         DO((state)->guarded_type);                                                                                     \
-        DO((state)->missing);                                                                                          \
         DO((state)->loan_type);                                                                                        \
         DO((state)->pool_type);                                                                                        \
         DO((state)->job_type);                                                                                         \

@@ -21,7 +21,6 @@ typedef struct {
     PyObject *queue_full, *queue_empty; /* exceptions; set by configure_queue */
     PyObject *owner_died;               /* (pid, what) -> exception; set by configure_sync, as is the next */
     PyObject *barrier_broken;           /* exception */
-    PyObject *missing;                  /* stands for a result that is not there */
     PyObject *loan_type;                /* the exporter of a lent block's memory */
     PyObject *pool_type, *job_type, *worker_type, *queue_type, *process_type, *zygote_type, *store_type;
     PyObject *lock_type, *semaphore_type, *condition_type, *event_type, *barrier_type, *guarded_type;

@@ -72,13 +72,13 @@ struct JobObject {
     PyObject_HEAD
     PoolObject *pool;    /* strong */
     PyObject *source;    /* a list or tuple, or an iterator; NULL once it is used up */
-    PyObject *results;   /* not iterating: the list of all results; a single call's only one; NULL */
+    PyObject *results;   /* not iterating: the list of all results, with places that are NULL and unknown to the
+                            collector until the job is complete; a single call's only one; NULL */
     PyObject *keeper;    /* Python's pool, which must not be collected before the results were read; NULL */
     PyObject *error;     /* of the first item, in order, that failed */
     PyObject *cancelled; /* what the items become that were not begun when the job was cancelled; NULL: it was not */
     Py_ssize_t error_index;
     PyObject *callback; /* what Python runs once the job is done, before it counts as ready; NULL */
-    PyObject *missing;  /* not iterating: what stands in `results` for those that are not there; never a result */
     Py_ssize_t length;  /* items; -1 while an iterator has not ended */
     Py_ssize_t next;    /* items handed out */
     Py_ssize_t settled; /* items that have a result or an error */
@@ -196,11 +196,10 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed);
  * caller's. */
 static inline bool job_settle_place(JobObject *job, Py_ssize_t index, PyObject *value)
 {
-    if (job->missing == NULL || job->complete || index < 0 || index >= PyList_GET_SIZE(job->results) ||
-        PyList_GET_ITEM(job->results, index) != job->missing)
+    if (job->results == NULL || job->single || job->complete || index < 0 || index >= PyList_GET_SIZE(job->results) ||
+        PyList_GET_ITEM(job->results, index) != NULL)
         return false;
     PyList_SET_ITEM(job->results, index, value);
-    Py_DECREF(job->missing); /* its place's; the job has one of its own */
     job->settled++;
     return true;
 }

@@ -168,8 +168,7 @@ static bool answer_word(shoal_task *task, PyObject *result)
 {
     uint64_t word;
     const enum codec_kind kind = codec_encode_word(result, &word);
-    const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
-    return kind != CODEC_MESSAGE && shoal_task_answer(task, &item) == 0;
+    return kind != CODEC_MESSAGE && shoal_task_answer_word(task, kind, word) == 0;
 }
 
 /* ---------------------------------------------------------------- functions ---- */
@@ -274,8 +273,28 @@ static PyObject *call(PyObject *function, enum call_mode mode, PyObject *argumen
 
 /* ---------------------------------------------------------------------- the loop ---- */
 
-/* Do one item of a task with these flags and this shared function. 0: answered; -1: an exception that ends the worker.
- */
+/* Answer an item with what its call returned; NULL: with the exception that is set. 0: answered; -1: an exception that
+ * ends the worker. Consumes `result`. */
+static int answer_result(WorkerObject *worker, shoal_task *task, PyObject *result)
+{
+    if (result != NULL && answer_word(task, result)) {
+        Py_DECREF(result);
+        return 0;
+    }
+    const bool failed = result == NULL || encode_result(worker, result) != 0;
+    const int code = failed ? encode_error(worker, result) : 0;
+    Py_XDECREF(result);
+    if (code != 0)
+        return -1;
+    if (answer(worker, task, failed) == 0)
+        return 0;
+    /* The result does not fit into shared memory; that it does not will. */
+    if (encode_error(worker, NULL) != 0)
+        return -1;
+    return answer(worker, task, true);
+}
+
+/* Do one item of a task with these flags and this shared function: as answer_result. */
 static int do_item(WorkerObject *worker, shoal_task *task, uint32_t flags, uint32_t shared, const shoal_item *item)
 {
     const enum codec_blocks how = (flags & SHOAL_TASK_KEEPS_BLOCKS) != 0 ? CODEC_COPY : CODEC_VIEW;
@@ -296,30 +315,39 @@ static int do_item(WorkerObject *worker, shoal_task *task, uint32_t flags, uint3
         }
         Py_DECREF(argument);
     }
-    if (result != NULL && answer_word(task, result)) {
-        Py_DECREF(result);
-        return 0;
+    return answer_result(worker, task, result);
+}
+
+/* Do the items at hand that are words, with the shared function: most of what short tasks are given, and without what
+ * else an item may need. As answer_result. */
+static int do_words(WorkerObject *worker, shoal_task *task, uint32_t shared)
+{
+    if (worker->last_function == NULL || worker->last_id != shared)
+        return 0; /* it could not be loaded, which is an error of each item's own, or the call before dropped it */
+    PyObject *function = Py_NewRef(worker->last_function); /* the call may drop it */
+    int code = 0;
+    uint32_t kind;
+    uint64_t word;
+    while (code == 0 && shoal_task_next_word(task, &kind, &word) == 0) {
+        const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
+        PyObject *argument = codec_decode(worker->state, NULL, &item, CODEC_COPY);
+        worker->unread = argument == NULL;
+        PyObject *result = argument == NULL ? NULL : PyObject_CallOneArg(function, argument);
+        Py_XDECREF(argument);
+        code = answer_result(worker, task, result);
     }
-    const bool failed = result == NULL || encode_result(worker, result) != 0;
-    const int code = failed ? encode_error(worker, result) : 0;
-    Py_XDECREF(result);
-    if (code != 0)
-        return -1;
-    if (answer(worker, task, failed) == 0)
-        return 0;
-    /* The result does not fit into shared memory; that it does not will. */
-    if (encode_error(worker, NULL) != 0)
-        return -1;
-    return answer(worker, task, true);
+    Py_DECREF(function);
+    return code;
 }
 
 static int do_task(WorkerObject *worker, shoal_task *task)
 {
     const uint32_t flags = shoal_task_flags(task), shared = shoal_task_shared(task);
+    const bool plain = flags >> TASK_CALL_SHIFT == CALL_ONE;
     shoal_item item;
     int error;
     while ((error = shoal_task_next(task, &item)) == 0) {
-        if (do_item(worker, task, flags, shared, &item) != 0)
+        if (do_item(worker, task, flags, shared, &item) != 0 || (plain && do_words(worker, task, shared) != 0))
             return -1; /* the task stays this worker's, and fails with it */
     }
     shoal_task_finish(task);

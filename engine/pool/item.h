@@ -156,6 +156,22 @@ static inline size_t item_append_words(uint8_t *bytes, size_t size, size_t *run,
     return size + count * ITEM_WORD;
 }
 
+/* The same for one word, whose place is there, if it goes on with the run that ends there. */
+static inline bool item_continue_run(uint8_t *bytes, size_t size, size_t run, uint32_t kind, uint64_t word)
+{
+    if (run == ITEM_NO_RUN)
+        return false;
+    uint32_t form;
+    uint8_t *at = bytes + run + offsetof(struct item_header, form);
+    memcpy(&form, at, sizeof form);
+    if ((form & ~ITEM_RUN) >> ITEM_KIND_SHIFT != kind || (form & ITEM_COUNT) == ITEM_COUNT)
+        return false;
+    form++;
+    memcpy(bytes + size, &word, sizeof word);
+    memcpy(at, &form, sizeof form);
+    return true;
+}
+
 /* The same for an item, which was checked; there must be room for item_span() more. */
 static inline size_t item_append(uint8_t *bytes, size_t size, size_t *run, const shoal_item *item)
 {

@@ -398,6 +398,21 @@ int shoal_task_next(shoal_task *task, shoal_item *out)
     return 0;
 }
 
+int shoal_task_next_word(shoal_task *task, uint32_t *kind, uint64_t *word)
+{
+    /* An item with a time limit is stamped; that is not worth a second path. */
+    if (task->left.run == 0 || task->limited || task->given >= task->items ||
+        atomic_load_explicit(&task->slot->stop, memory_order_relaxed) != 0)
+        return -ENODATA;
+    memcpy(word, task->left.at, sizeof *word);
+    *kind = task->left.kind;
+    task->left.at += sizeof *word;
+    task->left.run--;
+    task->given++;
+    worker_of(task)->bytes_in += sizeof *word;
+    return 0;
+}
+
 /* Move the results to a block with room for `more` bytes. The old block stays readable until the new one is named. */
 static int enlarge(shoal_task *task, size_t more)
 {
@@ -442,6 +457,21 @@ int shoal_task_answer(shoal_task *task, const shoal_item *result)
     if (task->limited) /* before `finished`: nobody may take this item's time for the next one's */
         atomic_store_explicit(&task->slot->began, 0, memory_order_relaxed);
     /* release: counts the result as given; its bytes and their size come before */
+    atomic_store_explicit(&task->slot->finished, ++task->finished, memory_order_release);
+    return 0;
+}
+
+int shoal_task_answer_word(shoal_task *task, uint32_t kind, uint64_t word)
+{
+    if (task->limited || task->finished >= task->given || task->capacity - task->results_size < sizeof word ||
+        !item_continue_run(task->results, task->results_size, task->run, kind, word)) {
+        const shoal_item item = {.data = &word, .size = sizeof word, .kind = kind};
+        return shoal_task_answer(task, &item);
+    }
+    worker_of(task)->bytes_out += sizeof word;
+    task->results_size += sizeof word;
+    atomic_store_explicit(&task->slot->results_size, task->results_size, memory_order_relaxed);
+    /* release: as in shoal_task_answer */
     atomic_store_explicit(&task->slot->finished, ++task->finished, memory_order_release);
     return 0;
 }

@@ -65,17 +65,40 @@ static void fill(shoal_batch *batch, const struct example *examples, uint32_t co
     assert_int_equal(shoal_batch_count(batch), count);
 }
 
+/* The next item, by the short way for words where there is one and it is picked. */
+static void take(shoal_task *task, const struct example *expected, shoal_item *item, uint64_t *word)
+{
+    uint32_t kind;
+    if (pick_below(2) > 0 && shoal_task_next_word(task, &kind, word) == 0)
+        *item = (shoal_item){.data = word, .size = sizeof *word, .kind = kind};
+    else
+        assert_int_equal(shoal_task_next(task, item), 0);
+    check_item(item, expected);
+}
+
+static void answer(shoal_task *task, const shoal_item *item)
+{
+    uint64_t word;
+    if (item->size != sizeof word || pick_below(2) == 0) {
+        assert_int_equal(shoal_task_answer(task, item), 0);
+        return;
+    }
+    memcpy(&word, item->data, sizeof word);
+    assert_int_equal(shoal_task_answer_word(task, item->kind, word), 0);
+}
+
 /* Answer `count` items with themselves. */
 static void serve(shoal_worker *worker, const struct example *examples, uint32_t from, uint32_t count)
 {
     shoal_task *task;
     assert_int_equal(shoal_worker_claim(worker, 0, &task), 0);
     shoal_item item;
+    uint64_t word;
     for (uint32_t i = from; i < from + count; i++) {
-        assert_int_equal(shoal_task_next(task, &item), 0);
-        check_item(&item, &examples[i]);
-        assert_int_equal(shoal_task_answer(task, &item), 0);
+        take(task, &examples[i], &item, &word);
+        answer(task, &item);
     }
+    assert_int_equal(shoal_task_answer_word(task, 0, 0), -EINVAL); /* nothing is held */
     shoal_task_finish(task);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -53,6 +54,22 @@ def raise_unpicklable(x: int) -> Any:
         error.lock = threading.Lock()  # type: ignore[attr-defined]
         raise error
     return x
+
+
+class FailsToLoad:
+    """A callable whose unpickling fails."""
+
+    def __reduce__(self) -> Any:
+        return fail_on, (3,)
+
+    def __call__(self, x: int) -> int:
+        return x
+
+
+def odd_ones_in_words(x: int) -> Any:
+    """What is no word, between words of each kind."""
+    kinds = [x, float(x), x % 2 == 0, None, str(x), 1 << 70, (x, x)]
+    return kinds[x // 3 % len(kinds)]
 
 
 # -- results --
@@ -134,6 +151,40 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
+
+
+def test_words_and_others_in_turn() -> None:
+    numbers = list(range(5_000))
+    mixed = [odd_ones_in_words(x) for x in numbers]
+    with Pool(2) as pool:
+        assert pool.map(odd_ones_in_words, numbers) == mixed
+        assert pool.map(odd_ones_in_words, numbers, chunksize=7) == mixed
+        assert pool.map(echo, mixed) == mixed
+        assert pool.map(echo, mixed, chunksize=50) == mixed
+
+
+def test_each_item_of_a_function_that_cannot_be_loaded_fails_with_it() -> None:
+    with Pool(1) as pool:
+        errors = pool.map(FailsToLoad(), range(20), chunksize=10, return_exceptions=True)
+    assert [(type(error), str(error)) for error in errors] == [(ValueError, "item 3")] * 20
+
+
+def test_the_collector_shows_no_list_that_is_not_full() -> None:
+    """Places for results that are not there yet are nobody's to see: a list with holes in it ends the interpreter."""
+    with Pool(2) as pool:
+        job = pool.map_async(time.sleep, [0.0] * 50 + [0.2] * 4, chunksize=1)
+        for _ in range(20):
+            lists = [found for found in gc.get_objects() if type(found) is list]
+            assert all(len(repr(found)) > 0 for found in lists if len(found) == 54)
+            assert all(len(repr(found)) > 0 for found in gc.get_referents(job) if type(found) is list)
+            time.sleep(0.005)
+        gc.collect()
+        result = job.get()
+        assert result == [None] * 54
+        assert gc.is_tracked(result)
+        unknown = pool.map(echo, ([x] for x in range(300)))
+        assert unknown == [[x] for x in range(300)]
+        assert gc.is_tracked(unknown)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
