@@ -866,8 +866,9 @@ SHOAL_API int shoal_worker_shared(shoal_worker *worker, uint32_t id, shoal_item 
  * Unless the task keeps its blocks, the item's blocks belong to the worker from now on (its owner number), to lend or
  * free. */
 SHOAL_API int shoal_task_next(shoal_task *task, shoal_item *out);
-/** The same for an item that is a word (8 bytes, no blocks) and follows another of its kind, as most numbers do: without
- * the steps that other items need. -ENODATA: the next item is none of these, or there is none; shoal_task_next() tells.
+/** The same for an item that is a word (8 bytes, no blocks) and follows another of its kind, as most numbers do:
+ * without the steps that other items need. -ENODATA: the next item is none of these, or there is none;
+ * shoal_task_next() tells.
  */
 SHOAL_API int shoal_task_next_word(shoal_task *task, uint32_t *kind, uint64_t *word);
 /** The result of the item held; its blocks, which must be the worker's, go to the pool. A worker that dies after this
