@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -414,6 +416,32 @@ static PyObject *zygote_is_stopped(PyObject *object, PyObject *unused)
     return PyBool_FromLong(self->zygote != NULL && shoal_zygote_is_stopped(self->zygote));
 }
 
+/* What the asker needs for a zygote, and the standard library has in modules that take a millisecond to load, which is
+ * spent while the first zygote of a program has not even begun to start. */
+
+static PyObject *zygote_sockets(PyObject *module, PyObject *unused)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *pair = Py_BuildValue("(ii)", ends[0], ends[1]);
+    if (pair == NULL) {
+        close(ends[0]);
+        close(ends[1]);
+    }
+    return pair;
+}
+
+static PyObject *resource_limits(PyObject *module, PyObject *unused)
+{
+    struct rlimit limits[RLIM_NLIMITS];
+    for (int i = 0; i < (int)RLIM_NLIMITS; i++) {
+        if (getrlimit((__rlimit_resource_t)i, &limits[i]) != 0)
+            return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyBytes_FromStringAndSize((const char *)limits, sizeof limits);
+}
+
 static PyMethodDef zygote_methods[] = {
     {"start", zygote_start, METH_VARARGS,
      "start(request, fds, outlives=False, wanted=None)\n--\n\nHave a process forked; it is killed with this one, "
@@ -452,6 +480,10 @@ static PyMethodDef functions[] = {
      "adopt_process(pid)\n--\n\nA Process for one that somebody else started."},
     {"die_with", die_with, METH_VARARGS,
      "die_with(pid)\n--\n\nHave this process killed as soon as that one, its parent or grandparent, is gone."},
+    {"zygote_sockets", zygote_sockets, METH_NOARGS,
+     "zygote_sockets()\n--\n\nTwo descriptors that are connected: the asker's and the zygote's."},
+    {"resource_limits", resource_limits, METH_NOARGS,
+     "resource_limits()\n--\n\nThis process's resource limits, all of them, as bytes to compare."},
     {"serve_zygote", serve_zygote, METH_VARARGS,
      "serve_zygote(socket, call)\n--\n\nBe a zygote until the asker is gone: call(request, fds) runs in each child."},
     {NULL, NULL, 0, NULL},

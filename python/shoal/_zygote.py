@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
 _lock = threading.Lock()
-_LIMITS = 16  # RLIM_NLIMITS
 _ASIDE_MOST = 4  # zygotes set aside that may be of use again, beside those that have processes
 _FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
 _HINTS = {11: "; the user's limit of processes and threads is reached", 12: "; there is too little memory"}  # by errno
@@ -47,27 +46,28 @@ class Zygote:
     def __init__(
         self, modules: Sequence[str] = (), main: str | None = None, derived: Sequence[tuple[str | None, str]] = ()
     ) -> None:
-        import _socket  # the C module: the Python one imports selectors, enum and re, at a cost to each first call
-
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         arguments = command_line(list(map(str, sys.path)), os.getpid(), modules, main, derived)
         self._environment = dict(os.environ)
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
+        ours, theirs = _engine.zygote_sockets()
         try:
             # Its descriptor 0 is the socket; all others are close-on-exec.
             self.pid = os.posix_spawn(
                 sys.executable,
                 arguments,
                 os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)],
             )
-        except OSError as error:
+        except BaseException as error:
+            os.close(ours)
+            if not isinstance(error, OSError):
+                raise
             what = f"{sys.executable!r}, the interpreter that clean processes are forked from"
             raise start_error(what, error.errno or 0) from error
         finally:
-            theirs.close()
-        self._engine = _engine.Zygote(ours.detach(), self.pid)
+            os.close(theirs)
+        self._engine = _engine.Zygote(ours, self.pid)
         self.owner = os.getpid()
 
     def start(self, function: str, payload: bytes, fds: Sequence[int], *, outlives: bool = False) -> _engine.Process:
@@ -151,8 +151,6 @@ def command_line(
 
 def _standing() -> _Standing:
     """What a zygote's processes inherit from it as it was when it started. 30 to 45 µs, half of it for the umask."""
-    import resource  # here: workers have no use for it
-
     return (
         os.getuid(),
         os.geteuid(),
@@ -161,7 +159,7 @@ def _standing() -> _Standing:
         tuple(os.getgroups()),
         os.getpriority(os.PRIO_PROCESS, 0),
         _umask(),
-        tuple(map(resource.getrlimit, range(_LIMITS))),
+        _engine.resource_limits(),
     )
 
 

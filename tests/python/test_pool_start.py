@@ -142,3 +142,22 @@ def test_a_program_may_come_from_standard_input(tmp_path: Path) -> None:
         env={**os.environ},
     )
     assert done.stdout.startswith("['-', 'a'] shoal.") and done.stdout.endswith(" [2]\n"), done.stderr
+
+
+def test_a_clean_worker_imports_functools_when_somebody_asks_for_it() -> None:
+    """The zygote does without: what asks later finds the module itself, and the class that pickle knows."""
+    program = """
+import sys
+from shoal.joblib import Parallel, delayed
+def look(x):
+    early = "functools" in sys.modules
+    import functools
+    import pickle
+    known = pickle.loads(pickle.dumps(functools.partial(int, "7")))
+    return early, type(known) is functools.partial, known(), functools.reduce(lambda a, b: a + b, range(x))
+print(Parallel(n_jobs=2)(delayed(look)(x) for x in [4])[0])
+import functools
+print(Parallel(n_jobs=2)(delayed(functools.partial(pow, 2))(x) for x in range(3)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.stdout.splitlines() == ["(False, True, 7, 6)", "[1, 2, 4]"], done.stderr
