@@ -55,7 +55,7 @@ def _import_pickle() -> None:
     program's code asks for it, as if nobody had before.
     """
     if "functools" not in sys.modules:
-        from _functools import partial
+        from _functools import partial  # type: ignore[import-not-found]
 
         stand_in = type(sys)("functools")
         stand_in.partial = partial  # type: ignore[attr-defined]
