@@ -75,7 +75,8 @@ def main() -> None:
         program, tasks = CASES[name]
         processes, kinds = budget(program)
         print(f"\n{name}: ns a task")
-        parent, *workers = [pid for pid, _ in processes.most_common(3)]
+        # The program was there before its workers, whichever of them worked most.
+        parent, *workers = sorted((pid for pid, _ in processes.most_common(3)), key=int)
         for kind, _, _ in KINDS:
             own = kinds[parent][kind] / RATE / tasks * 1e9
             theirs = sum(kinds[pid][kind] for pid in workers) / RATE / tasks * 1e9
