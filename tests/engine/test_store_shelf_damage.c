@@ -145,6 +145,34 @@ static void a_cut_of_which_nobody_was_told_outlives_puts_limits_and_a_new_file(v
     }
 }
 
+static void a_cut_of_which_nobody_was_told_outlives_the_last_entry(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 20 };
+    shoal_key lost = key_of(COUNT - 1), other = key_of(COUNT);
+    for (int turn = 0; turn < 4; turn++) {
+        put_all(place, COUNT, 40);
+        assert_int_equal(truncate(place->shelf, size_of(place->shelf) - 64), 0);
+        if (turn % 2 == 0)
+            reopen_place(place, 0);
+        shoal_store_limits limits = {.bytes = UINT64_MAX, .items = 0};
+        shoal_store_reduced done;
+        if (turn < 2)
+            assert_int_equal(shoal_store_reduce(place->store, &limits, &done), 0);
+        for (unsigned i = 0; turn >= 2 && i < COUNT - 1; i++) {
+            shoal_key key = key_of(i);
+            assert_int_equal(shoal_folder_remove(place->folder, &key), 0);
+        }
+        reopen_place(place, 0);
+        assert_int_equal(get_pattern(place->folder, &lost, NULL), SHOAL_ECORRUPT);
+        assert_int_equal(put_pattern(place->folder, &lost, 40), 0);
+        assert_int_equal(get_pattern(place->folder, &other, NULL), -ENOENT);
+        assert_int_equal(verify(place, 0).damaged, 0);
+        assert_int_equal(shoal_folder_remove(place->folder, &lost), 0);
+        assert_int_equal(size_of(place->shelf), -1); /* and then it goes */
+    }
+}
+
 static void another_who_repairs_a_shelf_ends_what_a_handle_says_of_it(void **state)
 {
     struct place *place = *state, other = *place;
@@ -391,6 +419,7 @@ int main(void)
         TEST(a_changed_byte_costs_one_entry_at_most),
         TEST(a_shelf_that_is_cut_short_says_so_until_it_is_replaced),
         TEST(a_cut_of_which_nobody_was_told_outlives_puts_limits_and_a_new_file),
+        TEST(a_cut_of_which_nobody_was_told_outlives_the_last_entry),
         TEST(another_who_repairs_a_shelf_ends_what_a_handle_says_of_it),
         TEST(a_writer_killed_before_it_told_the_length_leaves_nothing_to_tell),
         TEST(appending_is_not_taken_for_a_cut_however_fast_it_is),
