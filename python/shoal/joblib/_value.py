@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -9,6 +10,8 @@ import pickle
 import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from shoal import _engine
 
 if TYPE_CHECKING:
     from shoal.joblib.func_inspect import Parameters
@@ -128,17 +131,40 @@ def short_repr(value: Any) -> str:
         return f"<{kind.__name__}, whose repr raised {type(error).__name__}>"
 
 
-def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: dict[str, bytes]) -> bytes:
-    """The arguments of a call, and what the function was made of, as an entry keeps them."""
+def _used_defaults(args: tuple[Any, ...], kwargs: dict[str, Any], seen: Parameters) -> dict[str, list[str]]:
+    """The defaults that a call leaves as they are: each as a text, and what tells it from others with that text."""
+    used: dict[str, list[str]] = {}
+    first = min(len(seen.leading) + len(args), seen.positional)
+    for name, default, ignored in zip(seen.names[first:], seen.defaults[first:], seen.ignored[first:], strict=False):
+        if default is seen.nothing or ignored or name in kwargs or name in seen.keywords:
+            continue
+        digest = ""
+        if type(default) not in _SCALARS:
+            with contextlib.suppress(Exception):  # it cannot be hashed: the text must do
+                digest = _engine.hash_object(default)[:4].hex()
+        used[name] = [short_repr(default), digest]
+    return used
+
+
+def describe_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], parts: dict[str, bytes], seen: Parameters | None = None
+) -> bytes:
+    """The arguments of a call, and what the function was made of, as an entry keeps them.
+
+    seen: the function's parameters, for the defaults that the call used to be kept too.
+    """
     about: list[Any] = [[short_repr(value) for value in args], {name: short_repr(kwargs[name]) for name in kwargs}]
     about.append({name: parts[name][:4].hex() for name in list(parts)[:PARTS]})
+    if seen is not None and (used := _used_defaults(args, kwargs, seen)):
+        about.append(used)
     text = json.dumps(about)
     return text.encode("utf-8", "surrogatepass")
 
 
 def read_call(about: bytes, seen: Parameters) -> dict[str, str]:
     """What describe_call wrote, by parameter, defaults included; the rest under "*" and "**". No ignored ones."""
-    args, kwargs = json.loads(about)[:2]
+    args, kwargs, *more = json.loads(about)
+    used = {name: text for name, (text, _) in (more[1] if len(more) > 1 else {}).items()}
     names = seen.names[len(seen.leading) :]
     given: dict[str, str] = dict(zip(seen.names[len(seen.leading) : seen.positional], args, strict=False))
     others = {name: text for name, text in kwargs.items() if name not in seen.names[seen.positional_only :]}
@@ -147,6 +173,8 @@ def read_call(about: bytes, seen: Parameters) -> dict[str, str]:
         text = given.get(name, None if name in others else kwargs.get(name))
         if text is None and name in seen.keywords:
             text = short_repr(seen.keywords[name])
+        if text is None:
+            text = used.get(name)
         if text is not None or default is not seen.nothing:
             result[name] = text if text is not None else short_repr(default)
     if seen.takes_args:
@@ -163,3 +191,12 @@ def read_parts(about: bytes) -> dict[str, str]:
     """What describe_call wrote of the function's parts: their names, and the beginnings of their digests in hex."""
     content = json.loads(about)
     return dict(content[2]) if len(content) > 2 else {}
+
+
+def changed_defaults(old: bytes, new: bytes, seen: Parameters) -> list[str]:
+    """Which parameters' defaults differ between two calls that give the same arguments; none where they give others."""
+    were, are = (content[3] if len(content := json.loads(about)) > 3 else {} for about in (old, new))
+    changed = [name for name in are if name in were and are[name] != were[name]]
+    before, now = read_call(old, seen), read_call(new, seen)
+    same = before.keys() == now.keys() and all(before[name] == now[name] for name in now if name not in changed)
+    return changed if same else []

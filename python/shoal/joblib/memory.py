@@ -330,7 +330,8 @@ class MemorizedFunc(_engine.Memo, Speaker):
         return _value.read_call(_value.describe_call(args, kwargs, {}), self._parameters)
 
     def _about_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        return _value.describe_call(args, kwargs, self._parameters.parts if self._parameters is not None else {})
+        seen = self._parameters
+        return _value.describe_call(args, kwargs, seen.parts if seen is not None else {}, seen)
 
     def _store_value(self, key: bytes, about: bytes, value: Any, cost: int) -> bool:
         """Keep a value; where that fails, warn once. Whether it was kept."""
