@@ -200,6 +200,9 @@ def test_explain_names_a_default_whose_text_is_the_same_and_what_it_was_where_it
     long = "def f(x, y=[*range(1000), {}]):\n    return x"
     memory.cache(project(long.format(1)).f)(1)
     assert memory.cache(project(long.format(2)).f).explain(1).changed == ["the default of y changed"]
+    function = "def f(x, y=2, *, key=lambda value: value):\n    return x"  # whose text is another each time
+    memory.cache(project(function).f)(1)
+    assert memory.cache(project(function.replace("y=2", "y=3")).f).explain(1).changed == ["the default of y changed"]
 
 
 def test_functions_that_use_each_other_are_no_trouble(tmp_path):
