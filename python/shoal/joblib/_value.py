@@ -120,6 +120,8 @@ def loader(mode: str | None) -> Callable[..., Any]:
 def short_repr(value: Any) -> str:
     """A value for people, in bounded time and length where its type allows it."""
     kind = type(value)
+    if kind is int and value.bit_length() > 2000:  # Python refuses to write out what is much longer
+        return f"<int of {value.bit_length()} bits>"
     if kind is int or kind is float or value is None or kind is bool:
         text = repr(value)
         return text if len(text) <= 200 else text[:197] + "..."
