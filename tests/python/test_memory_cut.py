@@ -6,7 +6,7 @@ from __future__ import annotations
 from helpers import run_with_cache
 
 START = """
-    import glob, os, random, sys, threading, time, warnings
+    import glob, os, pickle, random, sys, threading, time, warnings
     import numpy as np
     from shoal.joblib.memory import CacheWarning, Memory
 
@@ -102,3 +102,40 @@ def test_a_value_is_unpickled_right_or_not_at_all_while_its_file_is_cut(tmp_path
     for kind in "pickle", "bytes", "array":
         (tmp_path / kind).mkdir()
         assert run_with_cache(tmp_path / kind, CUTTER, "1", kind) == "good\n"
+
+
+def test_load_of_a_file_that_is_cut_meanwhile_raises_or_is_right(tmp_path):
+    program = (
+        START
+        + """
+    from shoal.joblib import dump, load
+    path = sys.argv[1] + ".pkl"
+    expected = ["x" * 100_000] * 3 + [bytes(20_000_000)]
+    dump(expected, path)
+    with open(path, "rb") as file:
+        whole = file.read()
+    child = os.fork()
+    if child == 0:
+        rng = random.Random(1)
+        while os.getppid() != 1:
+            os.truncate(path, rng.randrange(len(whole)))
+            time.sleep(rng.random() / 1000)
+            with open(path, "r+b") as file:
+                file.write(whole)
+            time.sleep(rng.random() / 200)
+        os._exit(0)
+    failed = 0
+    for _ in range(150):
+        try:
+            value = load(path)
+        except (EOFError, ValueError, pickle.UnpicklingError):
+            failed += 1
+        else:
+            assert value == expected
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert failed > 0
+    print("good")
+    """
+    )
+    assert run_with_cache(tmp_path, program) == "good\n"
