@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import io
@@ -60,13 +61,28 @@ def dump(value: Any, mappable: bool = False) -> tuple[Any, list[pickle.PickleBuf
             return file.getvalue(), buffers
         return pickle.dumps(value, 5, buffer_callback=take), buffers
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        import cloudpickle
-
         buffers.clear()
         try:
-            return cloudpickle.dumps(value, 5, buffer_callback=take), buffers
+            return _pickle_by_value(value, take), buffers
         except Exception:
             raise error from None
+
+
+def _pickle_by_value(value: Any, take: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+    """By cloudpickle; but what it makes other things of (a memoryview bytes, a file a text in memory) is refused."""
+    import cloudpickle
+
+    def refuse(other: Any) -> Any:
+        raise pickle.PicklingError(f"a {type(other).__name__} would not come back as one")
+
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+        dispatch_table = collections.ChainMap(
+            {memoryview: refuse, io.TextIOWrapper: refuse}, cloudpickle.CloudPickler.dispatch_table
+        )
+
+    file = io.BytesIO()
+    Pickler(file, 5, buffer_callback=take).dump(value)
+    return file.getvalue()
 
 
 class _MappingUnpickler(pickle.Unpickler):
