@@ -153,6 +153,8 @@ def _used_defaults(args: tuple[Any, ...], kwargs: dict[str, Any], seen: Paramete
     """The defaults that a call leaves as they are: each as a text, and what tells it from others with that text."""
     used: dict[str, list[str]] = {}
     first = min(len(seen.leading) + len(args), seen.positional)
+    if first == len(seen.names):
+        return used
     for name, default, ignored in zip(seen.names[first:], seen.defaults[first:], seen.ignored[first:], strict=False):
         if default is seen.nothing or ignored or name in kwargs or name in seen.keywords:
             continue
