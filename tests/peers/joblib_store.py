@@ -45,7 +45,10 @@ DIFFERENCES: dict[str, str] = {
     "*::test_memorized_result_forwards_mmap_mode": LAYOUT,
     "*::test_lz4_compression": NOT_OURS + "which Python class writes lz4",
     "*::test_lz4_compression_without_lz4": "the engine has lz4 itself: it is there without Python's package of it",
-    "*::TestAutoGitignore::test_memory_creates_gitignore": "the file lies in Shoal's own folder, LOCATION/shoal",
+    "*::TestAutoGitignore::test_memory_creates_gitignore": (
+        "the file lies in Shoal's own folder, LOCATION/shoal: in LOCATION it has git ignore what else is there, as a "
+        "program whose cache is Memory('.')"
+    ),
     "*::test_memory_name_collision": VERSIONS,
     "*::test_memory_warning_lambda_collisions": VERSIONS,
     "*::test_memory_warning_collision_detection": VERSIONS,
