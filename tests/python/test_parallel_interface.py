@@ -177,8 +177,13 @@ def test_odd_values_are_met_as_joblib_meets_them(backend: str) -> None:
     for below in (-1, "-n_jobs"):
         with pytest.raises(ValueError, match=r"islice\(\) must be None or an integer"):
             run(pre_dispatch=below)
-    for none in (0, "0 * n_jobs"):  # joblib returns [], and has done nothing
-        assert run(pre_dispatch=none) == [0, 1, 4]
+    for none in (0, "0 * n_jobs", 0.5, "n_jobs // 4"):
+        with pytest.warns(UserWarning, match="comes to 0: no task is run"):
+            assert run(pre_dispatch=none) == []
+    for some in (1, 2.9, "1.5 * n_jobs", "all"):
+        assert run(pre_dispatch=some) == [0, 1, 4]
+    with pytest.raises(ValueError, match="cannot convert float NaN to integer"):
+        run(pre_dispatch=float("nan"))
     with pytest.raises(ValueError, match="Numeric literal 633825300114114700748351602688 is too large"):
         run(pre_dispatch="2 ** 99")
     with pytest.raises(TypeError, match="'>' not supported between instances of 'float' and 'str'"):
@@ -247,6 +252,63 @@ def test_a_replaced_callback_sees_every_batch(monkeypatch: pytest.MonkeyPatch) -
         seen.clear()
         assert Parallel(n_jobs=2, backend=backend)(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
         assert sum(seen) == 20
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "executor"])
+@pytest.mark.parametrize("return_as", ["list", "generator_unordered"])
+@pytest.mark.parametrize("when", ["made", "before", "after"])
+def test_a_replaced_callback_that_raises_fails_the_call(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, return_as: str, when: str
+) -> None:
+    class Callback(parallel.BatchCompletionCallBack):
+        made = 0
+
+        def __init__(self, *args: Any) -> None:
+            Callback.made += 1
+            if when == "made" and Callback.made > 4:  # those before are made by the thread that calls
+                raise ZeroDivisionError("the bar is broken")
+            super().__init__(*args)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            if when == "before":
+                raise ZeroDivisionError("the bar is broken")
+            super().__call__(*args, **kwargs)
+            if when == "after":
+                raise ZeroDivisionError("the bar is broken")
+
+    monkeypatch.setattr(parallel, "BatchCompletionCallBack", Callback)
+    options: dict[str, Any] = {"n_jobs": 2, "batch_size": 1, "backend": backend}
+    if backend == "executor":
+        options["backend"] = ExecutorBackend()
+    if backend != "multiprocessing":
+        options["return_as"] = return_as
+    call = Parallel(**options)
+    with pytest.raises(ZeroDivisionError, match="the bar is broken"):
+        list(call(delayed(square)(i) for i in range(50)))
+    monkeypatch.undo()
+    assert sorted(call(delayed(square)(i) for i in range(3))) == [0, 1, 4]
+
+
+def test_a_callback_that_raises_when_all_is_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    has_told, has_read = threading.Event(), threading.Event()
+
+    def tell(args: Any) -> None:
+        told.append(str(args.exc_value))
+        has_told.set()
+
+    class Callback(parallel.BatchCompletionCallBack):
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            super().__call__(*args, **kwargs)
+            has_read.wait(60)
+            raise ZeroDivisionError("too late")
+
+    monkeypatch.setattr(threading, "excepthook", tell)
+    monkeypatch.setattr(parallel, "BatchCompletionCallBack", Callback)
+    assert Parallel(n_jobs=2, backend="threading")([delayed(square)(3)]) == [9]
+    has_read.set()
+    assert has_told.wait(60)
+    assert told == ["too late"]
 
 
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "sequential"])

@@ -8,6 +8,7 @@ whatever thread its callback runs. All state is changed under `_lock`; who waits
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from collections import deque
@@ -160,6 +161,25 @@ class BatchCompletionCallBack:
             parallel._wake_reader()
 
 
+class _Guarded:
+    """A program's own callback as a back-end is given it. What it raises ends the call: no back-end would tell, and who
+    waits for a result that was never registered would wait for ever."""
+
+    def __init__(self, tracker: Any, parallel: Any) -> None:
+        self._tracker = tracker
+        self._parallel = parallel
+        self._call_id = parallel._call_id
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._tracker(*args, **kwargs)
+        except BaseException as error:
+            self._parallel._callback_failed(self._call_id, error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tracker, name)
+
+
 class Dispatching:
     """The part of `Parallel` that hands out batches. Callbacks, and classes that derive from joblib's, know its
     names."""
@@ -177,6 +197,7 @@ class Dispatching:
     _iterating: bool
     _original_iterator: Any
     _cached_effective_n_jobs: int
+    _call_id: object
 
     def _prepare_batches(self) -> None:
         self._lock = threading.RLock()
@@ -186,6 +207,7 @@ class Dispatching:
         self._ready_batches: deque[BatchedCalls] = deque()
         self._reducer_callback: Callable[[], object] | None = None
         self._pickle_cache: dict[Any, Any] = {}
+        self._failed_call_id: object = None  # of the call that failed by a program's callback
 
     def _get_batch_size(self) -> int:
         return self._backend.compute_batch_size() if self.batch_size == "auto" else self.batch_size  # type: ignore[no-any-return]
@@ -234,14 +256,26 @@ class Dispatching:
         self.n_dispatched_batches += 1
         tracker = _own_callback()(time.time(), len(batch), self)
         self._register_new_job(tracker)
-        tracker.register_job(self._backend.submit(batch, callback=tracker))
+        callback = tracker if type(tracker) is BatchCompletionCallBack else _Guarded(tracker, self)
+        tracker.register_job(self._backend.submit(batch, callback=callback))
 
     def _register_failure(self, error: BaseException) -> None:
         """What is no task's error ends the call: raised where the results are read."""
         with self._lock:
-            tracker = _own_callback()(0, 0, self)
+            tracker = BatchCompletionCallBack(0, 0, self)  # not the program's own: that one may be what fails
             self._register_new_job(tracker)
             tracker._register_outcome({"status": TASK_ERROR, "result": error})
+
+    def _callback_failed(self, call_id: object, error: BaseException) -> None:
+        """A program's own callback raised: the call fails by that, or, if all its results are read, a thread says so."""
+        with self._lock:
+            if self._call_id is call_id:
+                self._failed_call_id = call_id
+                if not self._aborting:  # else it fails already
+                    self._register_failure(error)
+            if self._failed_call_id is call_id:
+                return
+        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def _register_new_job(self, tracker: Any) -> None:
         if self.return_ordered:
@@ -278,8 +312,9 @@ class Dispatching:
         while True:
             with self._lock:
                 tracker = self._next_tracker()
-            if tracker is None:
-                return
+                if tracker is None:
+                    self._call_id = None  # what comes now comes too late
+                    return
             yield from tracker.get_result(self.timeout)
 
     def _wake_reader(self) -> None:

@@ -400,6 +400,8 @@ class Parallel(OnCrew, Dispatching):
                     self._backend.start_call()
                 self._calling = True
                 ahead = self._count_ahead(n_jobs)
+                if ahead == 0:
+                    iterable = ()
                 if on_crew:
                     output = self._run_on_crew(iterable, ahead, whole)
                 else:
@@ -434,11 +436,11 @@ class Parallel(OnCrew, Dispatching):
             from shoal.joblib._expression import evaluate
 
             amount = evaluate(amount.replace("n_jobs", str(n_jobs)))
-        amount = int(amount)
+        self._pre_dispatch_amount = amount = int(amount)
         itertools.islice((), amount)  # what joblib raises for a negative one
-        # From 0 joblib makes an empty list, and runs nothing.
-        self._pre_dispatch_amount = max(amount, 1)
-        return self._pre_dispatch_amount
+        if amount == 0:  # joblib says nothing, as where "n_jobs // 4" comes to a machine of two cpus
+            warnings.warn(f"pre_dispatch={self.pre_dispatch!r} comes to 0: no task is run", stacklevel=3)
+        return amount
 
     # -- the three ways of running: generators that yield None once the work has begun, then the results --
 
