@@ -267,7 +267,7 @@ class Dispatching:
             tracker._register_outcome({"status": TASK_ERROR, "result": error})
 
     def _callback_failed(self, call_id: object, error: BaseException) -> None:
-        """A program's own callback raised: the call fails by that, or, if all its results are read, a thread says so."""
+        """A program's own callback raised: the call fails by that; if all its results are read, a thread says so."""
         with self._lock:
             if self._call_id is call_id:
                 self._failed_call_id = call_id

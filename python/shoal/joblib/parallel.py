@@ -109,7 +109,28 @@ EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 _OurCallBack = BatchCompletionCallBack
 
 
+# Names of joblib's module that programs import from it, and nobody here needs: where they are.
+_ELSEWHERE = {
+    "Logger": ("shoal.joblib.logger", "Logger"),
+    "short_format_time": ("shoal.joblib.logger", "short_format_time"),
+    "memstr_to_bytes": ("shoal.joblib._backends", "parse_size"),
+    "eval_expr": ("shoal.joblib._expression", "evaluate"),
+    "_Sentinel": ("shoal.joblib._config", "Unset"),
+    "VALID_BACKEND_CONSTRAINTS": ("shoal.joblib._config", "VALID_BACKEND_CONSTRAINTS"),
+    "VALID_BACKEND_HINTS": ("shoal.joblib._config", "VALID_BACKEND_HINTS"),
+    "_get_active_backend": ("shoal.joblib._config", "find_backend"),
+    "_get_config_param": ("shoal.joblib._config", "get_param"),
+    "_verbosity_filter": ("shoal.joblib._reporting", "_is_quiet"),
+}
+replaced: Any = None  # joblib's own module, while this has its place
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        import importlib
+
+        home, there = _ELSEWHERE[name]
+        return getattr(importlib.import_module(home), there)
     if name == "mp":  # importing it takes time that most programs need not spend
         if not has_processes():
             return None
@@ -122,6 +143,8 @@ def __getattr__(name: str) -> Any:
         import multiprocessing
 
         return multiprocessing.TimeoutError
+    if replaced is not None and not name.startswith("__"):
+        return getattr(replaced, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
