@@ -392,6 +392,29 @@ def test_workers_have_the_threads_that_joblibs_have(monkeypatch: pytest.MonkeyPa
         assert seen() == ["3", "3", "3", "1"]
 
 
+def threads_of_libraries() -> list[int]:
+    import numpy
+    import threadpoolctl
+
+    numpy.ones((2, 2)) @ numpy.ones((2, 2))
+    return sorted(found["num_threads"] for found in threadpoolctl.threadpool_info())
+
+
+@pytest.mark.parametrize("backend", ["multiprocessing", "threading", "spawn"])
+def test_other_backends_than_loky_leave_threads_as_they_are(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    for name in parallel.ParallelBackendBase.MAX_NUM_THREADS_VARS:
+        monkeypatch.delenv(name, raising=False)
+    if backend == "spawn":
+        import multiprocessing
+
+        backend = multiprocessing.get_context("spawn")
+    here = threads_of_libraries()
+    seen = Parallel(n_jobs=2, backend=backend)(delayed(threads_of_libraries)() for _ in range(3))
+    assert seen == [here] * 3
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    assert Parallel(n_jobs=2, backend=backend)(delayed(environment)(name) for name in names) == [None] * 3
+
+
 def test_inner_threads_and_variables_reach_the_workers() -> None:
     with parallel_config("loky", n_jobs=2, inner_max_num_threads=3):
         assert Parallel()(delayed(environment)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
