@@ -677,16 +677,19 @@ def _raising(error: Exception) -> Iterator[Any]:
 
 def _results(job: _engine.Job, end_time: float | None, values: bool) -> Iterator[Any]:
     # No name is bound to a result here: it is the reader's alone.
+    take = job.__next__
     try:
-        if end_time is None and not values:
-            yield from job
-            return
         while True:
             try:
-                timeout = None if end_time is None else end_time - time.monotonic()
-                yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
-            except StopIteration:
-                return
+                if end_time is None and not values:
+                    yield take()
+                else:
+                    timeout = None if end_time is None else end_time - time.monotonic()
+                    yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
+            except StopIteration as error:
+                if error.__cause__ is None:
+                    return
+                raise  # an item's own: a RuntimeError, as of any generator
     except (errors.WorkerDied, TaskCancelled) as error:
         raise _outcome(error) from error.__cause__
     except TimeoutError as error:

@@ -311,6 +311,33 @@ def test_a_callback_that_raises_when_all_is_read_is_told_of(monkeypatch: pytest.
     assert told == ["too late"]
 
 
+def stop_at(x: int, at: int) -> int:
+    if x == at:
+        raise StopIteration("enough")
+    return x
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "sequential"])
+def test_a_task_that_raises_stop_iteration_fails_and_does_not_end_the_results(backend: str) -> None:
+    for at in (0, 2, 4):
+        with pytest.raises(RuntimeError, match="generator raised StopIteration") as caught:
+            Parallel(n_jobs=2, backend=backend)(delayed(stop_at)(i, at) for i in range(5))
+        assert isinstance(caught.value.__cause__, StopIteration)
+        if backend != "multiprocessing":
+            for kind in ("generator", "generator_unordered"):
+                with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+                    list(Parallel(n_jobs=2, backend=backend, return_as=kind)(delayed(stop_at)(i, at) for i in range(5)))
+    seen = Parallel(n_jobs=2, backend=backend, return_exceptions=True)(delayed(stop_at)(i, 1) for i in range(3))
+    assert (seen[0], type(seen[1]), seen[2]) == (0, StopIteration, 2)
+
+
+def test_a_generator_of_tasks_run_here_can_be_read_after_its_block() -> None:
+    with Parallel(n_jobs=2, backend="sequential", return_as="generator") as call:
+        results = call(delayed(square)(i) for i in range(4))
+        assert next(results) == 0
+    assert list(results) == [1, 4, 9]
+
+
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "sequential"])
 def test_a_subclass_may_show_progress(backend: str) -> None:
     shown: list[tuple[int, int]] = []

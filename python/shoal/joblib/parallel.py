@@ -347,7 +347,7 @@ class Parallel(OnCrew, Dispatching):
     def __exit__(self, exc_type: object, exc_value: object, traceback: object) -> None:
         self._managed_backend = False
         output = self._call_ref() if self._call_ref is not None else None
-        if output is not None and self._running:
+        if output is not None and self._running and self._calling:  # what is run here goes on as it is read
             output.close()
         self._terminate_and_reset()
 
