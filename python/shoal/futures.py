@@ -677,19 +677,20 @@ def _raising(error: Exception) -> Iterator[Any]:
 
 def _results(job: _engine.Job, end_time: float | None, values: bool) -> Iterator[Any]:
     # No name is bound to a result here: it is the reader's alone.
-    take = job.__next__
     try:
+        if end_time is None and not values:
+            yield from job
+            if job.error is not None:
+                raise job.error  # an item's StopIteration, which is a RuntimeError as of any generator
+            return
         while True:
             try:
-                if end_time is None and not values:
-                    yield take()
-                else:
-                    timeout = None if end_time is None else end_time - time.monotonic()
-                    yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
-            except StopIteration as error:
-                if error.__cause__ is None:
-                    return
-                raise  # an item's own: a RuntimeError, as of any generator
+                timeout = None if end_time is None else end_time - time.monotonic()
+                yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
+            except StopIteration:
+                if job.error is not None:
+                    raise
+                return
     except (errors.WorkerDied, TaskCancelled) as error:
         raise _outcome(error) from error.__cause__
     except TimeoutError as error:

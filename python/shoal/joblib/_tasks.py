@@ -297,7 +297,7 @@ class OnCrew(Reporting):
             try:
                 taken = take(timeout)
             except Exception as error:
-                if isinstance(error, StopIteration) and error.__cause__ is None:  # else it is a task's
+                if isinstance(error, StopIteration) and job.error is not error:  # which would be a task's
                     break
                 if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
                     raise _workers.make_timeout() from None
