@@ -254,7 +254,7 @@ def test_a_replaced_callback_sees_every_batch(monkeypatch: pytest.MonkeyPatch) -
         assert sum(seen) == 20
 
 
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "executor"])
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "executor", "old"])
 @pytest.mark.parametrize("return_as", ["list", "generator_unordered"])
 @pytest.mark.parametrize("when", ["made", "before", "after"])
 def test_a_replaced_callback_that_raises_fails_the_call(
@@ -278,15 +278,46 @@ def test_a_replaced_callback_that_raises_fails_the_call(
 
     monkeypatch.setattr(parallel, "BatchCompletionCallBack", Callback)
     options: dict[str, Any] = {"n_jobs": 2, "batch_size": 1, "backend": backend}
-    if backend == "executor":
-        options["backend"] = ExecutorBackend()
-    if backend != "multiprocessing":
+    if backend in ("executor", "old"):
+        options["backend"] = ExecutorBackend() if backend == "executor" else OldBackend()
+    if backend not in ("multiprocessing", "old"):
         options["return_as"] = return_as
     call = Parallel(**options)
     with pytest.raises(ZeroDivisionError, match="the bar is broken"):
         list(call(delayed(square)(i) for i in range(50)))
     monkeypatch.undo()
     assert sorted(call(delayed(square)(i) for i in range(3))) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("kind", [ExecutorBackend, OldBackend])
+def test_what_comes_late_of_a_call_that_failed_is_no_part_of_the_next(kind: Any) -> None:
+    held: list[Any] = []
+    calls = 0
+
+    class Late(kind):  # type: ignore[misc]
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            if calls == 1:
+                future: Any = self.executor.submit(func)
+                future.get = future.result
+                if held or kind is OldBackend:  # all but the one whose error the call fails by
+                    held.append((callback, future))
+                else:
+                    held.append(None)
+                    future.add_done_callback(callback)
+                return future
+            while held:
+                late = held.pop()
+                if late is not None:
+                    late[0](late[1])
+            return super().submit(func, callback)
+
+    call = Parallel(n_jobs=2, backend=Late(), batch_size=1, pre_dispatch=4)
+    calls = 1
+    with pytest.raises(ZeroDivisionError):
+        call(delayed(divmod)(1, i) for i in range(4))
+    calls = 2
+    assert call(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    assert (call.n_completed_tasks, call.n_dispatched_tasks) == (3, 3)
 
 
 def test_a_callback_that_raises_when_all_is_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

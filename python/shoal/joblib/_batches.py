@@ -111,15 +111,16 @@ class BatchCompletionCallBack:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         parallel = self.parallel
-        if not parallel._backend.supports_retrieve_callback:
-            self._dispatch_new()
-            return
         with parallel._lock:
             # Of an earlier call of the same object, or of one that has failed already.
-            if parallel._call_id != self.parallel_call_id or parallel._aborting:
+            if self._is_late() or parallel._aborting:
                 return
-        if self._retrieve_result(*args, **kwargs):
+        if not parallel._backend.supports_retrieve_callback or self._retrieve_result(*args, **kwargs):
             self._dispatch_new()
+
+    def _is_late(self) -> bool:
+        """Locked. Whether the call that it is of is over, and `parallel` perhaps at another."""
+        return bool(self.parallel._call_id != self.parallel_call_id)
 
     def _retrieve_result(self, out: Any) -> bool:
         """Keep the outcome; whether it is a result."""
@@ -136,19 +137,23 @@ class BatchCompletionCallBack:
         try:
             parallel._backend.batch_completed(self.batch_size, time.time() - self.dispatch_timestamp)
             with parallel._lock:
+                if self._is_late():
+                    return
                 parallel.n_completed_tasks += self.batch_size
                 parallel.print_progress()
                 if parallel._original_iterator is not None:
                     parallel.dispatch_next()
                 parallel._wake_reader()
         except BaseException as error:  # of the iterator, the back-end, a sub-class: nobody would hand out the rest
-            parallel._register_failure(error)
+            with parallel._lock:
+                if not self._is_late():
+                    parallel._register_failure(error)
 
     def _register_outcome(self, outcome: dict[str, Any]) -> None:
         """The first outcome counts: a timeout and a result may come at the same time."""
         parallel = self.parallel
         with parallel._lock:
-            if self.status not in (TASK_PENDING, None):
+            if self.status not in (TASK_PENDING, None) or self._is_late():
                 return
             self._result = outcome["result"]
             self.status = outcome["status"]

@@ -517,8 +517,10 @@ class Parallel(OnCrew, Dispatching):
             self._abort()
             raise
         finally:
-            self._jobs.clear()
-            self._jobs_set.clear()
+            with self._lock:
+                self._call_id = None  # what threads of it still do must not reach the next call
+                self._jobs.clear()
+                self._jobs_set.clear()
             self._running = False
             self._terminate_and_reset()
 
