@@ -432,7 +432,7 @@ static PyGetSetDef job_properties[] = {
 static PyMemberDef job_members[] = {
     {"_pool", T_OBJECT, offsetof(JobObject, keeper), 0, "Python's pool, kept until the results were read; or None"},
     {"callback", T_OBJECT, offsetof(JobObject, callback), READONLY, "what runs when the job is done"},
-    {"error", T_OBJECT, offsetof(JobObject, error), READONLY, "the first failed item's exception, or None"},
+    {"error", T_OBJECT, offsetof(JobObject, error), READONLY, "of the first failed item; iterating: a StopIteration"},
     {"is_ready", T_BOOL, offsetof(JobObject, ready), READONLY, "done, and its callback ran"},
     {"length", T_PYSSIZET, offsetof(JobObject, length), READONLY, "how many items; -1 while that is not known"},
     {"settled", T_PYSSIZET, offsetof(JobObject, settled), READONLY, "how many items have a result or an error"},

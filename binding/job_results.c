@@ -180,6 +180,8 @@ PyObject *job_take_next(JobObject *job)
     *entry = (struct entry){NULL, ENTRY_VALUE};
     job->taken++;
     if (kind == ENTRY_RAISES || (kind == ENTRY_ERROR && !job->values)) {
+        if (PyErr_GivenExceptionMatches(value, PyExc_StopIteration))
+            Py_XSETREF(job->error, Py_NewRef(value)); /* for loops, which take it for the end of the results */
         job_raise(value);
         Py_DECREF(value);
         return NULL;

@@ -75,7 +75,7 @@ struct JobObject {
     PyObject *results;   /* not iterating: the list of all results, with places that are NULL and unknown to the
                             collector until the job is complete; a single call's only one; NULL */
     PyObject *keeper;    /* Python's pool, which must not be collected before the results were read; NULL */
-    PyObject *error;     /* of the first item, in order, that failed */
+    PyObject *error;     /* of the first item, in order, that failed; iterating: a StopIteration of an item's */
     PyObject *cancelled; /* what the items become that were not begun when the job was cancelled; NULL: it was not */
     Py_ssize_t error_index;
     PyObject *callback; /* what Python runs once the job is done, before it counts as ready; NULL */

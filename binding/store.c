@@ -81,7 +81,7 @@ static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     StoreObject *self = (StoreObject *)type->tp_alloc(type, 0);
     if (self != NULL) {
         shoal_store_options options = {
-            .flags = flags, .compression = compression, .level = level, .bytes_limit = bytes_limit};
+            .flags = flags, .compression = compression, .level = level, .bytes_limit = bytes_limit, .copied_parts = 2};
         shoal_store *store = NULL;
         int error;
         Py_BEGIN_ALLOW_THREADS
@@ -389,6 +389,7 @@ int store_add(PyObject *module)
     if (state->store_type == NULL || PyModule_AddObjectRef(module, "Store", state->store_type) != 0 ||
         PyModule_AddIntConstant(module, "STORE_DURABLE", SHOAL_STORE_DURABLE) != 0 ||
         PyModule_AddIntConstant(module, "STORE_NAMED_FILES", SHOAL_STORE_NAMED_FILES) != 0 ||
+        PyModule_AddIntConstant(module, "STORE_COPIES", SHOAL_STORE_COPIES) != 0 ||
         PyModule_AddIntConstant(module, "COMPRESS_ZSTD", SHOAL_COMPRESS_ZSTD) != 0 ||
         PyModule_AddIntConstant(module, "COMPRESS_LZ4", SHOAL_COMPRESS_LZ4) != 0 ||
         PyModule_AddFunctions(module, functions) != 0)

@@ -963,6 +963,7 @@ typedef struct shoal_store shoal_store;
 #define SHOAL_STORE_DURABLE 1u /* a put returns when the entry would survive a loss of power; 0.3 ms and more each */
 /* each entry a file, written under a temporary name, as where there are no unnamed ones */
 #define SHOAL_STORE_NAMED_FILES 2u
+#define SHOAL_STORE_COPIES 4u /* what is read is never mapped */
 
 #define SHOAL_COMPRESS_NONE 0u
 #define SHOAL_COMPRESS_ZSTD 1u
@@ -975,6 +976,9 @@ typedef struct shoal_store_options {
     /* 0: none. Else puts have the store reduced to it, in the background (see shoal_store_reduce); and a put that finds
      * the disk full removes what was used longest ago, and tries again. */
     uint64_t bytes_limit;
+    /* Of what is read the first so many parts are never mapped, however large: those that the program only takes apart,
+     * and does not keep. */
+    uint32_t copied_parts;
 } shoal_store_options;
 
 /**
@@ -1039,9 +1043,11 @@ SHOAL_API void shoal_folder_close(shoal_folder *folder); /* NULL is allowed */
 /** Where it lies; the handle's. */
 SHOAL_API const char *shoal_folder_path(const shoal_folder *folder);
 
-/** A value that was read, in memory of the caller's own: it may be written to, which changes nothing on disk. A large
- * one is a private mapping of its file, read page by page as it is touched (one that somebody else cuts short in place
- * meanwhile ends the toucher with SIGBUS; the store itself never does that). */
+/** A value that was read, in memory of the caller's own: it may be written to, which changes nothing on disk. The first
+ * part of 64 KiB or more and those that follow it are a private mapping of the entry's file, read page by page as they
+ * are touched. If somebody else cuts that file short, in place, while the entry is open, touching what is gone ends the
+ * program with SIGBUS: the store itself never does so, and none of its calls touches such a page, but who must not
+ * trust the other programs of the user opens it with SHOAL_STORE_COPIES. */
 typedef struct shoal_entry shoal_entry;
 
 /**

@@ -13,6 +13,7 @@
 #define FILE_NAME 33u             /* a key in hex, and the end */
 #define FILE_READ_LIMIT 65536     /* entries up to this size are read, larger ones mapped: a mapping costs 5 us more */
 #define FILE_VERIFIED_SLOTS 1024u /* a power of 2 */
+#define FILE_ALL UINT32_MAX
 
 /* Which files this process has verified. A slot holds a hash of what identifies a file's contents (device, inode, size,
  * times), so a lookup is one load, and no lock is needed, which a fork could leave taken. */
@@ -24,7 +25,8 @@ struct shoal_entry {
     void *data; /* the file's bytes, aligned to 64 */
     size_t size;
     size_t file_size; /* what it takes on disk, where that is not `size`: it was expanded, or lies on a shelf; else 0 */
-    bool mapped;      /* else the memory follows this struct, or is `separate` */
+    bool mapped; /* from the system, its pages in part the file's; else the memory follows this struct, or is `separate`
+                  */
     void *separate;
 };
 
@@ -55,8 +57,9 @@ shoal_entry *file_new_entry(size_t headroom, size_t size);
  * compressed, so that what comes after need not know. On an error the entry is closed. */
 int file_expand(shoal_entry **inout);
 
-/* Errors as shoal_folder_get. */
-int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, shoal_entry **out);
+/* Errors as shoal_folder_get. `copied`: so many parts, the first ones, are read and never mapped; FILE_ALL: all. */
+int file_read(int folder, const char *name, const shoal_key *key, struct verified *verified, uint32_t copied,
+              shoal_entry **out);
 /* The header alone, unverified, for a listing. `size` is set whenever the file could be opened. */
 int file_read_numbers(int folder, const char *name, const shoal_key *key, shoal_entry_numbers *out);
 /* What the header says of an entry of `size` bytes. SHOAL_ECORRUPT: it is not that. */

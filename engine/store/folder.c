@@ -222,14 +222,14 @@ static int refresh(shoal_folder *folder, bool create, struct opened *out)
 }
 
 /* `check`: whether the shelf's file is this folder's is to be looked at. */
-static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, shoal_entry **out)
+static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, uint32_t copied, shoal_entry **out)
 {
     int error = shelf_get(folder->shelf, fd, check, key, out);
     if (error == 0)
         return 0;
     char name[FILE_NAME];
     file_name(key, name);
-    int other = file_read(fd, name, key, &folder->store->verified, out);
+    int other = file_read(fd, name, key, &folder->store->verified, copied, out);
     if (other == -ENOENT && error != -ENOENT)
         shelf_note_told(folder->shelf);
     if (other != -ENOENT || error != -ENOENT)
@@ -238,10 +238,10 @@ static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, 
     return shelf_get(folder->shelf, fd, true, key, out);
 }
 
-int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+static int look_up(shoal_folder *folder, const shoal_key *key, uint32_t copied, shoal_entry **out)
 {
     int fd = atomic_load_explicit(&folder->fd, memory_order_acquire); /* as in refresh() */
-    int error = fd < 0 ? -ENOENT : look(folder, fd, false, key, out);
+    int error = fd < 0 ? -ENOENT : look(folder, fd, false, key, copied, out);
     /* What is damaged, or another's, may lie in a stranger's folder that has our number by now. */
     if (error == -ENOENT || error == -EBADF || error == -ENOTDIR || error == SHOAL_ECORRUPT || error == -EPERM) {
         struct opened opened;
@@ -250,18 +250,33 @@ int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **
             return failed;
         if (!opened.changed)
             return error == SHOAL_ECORRUPT || error == -EPERM ? error : -ENOENT;
-        error = look(folder, opened.fd, true, key, out);
+        error = look(folder, opened.fd, true, key, copied, out);
         end_use(&opened);
     }
     return error;
 }
 
-int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+int shoal_folder_look(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
 {
-    int error = shoal_folder_look(folder, key, out);
+    return look_up(folder, key, folder->store->copied, out);
+}
+
+static int get(shoal_folder *folder, const shoal_key *key, uint32_t copied, shoal_entry **out)
+{
+    int error = look_up(folder, key, copied, out);
     if (error == 0)
         uses_note(store_uses(folder->store), key, false);
     return error;
+}
+
+int shoal_folder_get(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+{
+    return get(folder, key, folder->store->copied, out);
+}
+
+int folder_get_copy(shoal_folder *folder, const shoal_key *key, shoal_entry **out)
+{
+    return get(folder, key, FILE_ALL, out);
 }
 
 static int open_temporary(void *context)

@@ -19,6 +19,7 @@ struct shoal_store {
     char *path;   /* absolute */
     bool passive; /* makes no folder and no table: the thread's of reduce.c */
     uint32_t flags, compression;
+    uint32_t copied; /* parts of an entry that are read, and never mapped */
     int level;
     uint64_t bytes_limit;        /* 0: none */
     _Atomic(struct uses *) uses; /* mapped on first need */
@@ -56,6 +57,9 @@ void reduce_after_put(shoal_store *store, uint64_t size);
 /* A put of `size` bytes found the disk full: where the store has a limit, remove what was used longest ago. Whether
  * some was, so that it is worth trying again. */
 bool reduce_for_room(shoal_store *store, uint64_t size);
+
+/* As shoal_folder_get, with nothing of it mapped. */
+int folder_get_copy(shoal_folder *folder, const shoal_key *key, shoal_entry **out);
 
 /* Remove an entry of the open folder `fd`, wherever it lies in it. Errors as shoal_folder_remove. */
 int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key);

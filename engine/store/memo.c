@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "shoal.h"
+#include "store/folder.h"
 
 static int make_key(const char *name, const void *input, size_t input_size, size_t output_size, shoal_key *key)
 {
@@ -40,7 +40,7 @@ static int look_up(shoal_folder *folder, const shoal_key *key, void *output, siz
 {
     shoal_entry *entry;
     shoal_part part;
-    int error = shoal_folder_get(folder, key, &entry);
+    int error = folder_get_copy(folder, key, &entry);
     if (error != 0)
         return error == -EPERM ? error : 0;
     int found = shoal_entry_part(entry, 0, &part) == 0 && part.size == output_size;

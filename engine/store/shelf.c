@@ -231,28 +231,31 @@ static bool is_continued(const struct shelf *shelf)
                                 record_is_good(&header, shelf->mark) && shelf->tail + header.span == shelf->scanned);
 }
 
-/* Read the head, and see whether the file, which had `end` bytes, is shorter than it says. */
+/* Read the head, and see whether the file is shorter than it says. Its size, which `end` becomes, is looked at
+ * afterwards: whoever wrote that length had made the file so long before. So it does not matter how many append
+ * meanwhile. */
 static int read_head(struct shelf *shelf, uint64_t *end)
 {
-    for (int attempt = 0;; attempt++) {
+    uint64_t length = UINT64_MAX;
+    for (int attempt = 0; length == UINT64_MAX && attempt < ATTEMPTS; attempt++) {
         struct shelf_head head;
-        struct stat status;
+        if (attempt != 0)
+            (void)sched_yield(); /* somebody may have been writing the length */
         int error = file_read_at(shelf->fd, &head, sizeof head, 0);
         if (error == 0)
             error = record_read_head(&head, shelf->mark);
         if (error != 0)
             return error;
-        shelf->lost = record_read_length(&head, shelf->mark) > *end;
-        if (!shelf->lost)
-            shelf->told = false;
-        if (!shelf->lost || attempt == ATTEMPTS)
-            return 0;
-        if (attempt != 0)
-            (void)sched_yield(); /* somebody may be writing the length */
-        if (fstat(shelf->fd, &status) != 0)
-            return -errno;
-        *end = (uint64_t)status.st_size; /* it may have grown since */
+        length = record_read_length(&head, shelf->mark);
     }
+    struct stat status;
+    if (fstat(shelf->fd, &status) != 0)
+        return -errno;
+    *end = (uint64_t)status.st_size;
+    shelf->lost = length > *end;
+    if (!shelf->lost)
+        shelf->told = false;
+    return 0;
 }
 
 /* Enter what was appended, up to the file's `end`. */

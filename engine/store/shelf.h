@@ -101,8 +101,8 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
  * `durable`: it is not to come back after a loss of power. */
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
-/* Give back what removed entries take on disk, if it is more than a sixteenth of the file; `full`: the disk is, so what
- * can be given back there. */
+/* Give back what removed entries take on disk: by a new file, if it is more than a sixteenth of the file; else, or
+ * before that where the disk is `full`, what of it can be given back in place. */
 void shelf_trim(struct shelf *shelf, int folder, bool full);
 /* Remove the file, whatever is in its place. 0 also where there is none. */
 int shelf_discard(int folder);

@@ -24,6 +24,7 @@
 #define WAIT_AGAIN INT64_C(20000000)          /* the same, after a wait that was in vain */
 #define ATTEMPTS 64                           /* how often the shelf may be replaced in between */
 #define WASTE_LEAST 65536u                    /* bytes of no use that are not worth a new file */
+#define GAP_LEAST 4096u                       /* bytes of no use that may lie together and be given back */
 #define RECOUNT 8u                            /* with so few entries it is looked whether others removed the last */
 
 /* ---- the lock ---- */
@@ -314,7 +315,7 @@ int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char 
     return error;
 }
 
-/* With the last entry the shelf goes. */
+/* With the last entry the shelf goes, unless it is to tell that something was cut off it. */
 static void tidy(struct shelf *shelf, int folder, const struct shelf_lock *lock)
 {
     if (shelf->index.count <= RECOUNT) { /* others may have removed what this index still has */
@@ -322,7 +323,7 @@ static void tidy(struct shelf *shelf, int folder, const struct shelf_lock *lock)
         if (shelf_attach(shelf, folder, false) != 0)
             return;
     }
-    if (shelf->index.count != 0) {
+    if (shelf->index.count != 0 || (shelf->lost && !shelf->told)) {
         compact_if_worth(shelf, folder, lock);
         return;
     }
@@ -429,11 +430,11 @@ void shelf_trim(struct shelf *shelf, int folder, bool full)
 {
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     shelf_enter(shelf);
-    bool worth = shelf_attach(shelf, folder, true) == 0 && (full || is_worth_trimming(shelf));
+    bool worth = shelf_attach(shelf, folder, true) == 0 && shelf_waste(shelf) >= GAP_LEAST;
     shelf_leave(shelf);
     if (!worth || begin(shelf, folder, false, &lock) != 0)
         return;
-    if (full) /* which needs no room, as the other does */
+    if (full || !is_worth_trimming(shelf)) /* which needs no room, as the other does */
         shelf_free_gaps(shelf, folder, &lock);
     if (is_worth_trimming(shelf) && shelf_compact(shelf, folder, &lock) != 0 && !full) /* nobody did meanwhile */
         shelf_free_gaps(shelf, folder, &lock);

@@ -73,6 +73,7 @@ int shoal_store_open(const char *path, const shoal_store_options *options, shoal
         store->compression = options->compression;
         store->level = options->level;
         store->bytes_limit = options->bytes_limit;
+        store->copied = (options->flags & SHOAL_STORE_COPIES) != 0 ? FILE_ALL : options->copied_parts;
     }
     atomic_init(&store->unlooked, store->bytes_limit); /* the first put has a look */
     store->path = absolute(path);
@@ -212,7 +213,7 @@ static int visit_file(struct visit *visit, const struct visited *in, const char 
     int error = file_read_numbers(in->fd, name, key, &numbers);
     if (error == 0 && visit->verify) {
         shoal_entry *entry = NULL;
-        error = file_read(in->fd, name, key, &visit->store->verified, &entry);
+        error = file_read(in->fd, name, key, &visit->store->verified, 0, &entry);
         shoal_entry_close(entry);
     }
     if (error == SHOAL_ECORRUPT && visit->verify && visit->remove)

@@ -1,10 +1,10 @@
 /* store/uses.h: when an entry was last used, and how often.
  *
  * The store's file `.uses` is a table of records, mapped and shared by all who use the store, so that a hit notes
- * itself with two stores to memory and no system call. Nothing in it is trusted: a record that is lost, torn or
- * another's moves an entry in the order of eviction, and no more. The file's blocks are all there from the beginning:
- * touching a page that a full disk cannot hold would be a SIGBUS. Where the file cannot be made, nothing is noted, and
- * the time at which an entry was made stands for its last use.
+ * itself with two stores to memory, once it was made sure that nobody cut the file short. Nothing in it is trusted: a
+ * record that is lost, torn or another's moves an entry in the order of eviction, and no more. The file's blocks are
+ * all there from the beginning: touching a page that a full disk cannot hold would be a SIGBUS. Where the file cannot
+ * be made, nothing is noted, and the time at which an entry was made stands for its last use.
  */
 #ifndef SHOAL_STORE_USES_H
 #define SHOAL_STORE_USES_H

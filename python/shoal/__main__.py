@@ -80,7 +80,7 @@ def main() -> None:
     if arguments[0] == "cache":
         from shoal import _cache_command
 
-        raise SystemExit(_cache_command.main(arguments[1:]))
+        _cache_command.run_command(arguments[1:])
     import shoal
 
     if arguments[0] == "--version":

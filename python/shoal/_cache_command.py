@@ -12,9 +12,10 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from shoal import _engine
 from shoal.joblib._store_backends import function_of, parse_size
@@ -286,6 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         store = _engine.Store(path)
         result = options.run(store, options)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"shoal cache: {error}", file=sys.stderr)
         return 1
@@ -295,10 +298,38 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if options.failed else 0
 
 
+def _end_by(number: int) -> NoReturn:
+    """End as a program does that does not handle a signal: without a word, and its parent sees which it was."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written goes nowhere
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)  # it is blocked
+
+
+def run_command(arguments: list[str]) -> NoReturn:
+    """`shoal cache ARGUMENTS` as a process: whoever reads what it prints may stop (`| head`), and Ctrl-C is no
+    error."""
+    try:
+        try:
+            status: Any = main(arguments)
+        except SystemExit as end:  # of the parser's, which may have printed its help
+            status = end.code
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _end_by(signal.SIGPIPE)
+    except KeyboardInterrupt:
+        _end_by(signal.SIGINT)
+    except OSError as error:  # a full disk, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = f"shoal cache: {error}"
+    raise SystemExit(status)
+
+
 def run() -> None:
     """The program `shoal`: `shoal cache …`; anything else as `python -m shoal` takes it."""
     if sys.argv[1:2] == ["cache"]:
-        raise SystemExit(main(sys.argv[2:]))
+        run_command(sys.argv[2:])
     from shoal.__main__ import main as run_program
 
     run_program()

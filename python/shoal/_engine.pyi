@@ -329,6 +329,7 @@ def serve_zygote(socket: int, call: Callable[[bytes, tuple[int, ...]], int | Non
 
 # ---- store: binding/store.c, memo.c, hash.c ----
 
+STORE_COPIES: int
 STORE_DURABLE: int
 STORE_NAMED_FILES: int
 

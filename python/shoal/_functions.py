@@ -64,7 +64,7 @@ class _Pickler(_pickle.Pickler):
         return found is obj
 
     def _reduce_function(self, function: FunctionType) -> Any:
-        if getattr(function, "__type_params__", ()):
+        if getattr(function, "__type_params__", None):
             raise NotPlain
         code, origin = function.__code__, function.__globals__
         known = self._globals.get(id(origin))
@@ -99,16 +99,35 @@ def _global_names(code: CodeType) -> Iterator[str]:
     Not all of `co_names`: attributes are there too, and a large global that only shares its name with an attribute must
     not be sent along.
     """
-    extended_argument, shifts = _name_operations()
-    extended = 0
-    for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
-        argument |= extended
-        extended = argument << 8 if operation == extended_argument else 0
+    _, shifts = _name_operations()
+    for operation, argument in _operations_of(code):
         if operation in shifts:
             yield code.co_names[argument >> shifts[operation]]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _global_names(constant)
+
+
+def _names_of_values(code: CodeType) -> Iterator[str]:
+    """Those that are loaded for something else than a call (from CPython 3.11 on)."""
+    _, shifts = _name_operations()
+    for operation, argument in _operations_of(code):
+        shift = shifts.get(operation)
+        if shift is not None and not (shift and argument & 1):
+            yield code.co_names[argument >> shift]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of_values(constant)
+
+
+def _operations_of(code: CodeType) -> Iterator[tuple[int, int]]:
+    """A code's operations with their whole arguments."""
+    extended_argument, _ = _name_operations()
+    extended = 0
+    for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument |= extended
+        extended = argument << 8 if operation == extended_argument else 0
+        yield operation, argument
 
 
 _BY_NAME = (
@@ -188,11 +207,13 @@ _CONSTANT_MOST = 1 << 14  # bytes; what is larger would stay in memory, here and
 _DESCRIPTION_MOST = 2000  # objects; it is made in each call, one function within the other
 _REACH_GLOBALS = frozenset(("globals", "locals", "vars", "eval", "exec", "__import__"))
 _REACH_STATE = frozenset(("__globals__", "f_globals", "__dict__", "__defaults__", "__kwdefaults__"))  # as attributes
-_SETS = frozenset(("setattr", "delattr", "__setattr__"))
+_SETS = frozenset(("setattr", "delattr", "__setattr__", "update_wrapper", "wraps"))
+_SEES_CALLS = sys.version_info >= (3, 11)  # whether LOAD_GLOBAL says that what it loads is called
 _BUILTIN = type(len)
 _KNOWN_MOST = 256
-_known: dict[int, tuple[CodeType, tuple[str, ...] | None, bool]] = {}  # by id of the code, which is held
+_known: dict[int, tuple[CodeType, _Reading]] = {}  # by id of the code, which is held
 _END = object()  # of what there may be more or less of
+_OWN = object()  # for a function of the program's, which is told by what it is made of
 
 
 def describe_unchanging(function: FunctionType) -> tuple[int, list[Any]] | None:
@@ -200,13 +221,16 @@ def describe_unchanging(function: FunctionType) -> tuple[int, list[Any]] | None:
     all are the same needs no other. None: it has a state, or cannot be told so soon.
 
     A state would be a closure, attributes, or defaults and globals that can change: what a call leaves there in a
-    worker the next call would find, and with a function that is sent anew it does not.
+    worker the next call would find, and with a function that is sent anew it does not. So would be what others do to a
+    function of the program's that they are handed (functools.update_wrapper): its own may only be called.
+
+    No function or namespace is among the objects: what a program has dropped is not held by this.
     """
     cloudpickle = sys.modules.get("cloudpickle")
     if cloudpickle is not None and cloudpickle.list_registry_pickle_by_value():
         return None
     description = _Description()
-    if not description.add(function) or (description.names_own and description.sets_attributes):
+    if not description.add(function) or description.hands_own:
         return None
     # What of a package is imported there depends on what is here.
     return len(sys.modules) if description.has_packages else 0, description.found
@@ -223,21 +247,22 @@ class _Description:
     def __init__(self) -> None:
         self.found: list[Any] = []
         self.has_packages = False
-        self.names_own = False  # functions of the program's, which code that sets attributes may be handed
-        self.sets_attributes = False
-        self._seen: set[FunctionType] = set()  # not by code: functions that one `def` made share theirs
+        self.hands_own = False  # whether others may be handed functions of the program's
+        self._names_own = False
+        self._sets_attributes = False
+        self._seen: dict[FunctionType, str] = {}  # not by code: functions that one `def` made share theirs
 
     def add(self, function: FunctionType) -> bool:
         """False: it has a state."""
-        self._seen.add(function)
+        self._seen[function] = sys.intern(f"own {len(self._seen)}")
         found, code, origin = self.found, function.__code__, function.__globals__
-        names, sets_attributes = _read_code(code)
-        if names is None or function.__closure__ is not None or function.__dict__ or len(found) > _DESCRIPTION_MOST:
+        reading = _read_code(code)
+        if not reading.is_harmless or function.__closure__ is not None or function.__dict__:
             return False
-        if getattr(function, "__type_params__", ()):
+        if len(found) > _DESCRIPTION_MOST or getattr(function, "__type_params__", None):
             return False
-        self.sets_attributes |= sets_attributes
-        found += (code, origin, function.__module__, function.__qualname__, function.__name__, function.__doc__)
+        found += (code, function.__module__, function.__qualname__, function.__name__, function.__doc__)
+        found += [origin.get(name) for name in _MODULE_NAMES]
         for value in function.__defaults__ or ():
             if not _is_constant(value):
                 return False
@@ -252,26 +277,32 @@ class _Description:
             if not _is_constant(value) and not _is_elsewhere(value):
                 return False
             found += (name, value)
-        found.append(names)
-        for name in names:
+        found.append(reading.names)
+        self._sets_attributes |= reading.sets_attributes
+        for name in reading.names:
             value = origin.get(name, _END)
-            if value is not _END and not self._add_global(name, value):  # else it is a builtin's name, or nobody's
+            if value is _END:  # a builtin's name, or nobody's
+                continue
+            if type(value) is FunctionType and not _is_elsewhere(value):
+                self._names_own = True
+                self.hands_own |= name in reading.handed
+                found += (name, _OWN)
+                if value in self._seen:
+                    found.append(self._seen[value])
+                elif not self.add(value):
+                    return False
+            elif not self._add_global(name, value):
                 return False
+        self.hands_own |= not _SEES_CALLS and self._names_own and self._sets_attributes
         return True
 
     def _add_global(self, name: str, value: Any) -> bool:
         self.found += (name, value)
-        kind = type(value)
-        if kind is ModuleType:
+        if type(value) is ModuleType:
             self.has_packages |= hasattr(value, "__path__")
             # One that is not found by its name is sent as it is now.
             return sys.modules.get(getattr(value, "__name__", "")) is value
-        if _is_constant(value) or _is_elsewhere(value):
-            return True
-        if kind is not FunctionType:
-            return False
-        self.names_own = True  # which could be given an attribute
-        return value in self._seen or self.add(value)
+        return _is_constant(value) or _is_elsewhere(value)
 
 
 def _is_constant(value: Any) -> bool:
@@ -286,24 +317,35 @@ def _is_elsewhere(value: Any) -> bool:
     return False
 
 
-def _read_code(code: CodeType) -> tuple[tuple[str, ...] | None, bool]:
-    """The globals that a function's code reads (None: it may change some, or get at them all), and whether it may set
-    attributes."""
-    known = _known.get(id(code))
-    if known is None:
+class _Reading:
+    """What is seen of a function in its code."""
+
+    __slots__ = ("handed", "is_harmless", "names", "sets_attributes")
+
+    def __init__(self, code: CodeType) -> None:
         from opcode import opmap
 
         names, attributes = set(_global_names(code)), set(_all_names(code))
-        is_harmless = (
+        self.names = tuple(sorted(names))  # the globals that it reads
+        self.handed = frozenset(_names_of_values(code)) if _SEES_CALLS else frozenset()  # not only to be called
+        # Whether it can neither change globals nor get at them all.
+        self.is_harmless = (
             _REACH_GLOBALS.isdisjoint(names)
             and _REACH_STATE.isdisjoint(attributes)
             and not _has(code, {opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]})
         )
-        sets = not _SETS.isdisjoint(attributes) or _has(code, {opmap["STORE_ATTR"], opmap["DELETE_ATTR"]})
+        self.sets_attributes = not _SETS.isdisjoint(attributes) or _has(
+            code, {opmap["STORE_ATTR"], opmap["DELETE_ATTR"]}
+        )
+
+
+def _read_code(code: CodeType) -> _Reading:
+    known = _known.get(id(code))
+    if known is None:
         if len(_known) >= _KNOWN_MOST:
             _known.clear()
-        known = _known[id(code)] = code, tuple(sorted(names)) if is_harmless else None, sets
-    return known[1:]
+        known = _known[id(code)] = code, _Reading(code)
+    return known[1]
 
 
 def _has(code: CodeType, operations: set[int]) -> bool:

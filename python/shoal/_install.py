@@ -245,6 +245,7 @@ def _patch_joblib(joblib: ModuleType) -> None:
         theirs, ours = sys.modules[f"joblib.{name}"], importlib.import_module(home)
         # Back-ends that were derived from joblib's own class before are back-ends here too.
         ours.ParallelBackendBase.register(theirs.ParallelBackendBase)
+        _set(ours, "replaced", theirs)
         _set_module(f"joblib.{name}", ours)
         _set(joblib, name, ours)
         for known in _PARALLEL_NAMES if name == "parallel" else ():
@@ -290,8 +291,11 @@ class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith("joblib."):
             return None
-        home = _home_of(fullname)
-        return importlib.machinery.ModuleSpec(fullname, self) if importlib.util.find_spec(home) is not None else None
+        try:
+            found = importlib.util.find_spec(_home_of(fullname))
+        except ModuleNotFoundError:  # of the package that it would lie in
+            found = None
+        return importlib.machinery.ModuleSpec(fullname, self) if found is not None else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
@@ -302,6 +306,8 @@ class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _home_of(name: str) -> str:
     short = name.partition(".")[2]
+    if short.startswith("externals.cloudpickle"):  # the installed one
+        return short.partition(".")[2]
     return _REPLACED.get(short, f"shoal.joblib.{short}")
 
 

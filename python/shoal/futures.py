@@ -680,12 +680,16 @@ def _results(job: _engine.Job, end_time: float | None, values: bool) -> Iterator
     try:
         if end_time is None and not values:
             yield from job
+            if job.error is not None:
+                raise job.error  # an item's StopIteration, which is a RuntimeError as of any generator
             return
         while True:
             try:
                 timeout = None if end_time is None else end_time - time.monotonic()
                 yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
             except StopIteration:
+                if job.error is not None:
+                    raise
                 return
     except (errors.WorkerDied, TaskCancelled) as error:
         raise _outcome(error) from error.__cause__

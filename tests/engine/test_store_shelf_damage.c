@@ -2,6 +2,25 @@
  */
 #include "shelf_place.h"
 
+#include <sys/syscall.h>
+
+/* Stands before the C library's: while a reader is about to look at a shelf's head another appends an entry, so fast
+ * that no look comes first. */
+static struct place *appender;
+static unsigned appended;
+ssize_t pread(int fd, void *data, size_t size, off_t offset)
+{
+    struct place *place = appender;
+    if (place != NULL && offset == 0 && size == sizeof(struct shelf_head)) {
+        shoal_key key = key_of(1000 + appended);
+        appender = NULL;
+        assert_int_equal(put_pattern(place->folder, &key, SMALL), 0);
+        appended++;
+        appender = place;
+    }
+    return syscall(SYS_pread64, fd, data, size, offset);
+}
+
 static void a_changed_byte_costs_one_entry_at_most(void **state)
 {
     struct place *place = *state;
@@ -126,6 +145,34 @@ static void a_cut_of_which_nobody_was_told_outlives_puts_limits_and_a_new_file(v
     }
 }
 
+static void a_cut_of_which_nobody_was_told_outlives_the_last_entry(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 20 };
+    shoal_key lost = key_of(COUNT - 1), other = key_of(COUNT);
+    for (int turn = 0; turn < 4; turn++) {
+        put_all(place, COUNT, 40);
+        assert_int_equal(truncate(place->shelf, size_of(place->shelf) - 64), 0);
+        if (turn % 2 == 0)
+            reopen_place(place, 0);
+        shoal_store_limits limits = {.bytes = UINT64_MAX, .items = 0};
+        shoal_store_reduced done;
+        if (turn < 2)
+            assert_int_equal(shoal_store_reduce(place->store, &limits, &done), 0);
+        for (unsigned i = 0; turn >= 2 && i < COUNT - 1; i++) {
+            shoal_key key = key_of(i);
+            assert_int_equal(shoal_folder_remove(place->folder, &key), 0);
+        }
+        reopen_place(place, 0);
+        assert_int_equal(get_pattern(place->folder, &lost, NULL), SHOAL_ECORRUPT);
+        assert_int_equal(put_pattern(place->folder, &lost, 40), 0);
+        assert_int_equal(get_pattern(place->folder, &other, NULL), -ENOENT);
+        assert_int_equal(verify(place, 0).damaged, 0);
+        assert_int_equal(shoal_folder_remove(place->folder, &lost), 0);
+        assert_int_equal(size_of(place->shelf), -1); /* and then it goes */
+    }
+}
+
 static void another_who_repairs_a_shelf_ends_what_a_handle_says_of_it(void **state)
 {
     struct place *place = *state, other = *place;
@@ -171,6 +218,27 @@ static void a_writer_killed_before_it_told_the_length_leaves_nothing_to_tell(voi
 }
 
 /* A head as another version, or a machine of another byte order, writes it: all is in order but for the one byte. */
+static void appending_is_not_taken_for_a_cut_however_fast_it_is(void **state)
+{
+    struct place *place = *state, other = *place;
+    enum { COUNT = 3 };
+    shoal_key missing = key_of(COUNT);
+    put_all(place, COUNT, 40);
+    open_place(&other, 0);
+    reopen_place(place, 0);
+    appended = 0;
+    appender = &other;
+    int error = get_pattern(place->folder, &missing, NULL);
+    appender = NULL;
+    assert_int_not_equal(appended, 0);
+    assert_int_equal(error, -ENOENT);
+    assert_int_equal(verify(place, 0).damaged, 0);
+    assert_int_equal(truncate(place->shelf, size_of(place->shelf) - 64), 0);
+    assert_int_equal(get_pattern(place->folder, &missing, NULL), SHOAL_ECORRUPT);
+    shoal_folder_close(other.folder);
+    shoal_store_close(other.store);
+}
+
 static void another_versions_shelf_is_told_and_replaced(void **state)
 {
     struct place *place = *state;
@@ -351,8 +419,10 @@ int main(void)
         TEST(a_changed_byte_costs_one_entry_at_most),
         TEST(a_shelf_that_is_cut_short_says_so_until_it_is_replaced),
         TEST(a_cut_of_which_nobody_was_told_outlives_puts_limits_and_a_new_file),
+        TEST(a_cut_of_which_nobody_was_told_outlives_the_last_entry),
         TEST(another_who_repairs_a_shelf_ends_what_a_handle_says_of_it),
         TEST(a_writer_killed_before_it_told_the_length_leaves_nothing_to_tell),
+        TEST(appending_is_not_taken_for_a_cut_however_fast_it_is),
         TEST(another_versions_shelf_is_told_and_replaced),
         TEST(what_is_no_shelf_is_told_and_replaced),
         TEST(what_was_overwritten_says_so_until_it_is_replaced),

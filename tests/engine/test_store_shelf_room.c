@@ -65,6 +65,27 @@ static void on_a_full_disk_what_a_limit_removes_is_given_back_all_the_same(void 
     shoal_store_close(other.store);
 }
 
+static void a_small_part_that_is_removed_is_given_back_on_a_full_disk(void **state)
+{
+    struct place *place = *state;
+    enum { COUNT = 2000, LEFT = 1950, SIZE = 300 };
+    put_all(place, COUNT, SIZE);
+    blkcnt_t before = blocks_of(place->shelf);
+    shoal_store_limits limits = {.bytes = UINT64_MAX, .items = LEFT};
+    shoal_store_reduced done;
+    disk_is_full = true;
+    int error = shoal_store_reduce(place->store, &limits, &done);
+    disk_is_full = false;
+    assert_int_equal(error, 0);
+    assert_int_equal(done.removed, COUNT - LEFT);
+    blkcnt_t freed = before - blocks_of(place->shelf);
+    assert_true(freed * 512 > (COUNT - LEFT) * SIZE / 2);
+    assert_int_equal(find_all(place, COUNT, SIZE), LEFT);
+    reopen_place(place, 0);
+    assert_int_equal(find_all(place, COUNT, SIZE), LEFT);
+    assert_int_equal(verify(place, 0).damaged, 0);
+}
+
 static void a_gap_that_others_made_of_removed_entries_is_no_damage(void **state)
 {
     struct place *place = *state, first = *place, second = *place;
@@ -213,6 +234,7 @@ int main(void)
         TEST(a_limit_on_file_size_sends_entries_to_files_of_their_own),
         TEST(a_limit_on_file_size_ends_no_program_that_replaces_what_lies_behind_it),
         TEST(on_a_full_disk_what_a_limit_removes_is_given_back_all_the_same),
+        TEST(a_small_part_that_is_removed_is_given_back_on_a_full_disk),
         TEST(a_gap_that_others_made_of_removed_entries_is_no_damage),
         TEST(who_has_read_as_far_as_into_a_gap_finds_what_is_behind_it),
         TEST(a_store_with_a_limit_makes_room_on_a_full_disk_and_one_without_does_not),

@@ -346,6 +346,203 @@ static void a_read_only_folder_can_be_read_and_says_why_not_more(void **state)
     assert_int_equal(as_plain_user(*state, use_read_only), 0);
 }
 
+/* ---- files that somebody cuts while they are used ---- */
+
+static void an_open_entry_whose_file_is_cut_can_be_asked_about_and_closed(void **state)
+{
+    struct place *place = *state;
+    shoal_entry *entry;
+    shoal_entry_numbers numbers;
+    shoal_part part;
+    size_t size;
+    assert_int_equal(put_pattern(place->folder, &place->key, LARGE), 0);
+    assert_int_equal(shoal_folder_get(place->folder, &place->key, &entry), 0);
+    assert_int_equal(truncate(place->file, 0), 0);
+    shoal_entry_about(entry, &numbers);
+    assert_int_equal(numbers.cost, 42);
+    assert_int_equal(numbers.parts, 2);
+    assert_int_equal(shoal_entry_part(entry, 0, &part), 0); /* a small part is a copy */
+    memcpy(&size, part.data, sizeof size);
+    assert_int_equal(size, LARGE);
+    assert_int_equal(shoal_entry_part(entry, 1, &part), 0);
+    assert_int_equal(part.size, LARGE);
+    assert_int_equal(((const uint8_t *)part.data)[LARGE - 1], pattern(&place->key, LARGE, LARGE - 1)); /* not a page */
+    shoal_entry_close(entry);
+}
+
+/* The entry's large part, 1, is whole after its file was cut. */
+static void check_is_copied(struct place *place)
+{
+    shoal_entry *entry;
+    shoal_part part;
+    assert_int_equal(put_pattern(place->folder, &place->key, LARGE), 0);
+    assert_int_equal(shoal_folder_get(place->folder, &place->key, &entry), 0);
+    assert_int_equal(truncate(place->file, 0), 0);
+    assert_int_equal(shoal_entry_part(entry, 1, &part), 0);
+    for (size_t i = 0; i < LARGE; i++)
+        if (((const uint8_t *)part.data)[i] != pattern(&place->key, LARGE, i))
+            fail_msg("byte %zu is wrong", i);
+    shoal_entry_close(entry);
+}
+
+static void what_a_store_was_told_to_copy_outlives_its_file(void **state)
+{
+    struct place *place = *state;
+    shoal_store_options options = {.copied_parts = 2};
+    char inner[128];
+    reopen_place(place, SHOAL_STORE_COPIES);
+    check_is_copied(place);
+    shoal_folder_close(place->folder);
+    shoal_store_close(place->store);
+    (void)snprintf(inner, sizeof inner, "%s/store", place->path);
+    assert_int_equal(shoal_store_open(inner, &options, &place->store), 0);
+    assert_int_equal(shoal_folder_open(place->store, "function", &place->folder), 0);
+    check_is_copied(place);
+}
+
+static void a_cut_table_of_uses_costs_what_it_said_and_no_crash(void **state)
+{
+    struct place *place = *state;
+    struct seen seen = {0};
+    char table[128];
+    (void)snprintf(table, sizeof table, "%s/store/.uses", place->path);
+    assert_int_equal(put_pattern(place->folder, &place->key, SMALL), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    assert_int_equal(truncate(table, 0), 0);
+    assert_int_equal(put_pattern(place->folder, &place->key, SMALL), 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    assert_int_equal(shoal_store_visit(place->store, count_entry, &seen), 0);
+    assert_int_equal(seen.entries, 1);
+    reopen_place(place, 0);
+    assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    struct stat status;
+    assert_int_equal(stat(table, &status), 0);
+    assert_int_not_equal(status.st_size, 0); /* the next to come made another */
+}
+
+/* Cut the file short and make it whole again, in place, for ever. */
+static void cut_and_mend(const char *path, const uint8_t *data, size_t size)
+{
+    for (unsigned turn = 0;; turn++) {
+        int fd = open(path, O_RDWR);
+        if (fd < 0 || ftruncate(fd, (off_t)(size * (turn % 7) / 7)) != 0 || pwrite(fd, data, size, 0) != (ssize_t)size)
+            _exit(1);
+        (void)close(fd);
+        (void)usleep(turn % 5 * 100);
+    }
+}
+
+static int make_pattern(const void *input, size_t input_size, void *output, size_t output_size, void *context)
+{
+    (void)input_size;
+    (void)context;
+    for (size_t i = 0; i < output_size; i++)
+        ((uint8_t *)output)[i] = pattern(input, output_size, i);
+    return 0;
+}
+
+static void use_while_cut(struct place *place, const shoal_store_options *options, bool memo, unsigned turns)
+{
+    uint8_t *data, *output = malloc(LARGE);
+    char inner[128], path[700];
+    unsigned good = 0, damaged = 0;
+    (void)snprintf(inner, sizeof inner, "%s/store", place->path);
+    (void)snprintf(path, sizeof path, "%s", place->file);
+    if (memo) {
+        assert_int_equal(shoal_memo_call(place->store, "memo", make_pattern, NULL, &place->key, sizeof place->key,
+                                         output, LARGE, NULL),
+                         0);
+        char command[400];
+        (void)snprintf(command, sizeof command, "find %s/memo -type f -size +64k", inner);
+        FILE *pipe = popen(command, "r");
+        assert_non_null(fgets(path, sizeof path, pipe));
+        path[strcspn(path, "\n")] = '\0';
+        (void)pclose(pipe);
+    } else {
+        uint32_t noise = 1;
+        for (size_t i = 0; i < LARGE; i++) /* half of it can be compressed */
+            output[i] = i % 2 == 0 ? 0 : (uint8_t)((noise = noise * 1664525 + 1013904223) >> 24);
+        shoal_part parts[2] = {{"small", 5, 0}, {output, LARGE, 0}};
+        assert_int_equal(shoal_folder_put(place->folder, &place->key, parts, 2, NULL), 0);
+    }
+    size_t size = load_file(path, &data);
+    assert_true(size > 65536); /* else it is read anyway */
+    pid_t child = fork();
+    if (child == 0)
+        cut_and_mend(path, data, size);
+    for (unsigned turn = 0; turn < turns; turn++) {
+        shoal_store *store; /* which has verified nothing yet */
+        shoal_folder *folder;
+        int error = 0, hit = 1;
+        assert_int_equal(shoal_store_open(inner, options, &store), 0);
+        if (memo) {
+            memset(output, 0, LARGE);
+            assert_int_equal(shoal_folder_open(store, "memo", &folder), 0);
+            assert_int_equal(
+                shoal_memo_call(store, "memo", make_pattern, NULL, &place->key, sizeof place->key, output, LARGE, &hit),
+                0);
+            for (size_t i = 0; i < LARGE; i++)
+                if (output[i] != pattern(&place->key, LARGE, i))
+                    fail_msg("byte %zu is wrong", i);
+        } else {
+            shoal_entry *entry;
+            shoal_entry_numbers numbers;
+            assert_int_equal(shoal_folder_open(store, "function", &folder), 0);
+            error = shoal_folder_look(folder, &place->key, &entry);
+            if (error == 0) {
+                shoal_entry_about(entry, &numbers);
+                assert_int_equal(numbers.parts, 2);
+                shoal_entry_close(entry);
+            } else {
+                assert_int_equal(error, SHOAL_ECORRUPT);
+            }
+        }
+        good += error == 0 && hit == 1;
+        damaged += error != 0 || hit != 1;
+        shoal_folder_close(folder);
+        shoal_store_close(store);
+        if (memo && turn % 16 == 0) { /* what was computed again has another inode */
+            (void)kill(child, SIGKILL);
+            (void)waitpid(child, NULL, 0);
+            child = fork();
+            if (child == 0)
+                cut_and_mend(path, data, size);
+        }
+    }
+    (void)kill(child, SIGKILL);
+    (void)waitpid(child, NULL, 0);
+    assert_int_equal(good + damaged, turns);
+    assert_true(good != 0 && damaged != 0);
+    free(data);
+    free(output);
+}
+
+static void a_file_that_is_cut_while_it_is_read_is_damaged_and_no_crash(void **state)
+{
+    static const shoal_store_options mapped = {0}, copied = {.flags = SHOAL_STORE_COPIES};
+    use_while_cut(*state, &mapped, false, 3000);
+    use_while_cut(*state, &copied, false, 300);
+}
+
+static void a_memo_s_file_that_is_cut_while_it_is_copied_is_computed_again(void **state)
+{
+    static const shoal_store_options options = {0};
+    use_while_cut(*state, &options, true, 1000);
+}
+
+static void a_compressed_entry_s_file_may_be_cut_while_it_is_expanded(void **state)
+{
+    struct place *place = *state;
+    static const shoal_store_options options = {.compression = SHOAL_COMPRESS_ZSTD};
+    char inner[128];
+    shoal_folder_close(place->folder);
+    shoal_store_close(place->store);
+    (void)snprintf(inner, sizeof inner, "%s/store", place->path);
+    assert_int_equal(shoal_store_open(inner, &options, &place->store), 0);
+    assert_int_equal(shoal_folder_open(place->store, "function", &place->folder), 0);
+    use_while_cut(place, &options, false, 1500);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -361,6 +558,12 @@ int main(void)
         TEST(a_full_disk_is_an_error_and_leaves_nothing),
         TEST(on_a_full_disk_a_store_with_a_limit_keeps_what_was_put_last),
         TEST(a_read_only_folder_can_be_read_and_says_why_not_more),
+        TEST(an_open_entry_whose_file_is_cut_can_be_asked_about_and_closed),
+        TEST(a_cut_table_of_uses_costs_what_it_said_and_no_crash),
+        TEST(what_a_store_was_told_to_copy_outlives_its_file),
+        TEST(a_file_that_is_cut_while_it_is_read_is_damaged_and_no_crash),
+        TEST(a_memo_s_file_that_is_cut_while_it_is_copied_is_computed_again),
+        TEST(a_compressed_entry_s_file_may_be_cut_while_it_is_expanded),
     };
     return cmocka_run_group_tests_name("store_trust", tests, NULL, NULL);
 }

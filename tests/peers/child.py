@@ -94,7 +94,7 @@ class Result(unittest.TestResult):
         self._note(test, "failed", "unexpected success")
 
 
-def _run_programs_on_shoal() -> None:
+def run_programs_on_shoal() -> None:
     """Has each Python that is started as a program from here on run it by `-m shoal`."""
     original = subprocess.Popen.__init__
 
@@ -117,7 +117,7 @@ def run_tests(arguments: list[str]) -> None:
         import shoal
 
         shoal.install()
-        _run_programs_on_shoal()
+        run_programs_on_shoal()
     events, module_name, class_name, *tests = arguments
     module = importlib.import_module(module_name)
     holder: Any = module

@@ -25,7 +25,13 @@ CALLBACKS = "the thread that Dask calls a future's callbacks in stays until the 
 WARM = "the pool of a Dask worker, here one in this very process, stays warm, with its supervisor's thread"
 FINDER = NOT_OURS + "joblib's search for the mmap.mmap below an array; ours lie in mappings of several files"
 ADAPTER = NOT_OURS + "joblib._dask's class of back-ends, which is another one than that in use"
+FOLDER = NOT_OURS + "the folder that joblib's executor has for its files, by its private name"
+LOG = NOT_OURS + "loky's own log of its processes, which it looks for"
+NEEDED_ALL = "Shoal needs _multiprocessing, which the test takes away"
 DIFFERENCES: dict[str, str] = {
+    "*::test_child_raises_parent_exits_cleanly[*": FOLDER,
+    "*::test_parallel_with_interactively_defined_bound_method_loky": LOG,
+    "*::test_missing_multiprocessing": NEEDED_ALL,
     "*::test_memmapping_leaks[*": FILES,
     "*::test_multiple_generator_call_separated_gc[*-loky-True]": ALONE,
     "*::test_parallel_isolated_temp_folders[*": FILES,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _pickle
+import gc
 import os.path
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +273,8 @@ def test_a_function_without_a_state_need_be_sent_once(source: str) -> None:
         "def make(y):\n    def g(x, seen=y):\n        return seen\n    return g\na, b = make(1), make([])\n"
         "def f(x):\n    return a(x), b(x)",
         "def mark(g):\n    g.calls = 1\ndef f(x):\n    mark(f)",
+        "import functools\ndef g():\n    pass\ndef f(x):\n    functools.update_wrapper(g, abs)",
+        "from functools import wraps\ndef g():\n    pass\ndef f(x):\n    wraps(abs)(g)",
         "def f(x):\n    f.__globals__['calls'] = x",
         "def g():\n    pass\ndef f(x):\n    g.__dict__['calls'] = x",
         "import types\nsettings = types.ModuleType('settings')\nsettings.a = 1\ndef f(x):\n    return settings.a",
@@ -280,6 +284,38 @@ def test_a_function_without_a_state_need_be_sent_once(source: str) -> None:
 )
 def test_a_function_that_may_have_a_state_is_sent_each_time(source: str) -> None:
     assert _functions.describe_unchanging(make(source)) is None
+
+
+def test_a_function_of_the_programs_that_others_are_handed_is_sent_each_time() -> None:
+    calls = "def g(x):\n    return x\ndef f(x, own):\n    own.seen = "
+    # Before 3.11 code does not tell calls from other uses.
+    assert stays(make(calls + "g(x) + g(*x) + g(**x) + [g(y) for y in x]")) == (sys.version_info >= (3, 11))
+    for handed in ("map(g, x)", "[g]", "g.attribute", "{x: g}", "x(key=g)", "(lambda y=g: y)", "(lambda: g)"):
+        assert _functions.describe_unchanging(make(calls + handed)) is None, handed
+
+
+def test_what_a_program_has_dropped_is_not_held_by_the_description_of_its_function() -> None:
+    class Large:
+        pass
+
+    large = Large()
+    function = make("def g(x):\n    return f(x)\ndef f(x):\n    return g(x)", large=large)
+    description = _functions.describe_unchanging(function)
+    dropped = weakref.ref(large), weakref.ref(function)
+    del large, function
+    gc.collect()
+    assert description is not None
+    assert [reference() for reference in dropped] == [None, None]
+
+
+def test_functions_that_differ_in_which_of_two_they_name_are_told_apart() -> None:
+    source = "def make():\n    def g(x):\n        return x\n    return g\na, b = make(), make()\n"
+    function = make(source + "def f():\n    return a(b(1))")
+    before = _functions.describe_unchanging(function)
+    function.__globals__["b"] = function.__globals__["a"]
+    now = _functions.describe_unchanging(function)
+    assert before is not None and now is not None
+    assert not _functions.is_described_by(now, before)
 
 
 def test_a_change_of_what_a_function_is_made_of_shows() -> None:

@@ -437,6 +437,14 @@ def test_map_checks_its_chunksize(shared_executor: Any) -> None:
             shared_executor.map(square, [1], chunksize=wrong)
 
 
+@pytest.mark.parametrize("timeout", [None, 30])
+def test_an_item_of_a_map_that_raises_stop_iteration_fails_it(shared_executor: Any, timeout: float | None) -> None:
+    results = shared_executor.map(raise_, [StopIteration("enough")] * 3, timeout=timeout)
+    with pytest.raises(RuntimeError, match="generator raised StopIteration") as caught:
+        list(results)
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
 def test_map_raises_the_exception_of_an_item_in_its_place(shared_executor: Any) -> None:
     results = shared_executor.map(fail_on_3, range(6))
     assert [next(results) for _ in range(3)] == [0, 1, 2]

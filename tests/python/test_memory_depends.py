@@ -162,6 +162,49 @@ def test_explain_says_what_changed_and_what_was_nearest(tmp_path):
     assert "cache_validation_callback" in refusing.explain(3).reason
 
 
+DEFAULTS = """
+def helper(a, k=1, *, z=3):
+    return a * k + z
+def f(x, y=2, *, w=(1, 2)):
+    return helper(x) + y + w[0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("y=2", "y=3", ["the default of y changed"]),
+        ("w=(1, 2)", "w=(1, 3)", ["the default of w changed"]),
+        ("y=2", "y=list(range(1000))", ["the default of y changed"]),
+        ("k=1", "k=4", ["the default of k of function project_under_test.helper changed"]),
+        ("z=3", "z=4", ["the default of z of function project_under_test.helper changed"]),
+        ("x, y=2, *, w=(1, 2)", "x, y=5, *, w=()", ["the default of y changed", "the default of w changed"]),
+    ],
+)
+def test_explain_names_a_default_that_changed(tmp_path, old, new, named):
+    memory = Memory(tmp_path, verbose=0)
+    memory.cache(project(DEFAULTS).f)(1)
+    assert old in DEFAULTS
+    f = memory.cache(project(DEFAULTS.replace(old, new)).f)
+    explanation = f.explain(1)
+    assert not explanation and explanation.changed == named
+    assert named[0] in explanation.reason and "looked the same" not in explanation.reason
+    given = f.explain(2)  # another call: no default is to blame
+    assert (not given and "x was 1" in given.reason) or "other arguments" in given.reason
+
+
+def test_explain_names_a_default_whose_text_is_the_same_and_what_it_was_where_it_is_given(tmp_path):
+    memory = Memory(tmp_path, verbose=0)
+    memory.cache(project(DEFAULTS).f)(1)
+    assert "y was 2" in memory.cache(project(DEFAULTS).f).explain(1, 7).reason
+    long = "def f(x, y=[*range(1000), {}]):\n    return x"
+    memory.cache(project(long.format(1)).f)(1)
+    assert memory.cache(project(long.format(2)).f).explain(1).changed == ["the default of y changed"]
+    function = "def f(x, y=2, *, key=lambda value: value):\n    return x"  # whose text is another each time
+    memory.cache(project(function).f)(1)
+    assert memory.cache(project(function.replace("y=2", "y=3")).f).explain(1).changed == ["the default of y changed"]
+
+
 def test_functions_that_use_each_other_are_no_trouble(tmp_path):
     module = project("""
         def even(n):

@@ -330,6 +330,14 @@ def test_a_registered_store_keeps_results(tmp_path):
         Memory(tmp_path, backend="nobody registered this")
 
 
+def test_a_number_that_python_does_not_write_out_is_an_argument_like_others(tmp_path):
+    cached = Memory(tmp_path, verbose=0).cache(double)
+    huge = 10**5000
+    assert cached(huge) == 2 * huge == cached(huge)
+    assert cached.check_call_in_cache(huge) and not cached.check_call_in_cache(huge + 1)
+    assert not cached.explain(huge + 1)
+
+
 # ---- the command ----
 
 

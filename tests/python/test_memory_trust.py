@@ -368,6 +368,26 @@ def test_a_value_that_cannot_be_pickled_is_returned_with_one_warning(memory):
     assert len(caught) == 1
 
 
+def test_what_would_come_back_as_another_kind_of_thing_is_not_kept(memory):
+    for make in (
+        lambda: memoryview(b"abc"),
+        lambda: [memoryview(b"abc"), lambda: 1],
+        lambda: os.fdopen(os.open(os.devnull, os.O_RDONLY)),
+    ):
+        cached = memory.cache(make)
+        with pytest.warns(CacheWarning, match="cannot be pickled"):
+            first = cached()
+        second = cached()
+        assert type(second) is type(first)
+        if isinstance(second, list):
+            assert type(second[0]) is memoryview
+        for value in first, second:
+            if hasattr(value, "close"):
+                value.close()
+        assert not cached.check_call_in_cache()
+    assert memory.cache(lambda: [lambda: 5])()[0]() == 5
+
+
 def test_a_cached_function_goes_away_with_its_last_reference(memory):
     import gc
     import weakref

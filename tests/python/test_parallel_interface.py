@@ -177,8 +177,13 @@ def test_odd_values_are_met_as_joblib_meets_them(backend: str) -> None:
     for below in (-1, "-n_jobs"):
         with pytest.raises(ValueError, match=r"islice\(\) must be None or an integer"):
             run(pre_dispatch=below)
-    for none in (0, "0 * n_jobs"):  # joblib returns [], and has done nothing
-        assert run(pre_dispatch=none) == [0, 1, 4]
+    for none in (0, "0 * n_jobs", 0.5, "n_jobs // 4"):
+        with pytest.warns(UserWarning, match="comes to 0: no task is run"):
+            assert run(pre_dispatch=none) == []
+    for some in (1, 2.9, "1.5 * n_jobs", "all"):
+        assert run(pre_dispatch=some) == [0, 1, 4]
+    with pytest.raises(ValueError, match="cannot convert float NaN to integer"):
+        run(pre_dispatch=float("nan"))
     with pytest.raises(ValueError, match="Numeric literal 633825300114114700748351602688 is too large"):
         run(pre_dispatch="2 ** 99")
     with pytest.raises(TypeError, match="'>' not supported between instances of 'float' and 'str'"):
@@ -247,6 +252,121 @@ def test_a_replaced_callback_sees_every_batch(monkeypatch: pytest.MonkeyPatch) -
         seen.clear()
         assert Parallel(n_jobs=2, backend=backend)(delayed(square)(i) for i in range(20)) == [i * i for i in range(20)]
         assert sum(seen) == 20
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "executor", "old"])
+@pytest.mark.parametrize("return_as", ["list", "generator_unordered"])
+@pytest.mark.parametrize("when", ["made", "before", "after"])
+def test_a_replaced_callback_that_raises_fails_the_call(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, return_as: str, when: str
+) -> None:
+    class Callback(parallel.BatchCompletionCallBack):
+        made = 0
+
+        def __init__(self, *args: Any) -> None:
+            Callback.made += 1
+            if when == "made" and Callback.made > 4:  # those before are made by the thread that calls
+                raise ZeroDivisionError("the bar is broken")
+            super().__init__(*args)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            if when == "before":
+                raise ZeroDivisionError("the bar is broken")
+            super().__call__(*args, **kwargs)
+            if when == "after":
+                raise ZeroDivisionError("the bar is broken")
+
+    monkeypatch.setattr(parallel, "BatchCompletionCallBack", Callback)
+    options: dict[str, Any] = {"n_jobs": 2, "batch_size": 1, "backend": backend}
+    if backend in ("executor", "old"):
+        options["backend"] = ExecutorBackend() if backend == "executor" else OldBackend()
+    if backend not in ("multiprocessing", "old"):
+        options["return_as"] = return_as
+    call = Parallel(**options)
+    with pytest.raises(ZeroDivisionError, match="the bar is broken"):
+        list(call(delayed(square)(i) for i in range(50)))
+    monkeypatch.undo()
+    assert sorted(call(delayed(square)(i) for i in range(3))) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("kind", [ExecutorBackend, OldBackend])
+def test_what_comes_late_of_a_call_that_failed_is_no_part_of_the_next(kind: Any) -> None:
+    held: list[Any] = []
+    calls = 0
+
+    class Late(kind):  # type: ignore[misc]
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            if calls == 1:
+                future: Any = self.executor.submit(func)
+                future.get = future.result
+                if held or kind is OldBackend:  # all but the one whose error the call fails by
+                    held.append((callback, future))
+                else:
+                    held.append(None)
+                    future.add_done_callback(callback)
+                return future
+            while held:
+                late = held.pop()
+                if late is not None:
+                    late[0](late[1])
+            return super().submit(func, callback)
+
+    call = Parallel(n_jobs=2, backend=Late(), batch_size=1, pre_dispatch=4)
+    calls = 1
+    with pytest.raises(ZeroDivisionError):
+        call(delayed(divmod)(1, i) for i in range(4))
+    calls = 2
+    assert call(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    assert (call.n_completed_tasks, call.n_dispatched_tasks) == (3, 3)
+
+
+def test_a_callback_that_raises_when_all_is_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    has_told, has_read = threading.Event(), threading.Event()
+
+    def tell(args: Any) -> None:
+        told.append(str(args.exc_value))
+        has_told.set()
+
+    class Callback(parallel.BatchCompletionCallBack):
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            super().__call__(*args, **kwargs)
+            has_read.wait(60)
+            raise ZeroDivisionError("too late")
+
+    monkeypatch.setattr(threading, "excepthook", tell)
+    monkeypatch.setattr(parallel, "BatchCompletionCallBack", Callback)
+    assert Parallel(n_jobs=2, backend="threading")([delayed(square)(3)]) == [9]
+    has_read.set()
+    assert has_told.wait(60)
+    assert told == ["too late"]
+
+
+def stop_at(x: int, at: int) -> int:
+    if x == at:
+        raise StopIteration("enough")
+    return x
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "sequential"])
+def test_a_task_that_raises_stop_iteration_fails_and_does_not_end_the_results(backend: str) -> None:
+    for at in (0, 2, 4):
+        with pytest.raises(RuntimeError, match="generator raised StopIteration") as caught:
+            Parallel(n_jobs=2, backend=backend)(delayed(stop_at)(i, at) for i in range(5))
+        assert isinstance(caught.value.__cause__, StopIteration)
+        if backend != "multiprocessing":
+            for kind in ("generator", "generator_unordered"):
+                with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+                    list(Parallel(n_jobs=2, backend=backend, return_as=kind)(delayed(stop_at)(i, at) for i in range(5)))
+    seen = Parallel(n_jobs=2, backend=backend, return_exceptions=True)(delayed(stop_at)(i, 1) for i in range(3))
+    assert (seen[0], type(seen[1]), seen[2]) == (0, StopIteration, 2)
+
+
+def test_a_generator_of_tasks_run_here_can_be_read_after_its_block() -> None:
+    with Parallel(n_jobs=2, backend="sequential", return_as="generator") as call:
+        results = call(delayed(square)(i) for i in range(4))
+        assert next(results) == 0
+    assert list(results) == [1, 4, 9]
 
 
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading", "sequential"])
@@ -328,6 +448,29 @@ def test_workers_have_the_threads_that_joblibs_have(monkeypatch: pytest.MonkeyPa
     assert seen() == ["7", fair, "8", "1"]
     with parallel_config("loky", inner_max_num_threads=3):
         assert seen() == ["3", "3", "3", "1"]
+
+
+def threads_of_libraries() -> list[int]:
+    import numpy
+    import threadpoolctl
+
+    numpy.ones((2, 2)) @ numpy.ones((2, 2))
+    return sorted(found["num_threads"] for found in threadpoolctl.threadpool_info())
+
+
+@pytest.mark.parametrize("backend", ["multiprocessing", "threading", "spawn"])
+def test_other_backends_than_loky_leave_threads_as_they_are(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    for name in parallel.ParallelBackendBase.MAX_NUM_THREADS_VARS:
+        monkeypatch.delenv(name, raising=False)
+    if backend == "spawn":
+        import multiprocessing
+
+        backend = multiprocessing.get_context("spawn")
+    here = threads_of_libraries()
+    seen = Parallel(n_jobs=2, backend=backend)(delayed(threads_of_libraries)() for _ in range(3))
+    assert seen == [here] * 3
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    assert Parallel(n_jobs=2, backend=backend)(delayed(environment)(name) for name in names) == [None] * 3
 
 
 def test_inner_threads_and_variables_reach_the_workers() -> None:

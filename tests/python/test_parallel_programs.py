@@ -361,3 +361,30 @@ def test_a_pool_in_a_task_has_its_own_errors(tmp_path: Path) -> None:
         """,
     )
     assert done.stdout == "['MaybeEncodingError', 'MaybeEncodingError']\n", done.stderr
+
+
+def test_what_a_task_does_to_a_function_of_the_programs_ends_with_its_call(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import functools
+        from joblib import Parallel, delayed
+
+        def plain():
+            "plain"
+
+        def other():
+            "other"
+
+        def task():
+            found = plain.__doc__, hasattr(plain, "__wrapped__")
+            functools.update_wrapper(plain, other)
+            return found
+
+        if __name__ == "__main__":
+            call = Parallel(n_jobs=2)
+            print({call([delayed(task)()])[0] for _ in range(8)})
+        """,
+        shoal=True,
+    )
+    assert done.stdout == "{('plain', False)}\n", done.stderr

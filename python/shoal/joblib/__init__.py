@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shoal.joblib._wrapping import wrap_non_picklable_objects
     from shoal.joblib.compressor import register_compressor
     from shoal.joblib.hashing import hash
+    from shoal.joblib.logger import Logger, PrintTime
     from shoal.joblib.memory import MemorizedResult, Memory, expires_after, register_store_backend
     from shoal.joblib.numpy_pickle import dump, load
     from shoal.joblib.parallel import Parallel, delayed
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 __version__ = "1.6.0"  # joblib's, whose interface this is: where it is not installed, programs ask for this one's
 
 __all__ = [
+    "Logger",
     "MemorizedResult",
     "Memory",
     "Parallel",
     "ParallelBackendBase",
+    "PrintTime",
     "StoreBackendBase",
     "cpu_count",
     "delayed",
@@ -41,6 +44,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Logger": "shoal.joblib.logger",
+    "PrintTime": "shoal.joblib.logger",
     "MemorizedResult": "shoal.joblib.memory",
     "Memory": "shoal.joblib.memory",
     "StoreBackendBase": "shoal.joblib._store_backends",

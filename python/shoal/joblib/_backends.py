@@ -26,6 +26,15 @@ _CREW_OPTIONS = ("initializer", "initargs", "env", "idle_worker_timeout")
 _ELSEWHERE = ("max_nbytes", "mmap_mode", "temp_folder", "verbose", "context", "prefer", "require", "maxtasksperchild")
 
 
+replaced: Any = None  # joblib's own module, while this has its place: for what programs import from it besides
+
+
+def __getattr__(name: str) -> Any:
+    if replaced is not None and not name.startswith("__"):
+        return getattr(replaced, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def has_processes() -> bool:
     """Whether JOBLIB_MULTIPROCESSING lets there be processes."""
     return os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() != "0"

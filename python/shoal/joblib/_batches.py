@@ -8,6 +8,7 @@ whatever thread its callback runs. All state is changed under `_lock`; who waits
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from collections import deque
@@ -110,15 +111,16 @@ class BatchCompletionCallBack:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         parallel = self.parallel
-        if not parallel._backend.supports_retrieve_callback:
-            self._dispatch_new()
-            return
         with parallel._lock:
             # Of an earlier call of the same object, or of one that has failed already.
-            if parallel._call_id != self.parallel_call_id or parallel._aborting:
+            if self._is_late() or parallel._aborting:
                 return
-        if self._retrieve_result(*args, **kwargs):
+        if not parallel._backend.supports_retrieve_callback or self._retrieve_result(*args, **kwargs):
             self._dispatch_new()
+
+    def _is_late(self) -> bool:
+        """Locked. Whether the call that it is of is over, and `parallel` perhaps at another."""
+        return bool(self.parallel._call_id != self.parallel_call_id)
 
     def _retrieve_result(self, out: Any) -> bool:
         """Keep the outcome; whether it is a result."""
@@ -135,19 +137,23 @@ class BatchCompletionCallBack:
         try:
             parallel._backend.batch_completed(self.batch_size, time.time() - self.dispatch_timestamp)
             with parallel._lock:
+                if self._is_late():
+                    return
                 parallel.n_completed_tasks += self.batch_size
                 parallel.print_progress()
                 if parallel._original_iterator is not None:
                     parallel.dispatch_next()
                 parallel._wake_reader()
         except BaseException as error:  # of the iterator, the back-end, a sub-class: nobody would hand out the rest
-            parallel._register_failure(error)
+            with parallel._lock:
+                if not self._is_late():
+                    parallel._register_failure(error)
 
     def _register_outcome(self, outcome: dict[str, Any]) -> None:
         """The first outcome counts: a timeout and a result may come at the same time."""
         parallel = self.parallel
         with parallel._lock:
-            if self.status not in (TASK_PENDING, None):
+            if self.status not in (TASK_PENDING, None) or self._is_late():
                 return
             self._result = outcome["result"]
             self.status = outcome["status"]
@@ -158,6 +164,25 @@ class BatchCompletionCallBack:
             if not parallel.return_ordered:
                 parallel._jobs.append(self)
             parallel._wake_reader()
+
+
+class _Guarded:
+    """A program's own callback as a back-end is given it. What it raises ends the call: no back-end would tell, and who
+    waits for a result that was never registered would wait for ever."""
+
+    def __init__(self, tracker: Any, parallel: Any) -> None:
+        self._tracker = tracker
+        self._parallel = parallel
+        self._call_id = parallel._call_id
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._tracker(*args, **kwargs)
+        except BaseException as error:
+            self._parallel._callback_failed(self._call_id, error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tracker, name)
 
 
 class Dispatching:
@@ -177,6 +202,7 @@ class Dispatching:
     _iterating: bool
     _original_iterator: Any
     _cached_effective_n_jobs: int
+    _call_id: object
 
     def _prepare_batches(self) -> None:
         self._lock = threading.RLock()
@@ -186,6 +212,7 @@ class Dispatching:
         self._ready_batches: deque[BatchedCalls] = deque()
         self._reducer_callback: Callable[[], object] | None = None
         self._pickle_cache: dict[Any, Any] = {}
+        self._failed_call_id: object = None  # of the call that failed by a program's callback
 
     def _get_batch_size(self) -> int:
         return self._backend.compute_batch_size() if self.batch_size == "auto" else self.batch_size  # type: ignore[no-any-return]
@@ -234,14 +261,26 @@ class Dispatching:
         self.n_dispatched_batches += 1
         tracker = _own_callback()(time.time(), len(batch), self)
         self._register_new_job(tracker)
-        tracker.register_job(self._backend.submit(batch, callback=tracker))
+        callback = tracker if type(tracker) is BatchCompletionCallBack else _Guarded(tracker, self)
+        tracker.register_job(self._backend.submit(batch, callback=callback))
 
     def _register_failure(self, error: BaseException) -> None:
         """What is no task's error ends the call: raised where the results are read."""
         with self._lock:
-            tracker = _own_callback()(0, 0, self)
+            tracker = BatchCompletionCallBack(0, 0, self)  # not the program's own: that one may be what fails
             self._register_new_job(tracker)
             tracker._register_outcome({"status": TASK_ERROR, "result": error})
+
+    def _callback_failed(self, call_id: object, error: BaseException) -> None:
+        """A program's own callback raised: the call fails by that; if all its results are read, a thread says so."""
+        with self._lock:
+            if self._call_id is call_id:
+                self._failed_call_id = call_id
+                if not self._aborting:  # else it fails already
+                    self._register_failure(error)
+            if self._failed_call_id is call_id:
+                return
+        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def _register_new_job(self, tracker: Any) -> None:
         if self.return_ordered:
@@ -278,8 +317,9 @@ class Dispatching:
         while True:
             with self._lock:
                 tracker = self._next_tracker()
-            if tracker is None:
-                return
+                if tracker is None:
+                    self._call_id = None  # what comes now comes too late
+                    return
             yield from tracker.get_result(self.timeout)
 
     def _wake_reader(self) -> None:

@@ -108,6 +108,12 @@ class _Global:
     counted: bool = False
 
 
+def _defaults_of(function: types.FunctionType) -> dict[str, Any]:
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    return {**dict(zip(reversed(positional), reversed(defaults), strict=False)), **(function.__kwdefaults__ or {})}
+
+
 class Depends:
     """What a function, or a class, rests on. `parts`: name -> digest; `watch`: what binding/memo_watch.c compares at
     each call; `undecidable`: what in the closure cannot be told from another, or None.
@@ -323,9 +329,9 @@ class Depends:
         self._functions.append(function)
         if strict:
             self._strict.add(id(function))
-        held = (*(function.__defaults__ or ()), sorted((function.__kwdefaults__ or {}).items()))
-        defaults = [self._digest_leniently(value, False) for value in held]
-        self._part(f"function {_name(function)}", _engine.hash_object((code_digest(function.__code__), defaults)))
+        self._part(f"function {_name(function)}", _engine.hash_object(code_digest(function.__code__)))
+        for name, value in _defaults_of(function).items():
+            self._part(f"the default of {name} of function {_name(function)}", self._digest_leniently(value, False))
         self._watch_for(function, function.__code__, function.__defaults__, function.__kwdefaults__)
         self._meet_closure(function, f" of {function.__qualname__}")
 

@@ -76,12 +76,14 @@ def _explain_miss(
     own = seen.identity
     versions: dict[bytes, bytes] = {}  # identity -> about one of its entries
     same: list[dict[str, str]] = []  # the arguments of entries of this very function
+    calls: list[tuple[bytes, bytes]] = []  # identity and about, of all
     for key in kept:
         about = memorized._about(key)
         if about is None:
             continue
         text, _, _, identity = about
         versions.setdefault(identity, text)
+        calls.append((identity, text))
         if identity == own:
             same.append(_value.read_call(text, seen))
     if not versions:
@@ -93,13 +95,21 @@ def _explain_miss(
             return Explanation(
                 False, f"computed again: {', '.join(changes) or 'the function changed'} since it was kept", changes
             )
+    mine = _value.describe_call(args, kwargs, {}, seen)
+    for identity, text in calls:
+        defaults = [f"the default of {name} changed" for name in _value.changed_defaults(text, mine, seen)]
+        if defaults:
+            changes = _changes(_value.read_parts(text), seen.parts) if identity != own else []
+            return Explanation(
+                False, f"computed again: {', '.join(defaults + changes)} since it was kept", defaults + changes
+            )
     if not same:
         return Explanation(
             False, "computed: only calls of other versions of the function, with other arguments, were kept"
         )
-    mine = _value.read_call(_value.describe_call(args, kwargs, {}), seen)
-    nearest = min(same, key=lambda other: sum(mine.get(name) != other.get(name) for name in mine | other))
-    different = [name for name in mine | nearest if mine.get(name) != nearest.get(name)]
+    given = _value.read_call(mine, seen)
+    nearest = min(same, key=lambda other: sum(given.get(name) != other.get(name) for name in given | other))
+    different = [name for name in given | nearest if given.get(name) != nearest.get(name)]
     where = ", ".join(f"{name} was {nearest.get(name, 'not given')}" for name in different)
     where = where or "they looked the same: their contents, or the code of their classes or functions, differ"
     return Explanation(

@@ -1,4 +1,4 @@
-"""What `Parallel` says while it runs: joblib's lines of progress and its `Logger`, and Shoal's progress bar."""
+"""What `Parallel` says while it runs: joblib's lines of progress, and Shoal's progress bar."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import sys
 import time
 from math import floor, log10, sqrt
 
+from shoal.joblib.logger import Logger, short_format_time
+
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
 
 
-class Reporting:
+class Reporting(Logger):
     """The part of `Parallel` that reports. Classes that derive from joblib's know its names."""
 
     verbose: Any
@@ -66,7 +68,7 @@ class Reporting:
             return
         width = floor(log10(self.n_tasks)) + 1 if self.n_tasks else 3
         elapsed = time.time() - self._start_time
-        took = f"| elapsed: {_short_time(elapsed)}"
+        took = f"| elapsed: {short_format_time(elapsed)}"
         found = self._count_found()
         done = self.n_completed_tasks + found
         if self._is_completed():
@@ -86,42 +88,18 @@ class Reporting:
             ):
                 return
             remaining = elapsed / max(done, 1) * (total - done)
-            self._print(f"Done {done:{width}d} out of {total:{width}d} {took} remaining: {_short_time(remaining)}")
-
-    # -- joblib's Logger, which its Parallel derives from --
-
-    depth = 3  # how deep `format` goes
-
-    def warn(self, msg: str) -> None:
-        import logging
-
-        logging.getLogger("joblib").warning("[%s]: %s", self, msg)
-
-    def info(self, msg: str) -> None:
-        import logging
-
-        logging.info("[%s]: %s", self, msg)
-
-    def debug(self, msg: str) -> None:
-        import logging
-
-        logging.getLogger("joblib").debug("[%s]: %s", self, msg)
-
-    def format(self, obj: Any, indent: int = 0) -> str:
-        from pprint import pformat
-
-        return pformat(obj, indent=indent, depth=self.depth)
+            self._print(
+                f"Done {done:{width}d} out of {total:{width}d} {took} remaining: {short_format_time(remaining)}"
+            )
 
 
 def _is_quiet(index: int, verbose: int) -> bool:
     """Whether to leave out a line: ever more of them, as the square of the index."""
+    if not verbose:
+        return True
     if verbose > 10:
         return False
     if index == 0:
         return False
     scale = 0.5 * (11 - verbose) ** 2
     return int(sqrt((index + 1) / scale)) == int(sqrt(index / scale))
-
-
-def _short_time(seconds: float) -> str:
-    return f"{seconds / 60.0:4.1f}min" if seconds > 60 else f" {seconds:5.1f}s"

@@ -296,9 +296,9 @@ class OnCrew(Reporting):
         while True:
             try:
                 taken = take(timeout)
-            except StopIteration:
-                break
             except Exception as error:
+                if isinstance(error, StopIteration) and job.error is not error:  # which would be a task's
+                    break
                 if isinstance(error, TimeoutError) and timeout is not None and not job_raised(error):
                     raise _workers.make_timeout() from None
                 if self._recorder is not None:

@@ -5,7 +5,9 @@ costs a short call more than its tasks do.
 A thread is started when a task has none that is free for it, and all end with the crew, or with the program. The
 outcomes are told by the thread that has them, but one at a time and in order: programs that put a callback of their own
 in joblib's place need not expect two at once. A callback that takes long (it takes the next tasks from the program's
-iterator, which may be slow) would keep that thread from the tasks: from then on a thread of its own, the clerk, tells.
+iterator, which may be slow) would keep that thread from the tasks: from then on a thread of its own,
+the clerk, tells. The first that is long costs one thread that time, once: those that follow come one after the other
+anyway.
 """
 
 from __future__ import annotations

@@ -270,7 +270,10 @@ class Use(Handle):
 
 
 class ForkedWorkers(Handle):
-    """Processes of one call or `with` block, started as a multiprocessing context says; forked by default."""
+    """Processes of one call or `with` block, started as a multiprocessing context says; forked by default.
+
+    The threads of their numerical libraries are left as they are, as joblib leaves them with this back-end.
+    """
 
     def __init__(
         self,
@@ -282,7 +285,6 @@ class ForkedWorkers(Handle):
         initargs: tuple[Any, ...],
         max_tasks: int | None,
     ) -> None:
-        from shoal import _threads
         from shoal.multiprocessing import pool
         from shoal.multiprocessing.context import _default_context
 
@@ -295,7 +297,6 @@ class ForkedWorkers(Handle):
             initializer=_in_worker.begin_forked,
             initargs=(nesting_level, initializer, initargs),
             max_tasks=max_tasks,
-            threads=_threads.share(n_jobs),
             keeps_exits=True,
         )
         super().__init__(
@@ -303,7 +304,6 @@ class ForkedWorkers(Handle):
                 n_jobs,
                 pool._Starter(_make_process, context, duties),
                 foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
-                forks_with=duties.threads if context.get_start_method() == "fork" else None,
             )
         )
         self._finalizer = weakref.finalize(self, Crew.terminate, self.crew)

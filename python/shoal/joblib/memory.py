@@ -330,7 +330,8 @@ class MemorizedFunc(_engine.Memo, Speaker):
         return _value.read_call(_value.describe_call(args, kwargs, {}), self._parameters)
 
     def _about_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        return _value.describe_call(args, kwargs, self._parameters.parts if self._parameters is not None else {})
+        seen = self._parameters
+        return _value.describe_call(args, kwargs, seen.parts if seen is not None else {}, seen)
 
     def _store_value(self, key: bytes, about: bytes, value: Any, cost: int) -> bool:
         """Keep a value; where that fails, warn once. Whether it was kept."""
@@ -514,7 +515,9 @@ class Memory(Speaker):
         which never changes the file: unlike with joblib's "r+", results are what the function returned.
     compress: False, True (zstd), a level, "zstd" or "lz4", or a pair of name and level.
     verbose: 0 nothing is printed, 1 each call that is computed, 2 and more also each that is not.
-    backend_options: {"durable": True} has each result survive a loss of power (0.3 ms and more each).
+    backend_options: {"durable": True} has each result survive a loss of power (0.3 ms and more each). {"mapped": False}
+        gives arrays memory of their own instead of views, so that not even a program that cuts the files short can do
+        harm; a hit then takes as long as reading all of it.
     bytes_limit: bytes, or a text such as "2G". What was used longest ago is removed, in the background, when results
         take more. It may be passed by a sixteenth for each process that writes.
     follow: True: what a function's results rest on beside its own code are the functions of its top-level package that
@@ -567,6 +570,7 @@ class Memory(Speaker):
             )
             return
         flags = _engine.STORE_DURABLE if self.backend_options.get("durable") else 0
+        flags |= 0 if self.backend_options.get("mapped", True) else _engine.STORE_COPIES
         self._location = Location.at(_folder_in(location), Options(flags, *parse_compress(compress), limit))
         self._location.store()  # a folder that must not be used is told of at once
 

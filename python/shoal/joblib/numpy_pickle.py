@@ -9,7 +9,6 @@ times faster; a file without heads is read by the interpreter's own unpickler.
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import pickle
 import sys
@@ -32,6 +31,7 @@ _ALIGNMENT = 16
 _BUFFER = 1 << 20  # bytes of our own buffer around a file object
 _COPY = 16 << 20  # bytes of an array that are written at once where it does not lie together
 _HEAD_NAME = b"NumpyArrayWrapper"
+_LOOK = 1 << 18  # bytes that are looked through for it at once
 _OLD_COMPRESSED = b"ZF"  # what compressed files of joblib before 0.10 begin with
 _OLD_LENGTH = 19  # characters of the length that follows
 
@@ -397,13 +397,20 @@ def _has_heads(file: Any) -> bool:
         return file.getvalue().find(_HEAD_NAME, file.tell()) >= 0
     if not isinstance(getattr(file, "raw", None), io.FileIO):
         return True
+    words, before = (b"NumpyArrayWrapper", b"NDArrayWrapper"), b""
     try:
         start = file.tell()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            # Its arrays come after its head: what is looked through is not more than what is unpickled.
-            return any(content.find(word, start) >= 0 for word in (b"NumpyArrayWrapper", b"NDArrayWrapper"))
+        # Its arrays come after its head: what is looked through is not more than what is unpickled. Read, not mapped:
+        # the file may be cut short meanwhile.
+        while chunk := os.pread(file.fileno(), _LOOK, start):
+            content = before + chunk
+            if any(word in content for word in words):
+                return True
+            before = chunk[1 - max(map(len, words)) :]
+            start += len(chunk)
     except (OSError, ValueError):
         return True
+    return False
 
 
 def _unpickle(file: Any, name: str, mmap_mode: str | None, native: bool, old: bool = False) -> Any:

@@ -109,7 +109,28 @@ EXTERNAL_BACKENDS = {"dask": _register_dask, "mpi": _register_mpi}
 _OurCallBack = BatchCompletionCallBack
 
 
+# Names of joblib's module that programs import from it, and nobody here needs: where they are.
+_ELSEWHERE = {
+    "Logger": ("shoal.joblib.logger", "Logger"),
+    "short_format_time": ("shoal.joblib.logger", "short_format_time"),
+    "memstr_to_bytes": ("shoal.joblib._backends", "parse_size"),
+    "eval_expr": ("shoal.joblib._expression", "evaluate"),
+    "_Sentinel": ("shoal.joblib._config", "Unset"),
+    "VALID_BACKEND_CONSTRAINTS": ("shoal.joblib._config", "VALID_BACKEND_CONSTRAINTS"),
+    "VALID_BACKEND_HINTS": ("shoal.joblib._config", "VALID_BACKEND_HINTS"),
+    "_get_active_backend": ("shoal.joblib._config", "find_backend"),
+    "_get_config_param": ("shoal.joblib._config", "get_param"),
+    "_verbosity_filter": ("shoal.joblib._reporting", "_is_quiet"),
+}
+replaced: Any = None  # joblib's own module, while this has its place
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        import importlib
+
+        home, there = _ELSEWHERE[name]
+        return getattr(importlib.import_module(home), there)
     if name == "mp":  # importing it takes time that most programs need not spend
         if not has_processes():
             return None
@@ -122,6 +143,8 @@ def __getattr__(name: str) -> Any:
         import multiprocessing
 
         return multiprocessing.TimeoutError
+    if replaced is not None and not name.startswith("__"):
+        return getattr(replaced, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -324,7 +347,7 @@ class Parallel(OnCrew, Dispatching):
     def __exit__(self, exc_type: object, exc_value: object, traceback: object) -> None:
         self._managed_backend = False
         output = self._call_ref() if self._call_ref is not None else None
-        if output is not None and self._running:
+        if output is not None and self._running and self._calling:  # what is run here goes on as it is read
             output.close()
         self._terminate_and_reset()
 
@@ -400,6 +423,8 @@ class Parallel(OnCrew, Dispatching):
                     self._backend.start_call()
                 self._calling = True
                 ahead = self._count_ahead(n_jobs)
+                if ahead == 0:
+                    iterable = ()
                 if on_crew:
                     output = self._run_on_crew(iterable, ahead, whole)
                 else:
@@ -434,11 +459,11 @@ class Parallel(OnCrew, Dispatching):
             from shoal.joblib._expression import evaluate
 
             amount = evaluate(amount.replace("n_jobs", str(n_jobs)))
-        amount = int(amount)
+        self._pre_dispatch_amount = amount = int(amount)
         itertools.islice((), amount)  # what joblib raises for a negative one
-        # From 0 joblib makes an empty list, and runs nothing.
-        self._pre_dispatch_amount = max(amount, 1)
-        return self._pre_dispatch_amount
+        if amount == 0:  # joblib says nothing, as where "n_jobs // 4" comes to a machine of two cpus
+            warnings.warn(f"pre_dispatch={self.pre_dispatch!r} comes to 0: no task is run", stacklevel=3)
+        return amount
 
     # -- the three ways of running: generators that yield None once the work has begun, then the results --
 
@@ -492,8 +517,10 @@ class Parallel(OnCrew, Dispatching):
             self._abort()
             raise
         finally:
-            self._jobs.clear()
-            self._jobs_set.clear()
+            with self._lock:
+                self._call_id = None  # what threads of it still do must not reach the next call
+                self._jobs.clear()
+                self._jobs_set.clear()
             self._running = False
             self._terminate_and_reset()
 
