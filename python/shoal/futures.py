@@ -139,7 +139,8 @@ class _Crew(_crew.Crew):
             job.recall(_CANCELLED)
 
     def join(self) -> None:
-        """Wait until all is done and the workers have ended; close() or terminate() came before. Ctrl-C ends them."""
+        """Wait until all is done, callbacks too, and the workers have ended; close() or terminate() came before. Ctrl-C
+        ends them."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
@@ -151,6 +152,10 @@ class _Crew(_crew.Crew):
                 except ValueError:  # closed by the supervisor, which is about to end
                     pass
                 thread.join(0.1)
+            helper = self._helper
+            if helper is not None and helper is not threading.current_thread():
+                self._help_wanted.set()  # it ends; a callback that it runs is waited for
+                helper.join()
         except KeyboardInterrupt:
             self.terminate()
             raise
@@ -172,6 +177,13 @@ class _Crew(_crew.Crew):
         if self.state != TERMINATE:  # terminate() closes
             with self._lock:
                 self._close()
+        if self._helper is None:
+            _alive.discard(self)
+        else:
+            self._help_wanted.set()  # it ends, after the callback that it may be running
+
+    def _help(self) -> None:
+        super()._help()
         _alive.discard(self)
 
     def _call_back(self) -> None:
@@ -213,7 +225,7 @@ class _Crew(_crew.Crew):
             self.state = CLOSE  # the supervisor ends
 
 
-_alive: set[_Crew] = set()  # crews whose work the end of the interpreter waits for
+_alive: set[_Crew] = set()  # crews whose work, callbacks too, the end of the interpreter waits for
 _exiting = False
 
 

@@ -293,6 +293,54 @@ def test_many_executors_leave_no_descriptors_behind() -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_shutdown_waits_for_callbacks(pause: float) -> None:
+    """Whichever thread has one in hand, and whether or not its call was done before."""
+    called: list[int] = []
+
+    def call(future: Any) -> None:
+        time.sleep(0.5)
+        called.append(future.result())
+
+    executor = ProcessPoolExecutor(1)
+    executor.submit(abs, -1).add_done_callback(call)
+    time.sleep(pause)
+    executor.shutdown(wait=True)
+    assert called == [1]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_the_end_of_the_program_waits_for_callbacks(tmp_path: Path, pause: float) -> None:
+    program = f"""
+    import atexit, time
+    from shoal import ProcessPoolExecutor
+    def call(future):
+        time.sleep(0.6)
+        print("called", flush=True)
+    if __name__ == "__main__":
+        atexit.register(print, "end", flush=True)
+        executor = ProcessPoolExecutor(1)
+        executor.submit(abs, -1).add_done_callback(call)
+        executor.shutdown(wait=False)
+        time.sleep({pause})
+    """
+    done = run_program(tmp_path, program)
+    assert (done.stdout.splitlines(), done.stderr) == (["called", "end"], "")
+
+
+def test_a_callback_may_shut_its_executor_down_and_wait() -> None:
+    called = threading.Event()
+    executor = ProcessPoolExecutor(1)
+
+    def call(future: Any) -> None:
+        executor.shutdown(wait=True)
+        called.set()
+
+    executor.submit(abs, -1).add_done_callback(call)
+    assert called.wait(30)
+    executor.shutdown(wait=True)
+
+
 PROGRAM = """
     import atexit, sys, time
     from concurrent.futures import ProcessPoolExecutor, Future
