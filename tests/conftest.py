@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +36,13 @@ def _of_nobody(names: set[str]) -> set[str]:
             continue
         names = {name for name in names if f"/dev/shm/{name}" not in maps}
     return names
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be what it is at a terminal: a shell has what it starts with `&` in a script ignore SIGINT, the
+    programs that the tests start would inherit that, and those that are interrupted never end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
