@@ -487,6 +487,33 @@ def test_a_zygote_does_without_modules_that_start_threads(
         zygote.close()
 
 
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages/"])
+def test_packages_are_imported_once_for_all_wherever_they_are_installed(tmp_path: Path, folder: str) -> None:
+    """Debian's are in folders of their own, and so are a user's, and those that an environment has from the system."""
+    place = tmp_path / folder
+    place.mkdir()
+    (place / "installed.py").write_text("import os\nprocess = os.getpid()")
+    done = run_program(
+        tmp_path,
+        f"""
+        import os, sys
+        sys.path.insert(0, {os.path.join(tmp_path, folder)!r})
+        import installed
+        from shoal.multiprocessing import get_context
+
+        def tell():
+            print(installed.process == os.getpid(), flush=True)
+
+        if __name__ == "__main__":
+            for _ in range(2):
+                process = get_context("spawn").Process(target=tell)
+                process.start()
+                process.join()
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("False\n" * 2, "")
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_main_module_may_start_a_thread_as_it_is_imported(tmp_path: Path, method: str) -> None:
     program = f"""

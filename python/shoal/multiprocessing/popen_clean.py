@@ -163,6 +163,9 @@ def _installed_modules() -> list[str]:
     # Only where an import by name gives the same module: not what a program put together itself.
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.add(os.path.dirname(_install.__file__))  # wherever Shoal itself is
+    # The user's own, those that an environment takes over from the system, and Debian's are others than sysconfig's.
+    paths = [path.rstrip(os.sep) for path in map(str, sys.path)]
+    folders.update(path for path in paths if os.path.basename(path) in ("site-packages", "dist-packages"))
     places = tuple(os.path.join(folder, "") for folder in folders)
     names = ["shoal._installed"] if _install.is_installed() else []
     for name, module in list(sys.modules.items()):
