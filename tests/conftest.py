@@ -25,7 +25,8 @@ def _children() -> set[int]:
 
 def _of_nobody(names: set[str]) -> set[str]:
     """Those of these files in /dev/shm that no process has mapped, and that name no living process but this one: not
-    another program's, which may run meanwhile."""
+    another program's, which may run meanwhile. Nor what the standard library and joblib put there, and Shoal never."""
+    names = {name for name in names if not name.startswith(("sem.", "joblib_memmapping_folder_"))}
     others = {process for process in os.listdir("/proc") if process.isdecimal() and process != str(os.getpid())}
     names = {name for name in names if others.isdisjoint(re.split(r"[-_]", name))}
     for process in os.listdir("/proc") if names else []:
