@@ -9,6 +9,7 @@ from __future__ import annotations
 # The C module: the Python one makes enums of everything, at a cost to each start.
 import _signal as signal  # type: ignore[import-not-found]
 import faulthandler
+import gc
 import os
 import sys
 
@@ -58,6 +59,8 @@ class Duties:
         remote_error: Callable[[BaseException], Any] | None = None,
         unsendable: Callable[[BaseException, object], Any] | None = None,
     ) -> None:
+        if initializer is not None:
+            import shoal._functions  # noqa: F401  (here, or each worker that is forked would)
         self.initializer = initializer
         self.initargs = initargs
         self.worker_exit = worker_exit
@@ -102,6 +105,9 @@ def serve(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
     if not _has_own_crash_file():
         faulthandler.enable(crash)
+    # What this process has from its parent is no garbage of its own. To look through it would take as long here as it
+    # does there (a third of a second with a few large packages), and copy each page that it lies in.
+    gc.freeze()
     duties = duties or Duties()
     if duties.cpus:
         os.sched_setaffinity(0, duties.cpus[place % len(duties.cpus)])
@@ -124,8 +130,6 @@ def _has_own_crash_file() -> bool:
     that they are told to, and then that is it."""
     if not faulthandler.is_enabled():
         return False
-    import gc
-
     # Nothing tells the file but that the module holds it.
     for holding in gc.get_referents(faulthandler):
         if hasattr(holding, "fileno") and holding not in (sys.stderr, sys.__stderr__):

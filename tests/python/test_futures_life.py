@@ -221,15 +221,15 @@ def test_shutdown_of_an_executor_that_was_not_used_starts_nothing() -> None:
 def test_shutdown_without_waiting_returns_at_once_and_all_is_done_in_the_end() -> None:
     executor = ProcessPoolExecutor(2)
     called = threading.Event()
-    futures = [executor.submit(sleep, 0.2) for _ in range(4)]
+    futures = [executor.submit(sleep, 0.6) for _ in range(4)]
     futures[3].add_done_callback(lambda f: called.set())
     pids = list(executor._processes)
     crew = executor._crew
     started = time.monotonic()
     executor.shutdown(wait=False)
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 0.6
     assert called.wait(10)
-    assert [future.result(10) for future in futures] == [0.2] * 4
+    assert [future.result(10) for future in futures] == [0.6] * 4
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
     wait_until(lambda: not crew._thread.is_alive())
     assert crew._crashes == [-1, -1]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 from helpers import run_program
+from shoal import ProcessPoolExecutor
 from shoal.multiprocessing import Pool
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -161,3 +165,57 @@ print(Parallel(n_jobs=2)(delayed(functools.partial(pow, 2))(x) for x in range(3)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.stdout.splitlines() == ["(False, True, 7, 6)", "[1, 2, 4]"], done.stderr
+
+
+def collect_garbage(_: int) -> tuple[int, int]:
+    """Bytes of this process's own memory before and after a full collection, which finds the cycle made here."""
+    cycle: list[object] = []
+    cycle.append(cycle)
+    cycle.append(made := Made())
+    there = weakref.ref(made)
+    before = own_memory()
+    del cycle, made
+    gc.collect()
+    assert there() is None
+    return before, own_memory()
+
+
+class Made:
+    pass
+
+
+def own_memory() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(1024 * int(size) for size in re.findall(r"Private_\w+: +(\d+) kB", text))
+
+
+@pytest.mark.parametrize("kind", ["pool", "executor"])
+def test_a_collection_in_a_worker_leaves_what_it_has_from_its_parent_shared(kind: str) -> None:
+    large = [[i] for i in range(400_000)]  # 35 MB that the collector knows of
+    if kind == "pool":
+        with Pool(1) as pool:
+            before, after = pool.apply(collect_garbage, (0,))
+    else:
+        with ProcessPoolExecutor(1) as executor:
+            before, after = executor.submit(collect_garbage, 0).result()
+    assert after - before < 8_000_000, (before, after)
+    assert len(large) == 400_000
+
+
+def test_a_forked_worker_imports_nothing_that_its_parent_could_have(tmp_path: Path) -> None:
+    program = """
+    import sys
+    from shoal import ProcessPoolExecutor
+    from shoal.multiprocessing import Pool
+
+    def modules(_):
+        return set(sys.modules)
+
+    if __name__ == "__main__":
+        with Pool(1, initializer=len, initargs=("",)) as pool:
+            print(pool.apply(modules, (0,)) - set(sys.modules))
+        with ProcessPoolExecutor(1, initializer=len, initargs=("",)) as executor:
+            print(executor.submit(modules, 0).result() - set(sys.modules))
+    """
+    done = run_program(tmp_path, program)
+    assert (done.stdout, done.stderr) == ("set()\n" * 2, "")
