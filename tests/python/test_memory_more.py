@@ -167,6 +167,13 @@ def test_texts_for_sizes_and_compression_are_understood():
     assert parse_compress(False) == parse_compress(0) == parse_compress(None) == (0, 0)
     assert parse_compress(True) == (_engine.COMPRESS_ZSTD, 0) and parse_compress(3) == (_engine.COMPRESS_ZSTD, 3)
     assert parse_compress(("lz4", 2)) == (_engine.COMPRESS_LZ4, 2)
+    assert parse_compress("gzip") == (_engine.COMPRESS_ZSTD, 0)
+
+
+@pytest.mark.parametrize("compress", ["zsdt", ("zsdt", 3), ("zsdt", 0), ""])
+def test_a_compression_that_nobody_knows_is_an_error_at_once(tmp_path, compress):
+    with pytest.raises(ValueError, match=r"compress is one of .*zstd"):
+        Memory(tmp_path, compress=compress, verbose=0)
 
 
 # ---- who computes ----

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
+from shoal.joblib._code import code_digest
 from shoal.joblib._project import Project, package_of, usual_name
 from shoal.joblib._uses import Path, Use, uses_of
 
@@ -44,12 +45,6 @@ _MAKING = frozenset(("__init__", "__new__", "__post_init__", "__setstate__", "__
 _CLASS_MAKING = frozenset(("__new__", "__init_subclass__", "__class_getitem__"))  # their first parameter is a class
 _CHANGING_MEMBERS = "_value2member_map_"  # of an enum: members that calls make are put there
 _MOST = 10_000  # functions and values that are followed: it takes half a millisecond each
-
-
-def code_digest(code: types.CodeType) -> bytes:
-    from shoal.joblib import func_inspect
-
-    return func_inspect.code_digest(code)
 
 
 def _name(value: Any) -> str:

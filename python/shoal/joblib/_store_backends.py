@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shoal import _engine
+from shoal.joblib.compressor import COMPRESSORS
 
 _METHODS = {"zstd": _engine.COMPRESS_ZSTD, "lz4": _engine.COMPRESS_LZ4}
 _MOST = 2**64 - 1
@@ -61,11 +62,13 @@ def parse_size(size: float | str | None) -> int | None:
 def parse_compress(compress: Any) -> tuple[int, int]:
     """The engine's method and level for `compress`: False, True, a level, a method's name, or (name, level).
 
-    Names that the engine does not have (zlib, gzip …) stand for zstd at a like level.
+    Other names that `dump` knows (zlib, gzip …) stand for zstd at a like level. ValueError for any other.
     """
     name, level = compress if isinstance(compress, (tuple, list)) and len(compress) == 2 else ("zstd", compress)
     if isinstance(level, str):
         name, level = level, True
+    if str(name) not in COMPRESSORS:
+        raise ValueError(f"compress is one of {', '.join(COMPRESSORS)}, True, False, or a level, not {name!r}")
     if level is True:
         level = 0
     elif not level:

@@ -1,105 +1,29 @@
 """What tells one function from another, and one version of it from the next.
 
 A function's *name* (module and qualified name, for a script's functions its file) chooses the folder of the cache. Its
-*identity* becomes part of every key: the meaning of its code (instructions with the constants and names that they use;
-no line numbers, comments, formatting or docstrings), what its closure holds, and what else it rests on (`_depends.py`).
+*identity* becomes part of every key: the meaning of its code (`_code.py`: no line numbers, comments,
+formatting or docstrings), what its closure holds, and what else it rests on (`_depends.py`).
 """
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from shoal import _engine
+from shoal.joblib._code import code_digest
 from shoal.joblib._depends import Depends, counted_cells
 from shoal.joblib._project import Project
 
 _BUILT_IN = (type, types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType,
              types.WrapperDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
-_DOCSTRING_FLAG = 0x4000000  # CO_HAS_DOCSTRING of 3.13: a docstring is a comment to us
-_CONSTANTS = frozenset(dis.hasconst)
-_JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
-_NAMES = frozenset((*dis.hasname, *dis.haslocal, *dis.hasfree))
-_KEPT_CODES = 4096
-
-_codes: dict[int, tuple[types.CodeType, bytes]] = {}
-
-
-def _exception_ranges(table: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Start, end and handler (byte offsets) and depth of each range of a code's exception table (3.11 and later)."""
-    numbers: list[Any] = []
-    number = 0
-    for position, byte in enumerate(table):
-        if byte & 0x80 and position:  # the first byte of an entry
-            yield numbers[0] * 2, (numbers[0] + numbers[1]) * 2, numbers[2] * 2, numbers[3]
-            numbers = []
-        number = (number << 6) | (byte & 0x3F)
-        if not byte & 0x40:
-            numbers.append(number)
-            number = 0
-    if numbers:
-        yield numbers[0] * 2, (numbers[0] + numbers[1]) * 2, numbers[2] * 2, numbers[3]
-
-
-def _constant(value: Any) -> Any:
-    return code_digest(value) if isinstance(value, types.CodeType) else value
-
-
-def _examine(code: types.CodeType) -> bytes:
-    # Which instructions stand for nothing but a line number depends on the formatting: targets are counted without
-    # them.
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("NOP", "EXTENDED_ARG", "CACHE")]
-    index = {step.offset: number for number, step in enumerate(steps)}
-    last = len(code.co_code)
-    offsets = sorted(index)
-
-    def target(offset: int) -> int:
-        while offset not in index and offset < last:
-            offset += 2
-        return index.get(offset, len(offsets))
-
-    meaning: list[Any] = []
-    for step in steps:
-        argument: Any = step.arg
-        if step.opcode in _CONSTANTS:
-            argument = _constant(step.argval)
-        elif step.opcode in _JUMPS:
-            argument = target(step.argval)
-        elif step.opcode in _NAMES:
-            # 3.11 and later keep flags in the low bits of some; the text tells them apart.
-            argument = (step.argval, step.argrepr)
-        meaning.append((step.opname, argument))
-    ranges = [
-        (target(start), target(end), target(handler), depth)
-        for start, end, handler, depth in _exception_ranges(getattr(code, "co_exceptiontable", b""))
-    ]
-    arguments = code.co_argcount + code.co_kwonlyargcount
-    parts = (
-        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~_DOCSTRING_FLAG),
-        code.co_varnames[:arguments],
-        code.co_freevars,
-        meaning,
-        ranges,
-    )
-    return _engine.hash_object(parts)
-
-
-def code_digest(code: types.CodeType) -> bytes:
-    """16 bytes that are equal for code of equal meaning, in any process of the same Python version."""
-    entry = _codes.get(id(code))
-    if entry is None or entry[0] is not code:
-        if len(_codes) >= _KEPT_CODES:
-            _codes.clear()
-        entry = _codes[id(code)] = (code, _examine(code))
-    return entry[1]
 
 
 def describe_argument(function: types.FunctionType, contents: bool = True) -> tuple[Any, ...]:
