@@ -11,7 +11,6 @@ before sees ours too. Interpreters that multiprocessing starts (spawn, forkserve
 from __future__ import annotations
 
 import functools
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -283,7 +282,7 @@ def _set_module(name: str, module: ModuleType) -> None:
     sys.modules[name] = module
 
 
-class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _AliasFinder:
     """Where joblib is not installed: `joblib.parallel` is `shoal.joblib.parallel`, not another copy of it."""
 
     def find_spec(
@@ -295,7 +294,8 @@ class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             found = importlib.util.find_spec(_home_of(fullname))
         except ModuleNotFoundError:  # of the package that it would lie in
             found = None
-        return importlib.machinery.ModuleSpec(fullname, self) if found is not None else None
+        loader: Any = self  # not importlib.abc's: to import that takes as long as a third of what is imported here
+        return importlib.machinery.ModuleSpec(fullname, loader) if found is not None else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
@@ -311,7 +311,7 @@ def _home_of(name: str) -> str:
     return _REPLACED.get(short, f"shoal.joblib.{short}")
 
 
-class _PatchingLoader(importlib.abc.Loader):
+class _PatchingLoader:
     """Runs the real loader, then patches what it loaded."""
 
     def __init__(self, loader: Any, patch: Callable[[ModuleType], None]) -> None:
@@ -330,7 +330,7 @@ class _PatchingLoader(importlib.abc.Loader):
         return getattr(self._loader, name)
 
 
-class _PatchingFinder(importlib.abc.MetaPathFinder):
+class _PatchingFinder:
     """Has one module patched when it is imported."""
 
     def __init__(self, name: str, patch: Callable[[ModuleType], None]) -> None:
@@ -349,7 +349,8 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
         finally:
             self._busy = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _PatchingLoader(spec.loader, self._patch)
+            patching: Any = _PatchingLoader(spec.loader, self._patch)
+            spec.loader = patching
         return spec
 
 
