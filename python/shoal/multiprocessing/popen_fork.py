@@ -94,19 +94,26 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
     crew = sys.modules.get("shoal._crew")
     mask = None
-    if crew is not None and crew.is_starting():
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     forked: list[_engine.Process] = []
     error: OSError | None = None
     try:
-        orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
-        scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
-        rest = 0.0
-        for order in orders:
-            began = time.perf_counter()
-            forked.append(_engine.fork_process(*order, rest))
-            if scarce and rest == 0:
-                rest = min(_RESTED_FORKS * (time.perf_counter() - began), _LONGEST_REST)
+        if crew is not None and crew.is_starting():
+            # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+            orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
+            scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
+            rest = 0.0
+            for order in orders:
+                began = time.perf_counter()
+                forked.append(_engine.fork_process(*order, rest))
+                if scarce and rest == 0:
+                    rest = min(_RESTED_FORKS * (time.perf_counter() - began), _LONGEST_REST)
+        finally:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
     except OSError as failure:
         error = failure
     except BaseException:
@@ -117,8 +124,6 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
         os.close(parent_sentinel)
         if not forked:
             os.close(parent_end)
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     found = {}
     for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
         try:
