@@ -133,6 +133,30 @@ def test_where_joblib_is_not_installed_its_documented_modules_are_there(tmp_path
     assert "now: 0.0s, 0.0min" in done.stderr
 
 
+def test_where_joblib_is_not_installed_its_example_of_other_picklers_runs(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        NO_JOBLIB
+        + """
+        from joblib import Parallel, delayed, wrap_non_picklable_objects
+        from joblib.externals.loky import set_loky_pickler
+        if __name__ == "__main__":
+            def double(x):
+                return 2 * x
+            for pickler in ("pickle", "cloudpickle", None, ""):
+                set_loky_pickler(pickler)
+                wrapped = delayed(wrap_non_picklable_objects(double))
+                print(Parallel(n_jobs=2)(wrapped(x) for x in range(3)))
+            for wrong in ("no_such_module", "math"):
+                try:
+                    set_loky_pickler(wrong)
+                except (ImportError, AttributeError) as error:
+                    print(type(error).__name__)
+        """,
+    )
+    assert done.stdout.splitlines() == ["[0, 2, 4]"] * 4 + ["ModuleNotFoundError", "AttributeError"], done.stderr
+
+
 def test_where_joblib_is_not_installed_the_executor_of_loky_ends_the_workers(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

@@ -39,6 +39,7 @@ __all__ = [
     "as_completed",
     "cpu_count",
     "get_reusable_executor",
+    "set_loky_pickler",
     "wait",
     "wrap_non_picklable_objects",
 ]
@@ -86,3 +87,14 @@ def get_reusable_executor(
         _executor = _Reusable(max_workers or cpu_count(), context, initializer, initargs)
         _executor.asked = asked
         return _executor
+
+
+def set_loky_pickler(loky_pickler: str | None = None) -> None:
+    """Changes nothing: what can be found by name in the workers goes so, all else by value, whichever module is named.
+
+    ImportError, AttributeError: there is no such module, or it has no `Pickler`.
+    """
+    if loky_pickler:
+        import importlib
+
+        importlib.import_module(loky_pickler).Pickler  # noqa: B018
