@@ -391,6 +391,14 @@ def end_crews() -> None:
             drop_crew(crew)
 
 
+def end_idle_crews() -> None:
+    """End the workers that no call, and no `with` block, has in use."""
+    with _lock:
+        idle = [_crews.pop(key) for key, crew in list(_crews.items()) if not is_busy(crew)]
+    for crew in idle:
+        crew.terminate()
+
+
 def _forget_crews() -> None:
     # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
     global _lock, _reaper, _reaper_looks, _reaper_wakes

@@ -1,6 +1,7 @@
 """`joblib.externals.loky` where joblib is not installed: `concurrent.futures`' names, cpus, and executors of Shoal's.
 
-`get_reusable_executor().shutdown()`, by which programs have the workers of `Parallel` end now, does that.
+`get_reusable_executor().shutdown()`, by which programs have the workers of `Parallel` end now, does that to those that
+no call has in use.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _Reusable(ProcessPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
         self.has_ended = True
         super().shutdown(wait, cancel_futures=cancel_futures or kill_workers)
-        _workers.end_crews()
+        _workers.end_idle_crews()
 
 
 def get_reusable_executor(
