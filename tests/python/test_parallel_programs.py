@@ -338,6 +338,33 @@ def test_what_cannot_be_sent_raises_what_loky_raises(tmp_path: Path) -> None:
             assert line in without, (line, ours.stderr)
 
 
+def test_an_initializer_that_fails_is_told_as_loky_tells_it(tmp_path: Path) -> None:
+    source = """
+        from concurrent.futures.process import BrokenProcessPool
+        from joblib import Parallel, delayed
+        from joblib.externals.loky import process_executor as loky
+
+        def begin():
+            raise ValueError("not today")
+
+        if __name__ == "__main__":
+            for batches in (False, True):
+                if batches:  # the other way into the workers
+                    import joblib.parallel
+                    class CallBack(joblib.parallel.BatchCompletionCallBack):
+                        pass
+                    joblib.parallel.BatchCompletionCallBack = CallBack
+                try:
+                    Parallel(n_jobs=2, initializer=begin)(delayed(abs)(x) for x in range(3))
+                except Exception as error:
+                    print(isinstance(error, loky.TerminatedWorkerError), isinstance(error, BrokenProcessPool))
+        """
+    (theirs, ours) = (run_program(tmp_path, source, shoal=shoal) for shoal in (False, True))
+    assert theirs.stdout == "True True\nTrue True\n", theirs.stderr
+    assert ours.stdout == theirs.stdout, ours.stderr
+    assert "ValueError: not today" in ours.stderr
+
+
 def test_a_result_that_cannot_be_pickled_is_told_by_what_it_holds(tmp_path: Path) -> None:
     source = """
         import threading
