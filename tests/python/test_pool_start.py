@@ -107,11 +107,28 @@ def test_ctrl_c_as_workers_are_forked_leaves_ctrl_c_as_it_was_and_no_worker(tmp_
             except KeyboardInterrupt:
                 print(patched.__name__, signal.SIGINT in real(signal.SIG_BLOCK, ()), repr(children()))
             signal.pthread_sigmask = real
+        dup = os.dup
+
+        def once_they_are_there(fd):
+            os.dup = dup
+            raise KeyboardInterrupt
+
+        os.dup = once_they_are_there
+        try:
+            with Pool(2) as pool:
+                pass
+        except KeyboardInterrupt:
+            print("once they are there", repr(children()))
         with Pool(2) as pool:
             print(pool.map(abs, range(-3, 0)))
         """,
     )
-    assert done.stdout.splitlines() == ["just_before False ''", "just_after False ''", "[3, 2, 1]"], done.stderr
+    assert done.stdout.splitlines() == [
+        "just_before False ''",
+        "just_after False ''",
+        "once they are there ''",
+        "[3, 2, 1]",
+    ], done.stderr
 
 
 def test_ctrl_c_still_interrupts_what_a_worker_starts(tmp_path: Path) -> None:
