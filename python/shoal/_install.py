@@ -250,7 +250,25 @@ def _patch_joblib(joblib: ModuleType) -> None:
         for known in _PARALLEL_NAMES if name == "parallel" else ():
             _set(theirs, known, getattr(ours, known))  # for those who hold the module
             _set(joblib, known, getattr(ours, known))
+    _have_lokys_shutdown_end_workers()
     _patch_joblib_store(joblib)
+
+
+def _have_lokys_shutdown_end_workers() -> None:
+    """`get_reusable_executor().shutdown()` is how programs have the workers of `Parallel` give their memory back."""
+    module = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if module is None:  # JOBLIB_MULTIPROCESSING is 0
+        return
+    executor: Any = module._ReusablePoolExecutor
+    theirs = executor.shutdown
+
+    def shutdown(self: Any, *args: Any, **keywords: Any) -> None:
+        theirs(self, *args, **keywords)
+        from shoal.joblib import _workers
+
+        _workers.end_idle_crews()
+
+    _set(executor, "shutdown", functools.update_wrapper(shutdown, theirs))
 
 
 def _patch_joblib_store(joblib: ModuleType) -> None:

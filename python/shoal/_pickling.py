@@ -141,6 +141,17 @@ def dumps_with(
     return pickled
 
 
+def explain(error: BaseException, obj: Any) -> BaseException:
+    """Why `obj` could not be pickled, from what that raised: what keeps it from going by value too, if anything does.
+    That it is not to be found by name is no reason, and nothing that a user could mend."""
+    if isinstance(error, (_pickle.PicklingError, AttributeError, TypeError)):
+        try:
+            _dumps_by_value(obj, None, False)
+        except Exception as why:
+            return why
+    return error
+
+
 def loads(data: bytes, buffers: Iterable[Any] | None) -> Any:
     """Unpickle; `buffers` are what travelled beside the pickle, in order."""
     return _pickle.loads(data, buffers=buffers)

@@ -135,22 +135,56 @@ def test_where_joblib_is_not_installed_its_documented_modules_are_there(tmp_path
     assert re.search(r"now: \d+\.\ds, \d+\.\dmin", done.stderr)
 
 
-def test_where_joblib_is_not_installed_the_executor_of_loky_ends_the_workers(tmp_path: Path) -> None:
+def test_where_joblib_is_not_installed_its_example_of_other_picklers_runs(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,
         NO_JOBLIB
         + """
+        from joblib import Parallel, delayed, wrap_non_picklable_objects
+        from joblib.externals.loky import set_loky_pickler
+        if __name__ == "__main__":
+            def double(x):
+                return 2 * x
+            for pickler in ("pickle", "cloudpickle", None, ""):
+                set_loky_pickler(pickler)
+                wrapped = delayed(wrap_non_picklable_objects(double))
+                print(Parallel(n_jobs=2)(wrapped(x) for x in range(3)))
+            for wrong in ("no_such_module", "math"):
+                try:
+                    set_loky_pickler(wrong)
+                except (ImportError, AttributeError) as error:
+                    print(type(error).__name__)
+        """,
+    )
+    assert done.stdout.splitlines() == ["[0, 2, 4]"] * 4 + ["ModuleNotFoundError", "AttributeError"], done.stderr
+
+
+EXECUTOR = """
         import os
         from joblib import Parallel, delayed
         from joblib.externals.loky import get_reusable_executor
+
         if __name__ == "__main__":
             executor = get_reusable_executor(2)
             print(list(executor.map(abs, [-1, -2])), {get_reusable_executor(), get_reusable_executor(2)} == {executor})
             first = set(Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(20)))
             again = set(Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(20)))
             get_reusable_executor().shutdown(wait=True)
+            print([pid for pid in first if os.path.exists(f"/proc/{pid}")])
             other = set(Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(20)))
             print(again <= first or len(again | first) <= 2, other & first, get_reusable_executor() is executor)
-        """,
-    )
-    assert done.stdout.splitlines() == ["[1, 2] True", "True set() False"], done.stderr
+            with Parallel(n_jobs=2) as parallel:  # these are in use
+                parallel(delayed(abs)(x) for x in range(4))
+                get_reusable_executor().shutdown(wait=True)
+                print(parallel(delayed(abs)(x) for x in range(4)))
+        """
+
+
+def test_the_shutdown_of_lokys_executor_ends_the_workers(tmp_path: Path) -> None:
+    done = run_program(tmp_path, EXECUTOR, shoal=True)
+    assert done.stdout.splitlines() == ["[1, 2] True", "[]", "True set() False", "[0, 1, 2, 3]"], done.stderr
+
+
+def test_where_joblib_is_not_installed_the_executor_of_loky_ends_the_workers(tmp_path: Path) -> None:
+    done = run_program(tmp_path, NO_JOBLIB + EXECUTOR)
+    assert done.stdout.splitlines() == ["[1, 2] True", "[]", "True set() False", "[0, 1, 2, 3]"], done.stderr

@@ -338,6 +338,74 @@ def test_what_cannot_be_sent_raises_what_loky_raises(tmp_path: Path) -> None:
             assert line in without, (line, ours.stderr)
 
 
+def test_an_initializer_that_fails_is_told_as_loky_tells_it(tmp_path: Path) -> None:
+    source = """
+        from concurrent.futures.process import BrokenProcessPool
+        from joblib import Parallel, delayed
+        from joblib.externals.loky import process_executor as loky
+
+        def begin():
+            raise ValueError("not today")
+
+        if __name__ == "__main__":
+            for batches in (False, True):
+                if batches:  # the other way into the workers
+                    import joblib.parallel
+                    class CallBack(joblib.parallel.BatchCompletionCallBack):
+                        pass
+                    joblib.parallel.BatchCompletionCallBack = CallBack
+                try:
+                    Parallel(n_jobs=2, initializer=begin)(delayed(abs)(x) for x in range(3))
+                except Exception as error:
+                    print(isinstance(error, loky.TerminatedWorkerError), isinstance(error, BrokenProcessPool))
+        """
+    (theirs, ours) = (run_program(tmp_path, source, shoal=shoal) for shoal in (False, True))
+    assert theirs.stdout == "True True\nTrue True\n", theirs.stderr
+    assert ours.stdout == theirs.stdout, ours.stderr
+    assert "ValueError: not today" in ours.stderr
+
+
+def test_a_result_that_cannot_be_pickled_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    source = """
+        import threading
+        from joblib import Parallel, delayed
+
+        class Holds:
+            def __init__(self):
+                self.lock = threading.Lock()
+
+        class Fails(Exception):
+            def __init__(self, text):
+                super().__init__(text)
+                self.lock = threading.Lock()
+
+        def make(kind):
+            if kind == "instance":
+                return [Holds()]
+            if kind == "closure":
+                lock = threading.Lock()
+                return lambda: lock
+            raise Fails("the task's own")
+
+        def show(kind):
+            try:
+                Parallel(n_jobs=2)(delayed(make)(kind) for _ in range(2))
+            except Exception as error:
+                return error
+
+        if __name__ == "__main__":
+            for kind in ("instance", "closure"):
+                print(repr(show(kind)))
+            error = show("exception")
+            if type(error).__name__ != "TerminatedWorkerError":
+                print(repr(error), "Fails: the task's own" in str(error.__cause__), "in make" in str(error.__cause__))
+        """
+    (theirs, installed) = (run_program(tmp_path, source, shoal=shoal) for shoal in (False, True))
+    held = """TypeError("cannot pickle '_thread.lock' object")"""
+    assert theirs.stdout.splitlines() == [held] * 2, theirs.stderr
+    assert installed.stdout.splitlines() == [held, held, f"{held} True True"], installed.stderr
+
+
 def test_a_pool_in_a_task_has_its_own_errors(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

@@ -77,6 +77,64 @@ def test_ctrl_c_before_a_forked_worker_serves_is_the_parents_alone(tmp_path: Pat
     assert (done.stdout, done.stderr) == ("[3, 2, 1]\n", "")
 
 
+def test_ctrl_c_as_workers_are_forked_leaves_ctrl_c_as_it_was_and_no_worker(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import _signal, _thread, functools, operator, os, signal
+        from shoal.multiprocessing import Pool
+
+        real = signal.pthread_sigmask
+
+        def just_before(how, signals):
+            # Two calls with nothing of Python's between them: the first finds the signal that came.
+            if signal.SIGINT in signals:
+                calls = [_thread.interrupt_main, functools.partial(_signal.pthread_sigmask, how, signals)]
+                return list(map(operator.methodcaller("__call__"), calls))[-1]
+            return real(how, signals)
+
+        def just_after(how, signals):
+            before = real(how, signals)
+            if how == signal.SIG_BLOCK and signal.SIGINT in signals:
+                os.kill(os.getpid(), signal.SIGINT)
+            return before
+
+        def children():
+            folder = f"/proc/{os.getpid()}/task"
+            return "".join(open(f"{folder}/{thread}/children").read() for thread in os.listdir(folder))
+
+        for patched in (just_before, just_after):
+            signal.pthread_sigmask = patched
+            try:
+                with Pool(2) as pool:
+                    pass
+            except KeyboardInterrupt:
+                print(patched.__name__, signal.SIGINT in real(signal.SIG_BLOCK, ()), repr(children()))
+            signal.pthread_sigmask = real
+        dup = os.dup
+
+        def once_they_are_there(fd):
+            os.dup = dup
+            raise KeyboardInterrupt
+
+        os.dup = once_they_are_there
+        try:
+            with Pool(2) as pool:
+                pass
+        except KeyboardInterrupt:
+            print("once they are there", repr(children()))
+        with Pool(2) as pool:
+            print(pool.map(abs, range(-3, 0)))
+        """,
+    )
+    assert done.stdout.splitlines() == [
+        "just_before False ''",
+        "just_after False ''",
+        "once they are there ''",
+        "[3, 2, 1]",
+    ], done.stderr
+
+
 def test_ctrl_c_still_interrupts_what_a_worker_starts(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,

@@ -42,6 +42,8 @@ def see_as_loky(error: BaseException) -> BaseException:
     """The error of a task as the caller is to see it."""
     if type(error) is errors.WorkerDied:
         made: BaseException = _make_died(*error.args)
+    elif type(error) is RuntimeError:  # the crew's: its workers end before they do anything
+        made = _of_loky("TerminatedWorkerError")(*error.args)
     elif type(error) is BrokenProcessPool:  # made in a worker, which has not imported joblib
         made = _of_loky("BrokenProcessPool")(*error.args)
     else:

@@ -78,10 +78,13 @@ def _unreadable(error: BaseException) -> BaseException:
 
 
 def _unsendable(error: BaseException, value: object) -> Any:
-    """What pickling a result raised is the task's error, as with loky."""
+    """What pickling a result raised is the task's error, as with loky. value: the result, or what the task raised."""
     from shoal import _pickling
 
-    if hasattr(error, "add_note"):
+    error = _pickling.explain(error, value)
+    if isinstance(value, BaseException) and value.__traceback__ is not None:
+        error.__cause__ = value  # its traceback is to be seen too
+    elif hasattr(error, "add_note"):
         try:
             error.add_note(f"This was raised as the result of the task was pickled: {value!r}")
         except Exception:  # its repr() fails

@@ -303,7 +303,7 @@ class OnCrew(Reporting):
                     raise _workers.make_timeout() from None
                 if self._recorder is not None:
                     self._recorder.failed(error)
-                seen = _workers.see_error(error)
+                seen = _workers.see_error(error, tasks._crew)
                 if not self._return_exceptions:
                     if seen is error:
                         raise

@@ -391,6 +391,14 @@ def end_crews() -> None:
             drop_crew(crew)
 
 
+def end_idle_crews() -> None:
+    """End the workers that no call, and no `with` block, has in use."""
+    with _lock:
+        idle = [_crews.pop(key) for key, crew in list(_crews.items()) if not is_busy(crew)]
+    for crew in idle:
+        crew.terminate()
+
+
 def _forget_crews() -> None:
     # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
     global _lock, _reaper, _reaper_looks, _reaper_wakes
@@ -422,6 +430,7 @@ class Future:
         from shoal import _pickling
 
         self._is_done = False
+        self._crew = crew
         self._item: tuple[Any, ...] = (function, (), {})  # held: it may be pickled later
         self._job = _engine.Job(
             crew.engine,
@@ -456,7 +465,7 @@ class Future:
         self._forget()
         error = self._job.error
         if error is not None:
-            raise see_error(error)
+            raise see_error(error, self._crew)
         return self._job.results()[0]
 
     get = result
@@ -474,9 +483,10 @@ class Future:
             pass
 
 
-def see_error(error: BaseException) -> BaseException:
+def see_error(error: BaseException, crew: Crew) -> BaseException:
     """A task's error as its caller is to see it."""
-    if type(error) is not WorkerDied and type(error).__name__ != "BrokenProcessPool":
+    known = type(error) is WorkerDied or type(error).__name__ == "BrokenProcessPool" or error is crew.broken
+    if not known:
         return error
     from shoal.joblib import _errors
 

@@ -7,6 +7,8 @@ that happened; others live on, as in multiprocessing.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # in C: nothing can come between the call and what it does
+import itertools
 import os
 import signal
 import sys
@@ -94,40 +96,42 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
     crew = sys.modules.get("shoal._crew")
     mask = None
-    if crew is not None and crew.is_starting():
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     forked: list[_engine.Process] = []
+    found: dict[int, tuple[_engine.Process, int]] = {}
     error: OSError | None = None
     try:
-        orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
-        scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
-        rest = 0.0
-        for order in orders:
-            began = time.perf_counter()
-            forked.append(_engine.fork_process(*order, rest))
-            if scarce and rest == 0:
-                rest = min(_RESTED_FORKS * (time.perf_counter() - began), _LONGEST_REST)
-    except OSError as failure:
-        error = failure
-    except BaseException:
-        _kill(forked)
-        forked.clear()
-        raise
-    finally:
-        os.close(parent_sentinel)
-        if not forked:
-            os.close(parent_end)
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    found = {}
-    for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
+        if crew is not None and crew.is_starting():
+            # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            end = parent_end if number == 0 else os.dup(parent_end)
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+            orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
+            scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
+            began = time.perf_counter()
+            # In this way each is in the list as soon as it is there: another thread may be told of Ctrl-C meanwhile.
+            forked.extend(itertools.starmap(_engine.fork_process, [(*orders[0], 0.0)]))
+            rest = min(_RESTED_FORKS * (time.perf_counter() - began), _LONGEST_REST) if scarce else 0.0
+            forked.extend(itertools.starmap(_engine.fork_process, [(*order, rest) for order in orders[1:]]))
         except OSError as failure:
             error = failure
-            _kill([process])
-        else:
-            found[id(process_obj)] = process, end
+        finally:
+            if mask is not None:
+                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
+        for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
+            try:
+                found[id(process_obj)] = process, parent_end if number == 0 else os.dup(parent_end)
+            except OSError as failure:
+                error = failure
+                _kill([process])
+    except BaseException:
+        _kill(forked)
+        for end in {parent_sentinel, parent_end, *(end for _, end in found.values())}:
+            os.close(end)
+        raise
+    os.close(parent_sentinel)
+    if not forked:
+        os.close(parent_end)
     return found, error
 
 

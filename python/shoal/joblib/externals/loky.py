@@ -1,6 +1,7 @@
 """`joblib.externals.loky` where joblib is not installed: `concurrent.futures`' names, cpus, and executors of Shoal's.
 
-`get_reusable_executor().shutdown()`, by which programs have the workers of `Parallel` end now, does that.
+`get_reusable_executor().shutdown()`, by which programs have the workers of `Parallel` end now, does that to those that
+no call has in use.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "as_completed",
     "cpu_count",
     "get_reusable_executor",
+    "set_loky_pickler",
     "wait",
     "wrap_non_picklable_objects",
 ]
@@ -54,7 +56,7 @@ class _Reusable(ProcessPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
         self.has_ended = True
         super().shutdown(wait, cancel_futures=cancel_futures or kill_workers)
-        _workers.end_crews()
+        _workers.end_idle_crews()
 
 
 def get_reusable_executor(
@@ -86,3 +88,14 @@ def get_reusable_executor(
         _executor = _Reusable(max_workers or cpu_count(), context, initializer, initargs)
         _executor.asked = asked
         return _executor
+
+
+def set_loky_pickler(loky_pickler: str | None = None) -> None:
+    """Changes nothing: what can be found by name in the workers goes so, all else by value, whichever module is named.
+
+    ImportError, AttributeError: there is no such module, or it has no `Pickler`.
+    """
+    if loky_pickler:
+        import importlib
+
+        importlib.import_module(loky_pickler).Pickler  # noqa: B018
