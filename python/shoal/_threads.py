@@ -2,10 +2,14 @@
 
 Workers share the cores: with as many BLAS or OpenMP threads in each as the machine has cores, they get in each other's
 way. A library that is loaded later reads its environment variable when it starts; one that a fork inherited is told
-through threadpoolctl: in the parent, around the fork of all of a pool's first workers, as OpenBLAS starts its threads
-anew in each child that tells it a number, which takes milliseconds; in the worker, where it is forked later by another
-thread (from which OpenBLAS would not take its number back). Where the user has set one of the variables, nothing is
-changed; the clean workers of `Parallel` have joblib's rule, by which each variable is looked at by itself.
+through threadpoolctl: in the parent, around the fork of all of a pool's first workers; in the worker, where it is
+forked later by another thread (from which OpenBLAS would not take its number back). Where the user has set one of the
+variables, nothing is changed; the clean workers of `Parallel` have joblib's rule, by which each variable is looked at
+by itself.
+
+OpenBLAS ends its threads at a fork, in the parent too, and starts them anew at its next product. Whoever tells it a
+number before that has it start them at once, and each looks for work for 25 ms before it sleeps: on all cores, while
+the workers begin. So it is not told: `_OpenBLAS` sets the number itself, which is all that a call would do beside.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 
 TYPE_CHECKING = False  # typing costs each start of a worker more than the rest of this file
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 VARIABLES = (
@@ -70,8 +75,69 @@ def prepare_fork() -> None:
         import threadpoolctl
     except ImportError:
         return
-    _controller = threadpoolctl.ThreadpoolController()
+    _controller = _Libraries(threadpoolctl.ThreadpoolController())
     _loaded = loaded
+
+
+class _OpenBLAS:
+    """The number of threads that one loaded OpenBLAS uses. It is only ever made smaller, or what it was: where it has
+    too few threads, more must be started."""
+
+    def __init__(self, library: Any) -> None:
+        """ValueError: the number cannot be set from outside."""
+        import ctypes
+
+        if library.internal_api != "openblas" or getattr(library, "threading_layer", "") != "pthreads":
+            raise ValueError("not an OpenBLAS with threads of its own")
+        self._number = ctypes.c_int.in_dll(library.dynlib, "blas_cpu_number")
+        self.prefix = library.prefix
+        before = self.number
+        if before > 1:  # is it this one's? Of two OpenBLAS the second may use the first one's
+            self.number = 1
+            found = library.num_threads
+            self.number = before
+            if found != 1:
+                raise ValueError("another library's number")
+        if library.num_threads != before:
+            raise ValueError("another library's number")
+
+    @property
+    def number(self) -> int:
+        return int(self._number.value)
+
+    @number.setter
+    def number(self, number: int) -> None:
+        self._number.value = number
+
+
+class _Libraries:
+    """All numerical libraries that are loaded."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+        self._own: list[_OpenBLAS] = []
+        self._others: set[str] = set()  # by what their names begin with, as threadpoolctl has it
+        for library in controller.lib_controllers:
+            try:
+                self._own.append(_OpenBLAS(library))
+            except ValueError:
+                self._others.add(library.prefix)
+
+    def limit(self, threads: int) -> Callable[[], None]:
+        """Have each use so many threads from now on. Returns what undoes it."""
+        told = self._others | {library.prefix for library in self._own if library.number < threads}
+        limiter = self._controller.limit(limits=dict.fromkeys(told, threads)) if told else None
+        before = [(library, library.number) for library in self._own if library.prefix not in told]
+        for library, _ in before:
+            library.number = threads
+
+        def undo() -> None:
+            for library, number in before:
+                library.number = number
+            if limiter is not None:
+                limiter.restore_original_limits()
+
+        return undo
 
 
 def forking(threads: int | None) -> Any:
@@ -87,13 +153,13 @@ class _Forking:
 
     def __enter__(self) -> None:
         global _forked_with
-        self._limiter = _controller.limit(limits=self._threads)
+        self._undo = _controller.limit(self._threads)
         _forked_with = self._threads
 
     def __exit__(self, *details: object) -> None:
         global _forked_with
         _forked_with = None
-        self._limiter.restore_original_limits()
+        self._undo()
 
 
 class _Nothing:
@@ -114,4 +180,4 @@ def limit(threads: int | None) -> None:
     for name in VARIABLES:
         os.environ[name] = str(threads)
     if _controller is not None and _forked_with != threads:
-        _controller.limit(limits=threads)
+        _controller.limit(threads)

@@ -379,6 +379,47 @@ def test_the_numerical_libraries_of_workers_share_the_cores(method: str, monkeyp
         assert set(pool.apply(thread_numbers, (0,))) == {min(2, cores)}
 
 
+THREADS_OF_BLAS = """
+    import os, time
+    import numpy
+    from shoal.multiprocessing import get_context
+    from threadpoolctl import threadpool_info
+
+    matrix = numpy.ones((600, 600))
+
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    def started_by_a_product(_):
+        before = threads()
+        assert (matrix @ matrix == 600).all()
+        return threads() - before
+
+    if __name__ == "__main__":
+        layers = [pool.get("threading_layer") for pool in threadpool_info()]
+        assert layers == ["pthreads"], f"this NumPy has another library than the test is about: {layers}"
+        numbers = [pool["num_threads"] for pool in threadpool_info()]
+        started_by_a_product(0)
+        context = get_context(METHOD)
+        for _ in range(2):
+            with context.Pool(2) as pool:
+                print(pool.map(started_by_a_product, range(4), 1))
+            time.sleep(0.3)  # the engine's own thread may be about to end
+            print(threads(), started_by_a_product(0), [pool["num_threads"] for pool in threadpool_info()] == numbers)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="OpenBLAS has one thread anyhow")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pool_starts_no_threads_of_openblas(tmp_path: Path, method: str) -> None:
+    """They would all look for work, on all cores, for 25 ms. The parent's are there again at its next product."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
+    done = run_program(tmp_path, THREADS_OF_BLAS.replace("METHOD", repr(method)), env=environment)
+    more = len(os.sched_getaffinity(0)) - 1
+    gone, again = (1, more) if method == "fork" else (1 + more, 0)  # at a fork they end in the parent too
+    assert done.stdout == f"[0, 0, 0, 0]\n{gone} {again} True\n" * 2, (done.stdout, done.stderr)
+
+
 def variable(name: str) -> str | None:
     return os.environ.get(name)
 
