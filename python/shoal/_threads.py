@@ -9,7 +9,7 @@ by itself.
 
 OpenBLAS ends its threads at a fork, in the parent too, and starts them anew at its next product. Whoever tells it a
 number before that has it start them at once, and each looks for work for 25 ms before it sleeps: on all cores, while
-the workers begin. So it is not told: `_OpenBLAS` sets the number itself, which is all that a call would do beside.
+the workers begin. So it is not told: `_openblas.py` sets the number itself, which is all that a call would do beside.
 """
 
 from __future__ import annotations
@@ -79,47 +79,18 @@ def prepare_fork() -> None:
     _loaded = loaded
 
 
-class _OpenBLAS:
-    """The number of threads that one loaded OpenBLAS uses. It is only ever made smaller, or what it was: where it has
-    too few threads, more must be started."""
-
-    def __init__(self, library: Any) -> None:
-        """ValueError: the number cannot be set from outside."""
-        import ctypes
-
-        if library.internal_api != "openblas" or getattr(library, "threading_layer", "") != "pthreads":
-            raise ValueError("not an OpenBLAS with threads of its own")
-        self._number = ctypes.c_int.in_dll(library.dynlib, "blas_cpu_number")
-        self.prefix = library.prefix
-        before = self.number
-        if before > 1:  # is it this one's? Of two OpenBLAS the second may use the first one's
-            self.number = 1
-            found = library.num_threads
-            self.number = before
-            if found != 1:
-                raise ValueError("another library's number")
-        if library.num_threads != before:
-            raise ValueError("another library's number")
-
-    @property
-    def number(self) -> int:
-        return int(self._number.value)
-
-    @number.setter
-    def number(self, number: int) -> None:
-        self._number.value = number
-
-
 class _Libraries:
     """All numerical libraries that are loaded."""
 
     def __init__(self, controller: Any) -> None:
+        from shoal._openblas import OpenBLAS
+
         self._controller = controller
-        self._own: list[_OpenBLAS] = []
+        self._own: list[OpenBLAS] = []
         self._others: set[str] = set()  # by what their names begin with, as threadpoolctl has it
         for library in controller.lib_controllers:
             try:
-                self._own.append(_OpenBLAS(library))
+                self._own.append(OpenBLAS(library))
             except ValueError:
                 self._others.add(library.prefix)
 
