@@ -142,31 +142,33 @@ def test_ctrl_c_ends_the_wait_for_a_stopped_zygote(tmp_path: Path) -> None:
 def test_tasks_are_right_or_told_dead_while_workers_and_zygotes_are_killed_and_stopped(
     dice: random.Random, method: str
 ) -> None:
-    pool, count, dead, harmed = get_context(method).Pool(3), 300, 0, 0
-    for _ in range(rounds(3)):
-        result = pool.map_async(square, range(count), chunksize=3, return_exceptions=True)
-        zygote = _zygote._zygotes.get(method)
-        if zygote is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(zygote.pid)
-                if dice.random() < 0.5:
-                    process.kill()
-                else:
-                    process.suspend()
-                    time.sleep(dice.random() * 0.1)
-                    process.resume()
-                harmed += 1
-        workers = [one.pid for one in pool._pool if one.pid]
-        if workers:
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                os.kill(dice.choice(workers), signal.SIGKILL)
-        got = result.get(60)
-        assert len(got) == count
-        for x, value in enumerate(got):
-            assert value == x * x or (isinstance(value, shoal.WorkerDied) and value.item == x), (x, value)
-            dead += isinstance(value, shoal.WorkerDied)
-        assert pool.map(square, range(count), retries=100) == [x * x for x in range(count)]
-    print(f"{method}: {harmed} zygotes killed or stopped, as many workers killed, {dead} items died")
-    assert dead <= harmed
-    pool.close()
-    pool.join()
+    count, dead, harmed, killed = 300, 0, 0, 0
+    with get_context(method).Pool(3) as pool:
+        for _ in range(rounds(3)):
+            result = pool.map_async(square, range(count), chunksize=3, return_exceptions=True)
+            zygote = _zygote._zygotes.get(method)
+            if zygote is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process = psutil.Process(zygote.pid)
+                    if dice.random() < 0.5:
+                        process.kill()
+                    else:
+                        process.suspend()
+                        time.sleep(dice.random() * 0.1)
+                        process.resume()
+                    harmed += 1
+            workers = [one.pid for one in pool._pool if one.pid]
+            if workers:
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    os.kill(dice.choice(workers), signal.SIGKILL)
+                    killed += 1
+            got = result.get(60)
+            assert len(got) == count
+            for x, value in enumerate(got):
+                assert value == x * x or (isinstance(value, shoal.WorkerDied) and value.item == x), (x, value)
+                dead += isinstance(value, shoal.WorkerDied)
+            assert pool.map(square, range(count), retries=100) == [x * x for x in range(count)]
+        print(f"{method}: {harmed} zygotes killed or stopped, {killed} workers killed, {dead} items died")
+        assert dead <= killed
+        pool.close()
+        pool.join()
