@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import re
 import struct
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NAME = b"blas_cpu_number"
-_SYMBOL = struct.Struct("<IBBHQQ")  # name, kind, visibility, section, address, size
-_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, kind, flags, address, offset, size, link, information, alignment, entry
-_SEGMENT = struct.Struct(
-    "<IIQQQQQQ"
-)  # kind, flags, offset, address, physical address, size in the file and in memory, …
+# What an ELF file of 64 bits, little-endian, is made of, as far as it is of interest here.
+_ELF = b"\x7fELF\x02\x01"
+_HEADER = struct.Struct("<32xQQ6xHHHH2x")  # where the segments and the sections are; size and count of either
+_SEGMENT = struct.Struct("<I4xQQ32x")  # kind, place in the file, address
+_SECTION = struct.Struct("<4xI16xQQI20x")  # kind, place in the file, size, the section that its names are in
+_SYMBOL = struct.Struct("<IBxHQQ")  # where its name is, kind, section, address, size
 _LOADED, _SYMBOLS, _VARIABLE = 1, 2, 1  # kinds of a segment, a section and a symbol
 
 
@@ -63,30 +65,33 @@ def _find_hidden(path: str) -> int:
     try:
         places = _find_places(path)  # before the file is mapped once more
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-            if data[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+            if data[: len(_ELF)] != _ELF:
                 raise ValueError("another format")
-            return _find_base(places, data) + _find_symbol(data)
-    except (OSError, struct.error) as error:
+            segments, sections, _, segment_count, _, section_count = _HEADER.unpack_from(data)
+            base = _find_base(places, _read_table(data, _SEGMENT, segments, segment_count))
+            return base + _find_symbol(data, _read_table(data, _SECTION, sections, section_count))
+    except (OSError, struct.error, IndexError) as error:
         raise ValueError(f"{path} cannot be read") from error
 
 
-def _find_symbol(data: mmap.mmap) -> int:
+def _read_table(data: mmap.mmap, entry: struct.Struct, start: int, count: int) -> list[tuple[int, ...]]:
+    return [entry.unpack_from(data, start + i * entry.size) for i in range(count)]
+
+
+def _find_symbol(data: mmap.mmap, sections: list[tuple[int, ...]]) -> int:
     """What the table of symbols of a library's file has as the variable's address."""
-    (table,) = struct.unpack_from("<Q", data, 0x28)
-    (count,) = struct.unpack_from("<H", data, 0x3C)
-    sections = [_SECTION.unpack_from(data, table + i * _SECTION.size) for i in range(count)]
-    for _, kind, _, _, offset, size, link, *_ in sections:
+    for kind, offset, size, link in sections:
         if kind != _SYMBOLS:
             continue
         symbols = data[offset : offset + size]
-        names = data[sections[link][4] : sections[link][4] + sections[link][5]]
-        for match in re.finditer(_NAME + b"\0", names):  # at the end of another name, too
+        _, names, names_size, _ = sections[link]
+        for match in re.finditer(_NAME + b"\0", data[names : names + names_size]):  # at the end of another name, too
             wanted = struct.pack("<I", match.start())
             at = symbols.find(wanted)
             while at >= 0:
                 if at % _SYMBOL.size == 0:
-                    _, kind, _, section, address, length = _SYMBOL.unpack_from(symbols, at)
-                    if kind & 0xF == _VARIABLE and section and length == ctypes.sizeof(ctypes.c_int):
+                    _, form, section, address, length = _SYMBOL.unpack_from(symbols, at)
+                    if form & 0xF == _VARIABLE and section and length == ctypes.sizeof(ctypes.c_int):
                         return int(address)
                 at = symbols.find(wanted, at + 1)
     raise ValueError("no such symbol")
@@ -98,19 +103,16 @@ def _find_places(path: str) -> list[tuple[int, int, int]]:
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
             fields = line.rstrip(b"\n").split(None, 5)
-            if len(fields) == 6 and fields[5] == path.encode():
+            if len(fields) == 6 and fields[5] == os.fsencode(path):
                 first, _, end = fields[0].partition(b"-")
                 places.append((int(first, 16), int(end, 16) - 1, int(fields[2], 16)))
     return places
 
 
-def _find_base(places: list[tuple[int, int, int]], data: mmap.mmap) -> int:
+def _find_base(places: list[tuple[int, int, int]], segments: list[tuple[int, ...]]) -> int:
     """What is to be added to the addresses in the file. Others may have mapped the file as well: where all of its parts
     lie as they were to be loaded, it is."""
-    (table,) = struct.unpack_from("<Q", data, 0x20)
-    (count,) = struct.unpack_from("<H", data, 0x38)
-    segments = [_SEGMENT.unpack_from(data, table + i * _SEGMENT.size) for i in range(count)]
-    parts = [(int(offset), int(address)) for kind, _, offset, address, *_ in segments if kind == _LOADED]
+    parts = [(offset, address) for kind, offset, address in segments if kind == _LOADED]
 
     def is_there(offset: int, address: int) -> bool:
         return any(first <= address <= last and offset - at == address - first for first, last, at in places)

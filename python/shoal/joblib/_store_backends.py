@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shoal import _engine
-from shoal.joblib.compressor import COMPRESSORS
 
 _METHODS = {"zstd": _engine.COMPRESS_ZSTD, "lz4": _engine.COMPRESS_LZ4}
 _MOST = 2**64 - 1
@@ -67,8 +66,11 @@ def parse_compress(compress: Any) -> tuple[int, int]:
     name, level = compress if isinstance(compress, (tuple, list)) and len(compress) == 2 else ("zstd", compress)
     if isinstance(level, str):
         name, level = level, True
-    if str(name) not in COMPRESSORS:
-        raise ValueError(f"compress is one of {', '.join(COMPRESSORS)}, True, False, or a level, not {name!r}")
+    if str(name) not in _METHODS:
+        from shoal.joblib.compressor import COMPRESSORS  # which most programs with a Memory never need
+
+        if str(name) not in COMPRESSORS:
+            raise ValueError(f"compress is one of {', '.join(COMPRESSORS)}, True, False, or a level, not {name!r}")
     if level is True:
         level = 0
     elif not level:
