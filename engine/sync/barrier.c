@@ -11,7 +11,8 @@
  * that round, is the last one. A party leaves its slot when its round is over; the next round cannot be complete
  * before, so "the round completed last", which the state word holds too, tells a slow party how its own round ended.
  * A free slot still names the round that it was used in last: it cannot be claimed for that round twice, so a claim
- * that succeeds is part of its round, also when the round is over before the claimer looks again.
+ * that succeeds is part of its round, also when the round is over before the claimer looks again. Who acts on a slot's
+ * word looks at the slot first and at the state after that: a slot seen later may be one of rounds that came between.
  *
  * Parties sleep in slices. After each, a party asks whether its neighbour in the slots lives: in a ring with a live and
  * a dead process some live one has a dead neighbour. If not, it breaks the barrier for all. So does the last to come,
@@ -233,12 +234,20 @@ static int claim(shoal_barrier *barrier, uint64_t process, shoal_barrier_turn *t
 {
     uint64_t state = state_now(barrier);
     for (uint32_t i = 0; i < barrier->parties;) {
+        _Atomic uint64_t *slot = &barrier->shared->slots[i];
+        /* seq_cst: as in state_now(); and before the state, or a slot that was used in a later round could be claimed
+         * for one that is long over */
+        uint64_t found = atomic_load_explicit(slot, memory_order_seq_cst);
+        const uint64_t now = state_now(barrier);
+        if (now != state) {
+            state = now;
+            i = 0; /* another round: slots that could not be claimed may be now */
+            continue;
+        }
         const uint64_t round = round_of(state);
         int error = outcome(state, round);
         if (error != -EBUSY)
             return error;
-        _Atomic uint64_t *slot = &barrier->shared->slots[i];
-        uint64_t found = atomic_load_explicit(slot, memory_order_relaxed);
         const uint64_t word = process << IDENTITY_THREAD_BITS | round;
         /* seq_cst: as in state_now() */
         if (slot_is_free(found) && slot_round(found) != round &&
@@ -249,9 +258,7 @@ static int claim(shoal_barrier *barrier, uint64_t process, shoal_barrier_turn *t
             turn->stage = STAGE_WAITING;
             return 0;
         }
-        const uint64_t now = state_now(barrier);
-        i = now == state ? i + 1 : 0; /* another round: slots that could not be claimed may be now */
-        state = now;
+        i++;
     }
     return -EBUSY;
 }
@@ -259,10 +266,11 @@ static int claim(shoal_barrier *barrier, uint64_t process, shoal_barrier_turn *t
 /* Free slots whose process died on its way out of an earlier round; break the round if one of its parties died. */
 static void look_over_all(shoal_barrier *barrier)
 {
-    const uint64_t round = round_of(state_now(barrier));
     uint64_t lives = 0; /* a process often has several slots, one after the other */
     for (uint32_t i = 0; i < barrier->parties; i++) {
-        uint64_t word = atomic_load_explicit(&barrier->shared->slots[i], memory_order_relaxed);
+        /* seq_cst: before the state, or a slot claimed for a later round would be freed as if that were over */
+        uint64_t word = atomic_load_explicit(&barrier->shared->slots[i], memory_order_seq_cst);
+        const uint64_t round = round_of(state_now(barrier));
         if (slot_is_free(word) || owner_process(word) == lives)
             continue;
         if (identity_lives_compact(owner_process(word))) {
@@ -443,7 +451,11 @@ int shoal_barrier_wait(shoal_barrier *barrier, int64_t timeout, shoal_barrier_tu
 
 void shoal_barrier_abort(shoal_barrier *barrier, shoal_barrier_turn *turn)
 {
-    breach(barrier, round_of(state_now(barrier)), PHASE_BROKEN);
+    uint64_t state = state_now(barrier);
+    /* Whichever round it is: one that is completed meanwhile must not save the next. */
+    while (phase_of(state) <= PHASE_ACTING &&
+           !move(barrier, state, state_word(round_of(state), completed_of(state), PHASE_BROKEN)))
+        state = state_now(barrier);
     if (turn == NULL)
         return;
     if (turn->stage == STAGE_WAITING)

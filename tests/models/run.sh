@@ -60,7 +60,8 @@ check sound pool KILL
 check sound pool LIMIT
 check sound pool KILL SLOTS=2
 check sound barrier TURNS=4
-check sound barrier PROCESSES=4 TURNS=1
+check sound barrier PROCESSES=3 TURNS=2
+check sound barrier KILL PROCESSES=3 TURNS=2
 check sound queue
 check sound queue CAPACITY=1 CONSUMERS=1 SECOND_PUTS=2
 check sound queue FIRST_PUTS=2 CONSUMERS=1 SCANNED ORDERED
@@ -77,7 +78,7 @@ if [ -n "${FULL:-}" ]; then
     check sound queue CAPACITY=1
     check sound queue KILL=2 SLICES
     check sound queue KILL=2 SLICES FIRST_PUTS=2 SECOND_PUTS=0 SCANNED TOO_LARGE
-    check sound barrier PROCESSES=4 TURNS=2
+    check sound barrier PROCESSES=4 TURNS=1
     check sound eventcount
     check sound eventcount KILL SLICES
     check sound lock KILL SLICES
@@ -105,6 +106,8 @@ check found pool LIMIT MUTATION_TIME_READ_ONCE
 check found pool LIMIT MUTATION_TIME_LEFT_STANDING
 check found barrier MUTATION_FREE_SLOTS_FORGET
 check found barrier MUTATION_OWN_SLOT_ONLY
+check found barrier PROCESSES=3 TURNS=2 MUTATION_STATE_BEFORE_SLOT
+check found barrier KILL PROCESSES=3 TURNS=2 MUTATION_DEATH_JUDGED_BY_AN_OLD_STATE
 check found queue MUTATION_HEAD_PASSES_WHAT_IS_READ
 check found queue GETS=1 MUTATION_WAKE_NOT_PASSED_ON
 check found queue CONSUMERS=1 MUTATION_NO_WAKE_FOR_ITEMS
