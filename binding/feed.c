@@ -10,8 +10,9 @@
 
 #include <string.h>
 
-#define FIXED_TASKS_AHEAD 512u           /* where the caller chose the size, which may be tiny */
-#define BYTES_AHEAD ((size_t)(64 << 20)) /* of arguments, unless fewer than two tasks a worker are out */
+#define FIXED_TASKS_AHEAD 512u              /* where the caller chose the size, which may be tiny */
+#define TIME_AHEAD (16 * SHOAL_MILLISECOND) /* of work, a worker: who hands out may be without a core for less */
+#define BYTES_AHEAD ((size_t)(64 << 20))    /* of arguments, unless fewer than two tasks a worker are out */
 
 #define FEEDER_LOOKS 500000 /* us; a job's own thread looks for room by itself so often, should nobody call it */
 #define WORDS_AT_ONCE 64u
@@ -66,6 +67,24 @@ static void give_feeder(PoolObject *pool, struct feeder *feeder)
         free_feeder(feeder);
 }
 
+/* How many of the job's tasks may be out. */
+static uint32_t tasks_most(const PoolObject *pool, const JobObject *job)
+{
+    const uint32_t workers = pool->workers;
+    uint32_t most = Py_MAX(FIXED_TASKS_AHEAD, TASKS_AHEAD * workers);
+    if (job->chunk == 0) /* until an item was measured there is no telling how long tasks take: few, and small */
+        most = job->pace.items == 0 ? 2 * workers : tasks_ahead(pool);
+    if (job->ahead == 0)
+        return most;
+    /* Its source is a program's own, which may show how far it has been read, or hold what is large. */
+    uint64_t timely = 0;
+    if (job->pace.items > 0) {
+        const uint64_t elapsed = (uint64_t)Py_MAX(job->pace.elapsed, 1);
+        timely = (uint64_t)workers * (uint64_t)TIME_AHEAD * job->pace.items / elapsed / Py_MAX(job->chunk, 1);
+    }
+    return Py_MAX(job->ahead, (uint32_t)Py_MIN(most, timely));
+}
+
 /* How many items the next task of the job takes; 0: none now. */
 static uint32_t next_count(const PoolObject *pool, const JobObject *job)
 {
@@ -80,15 +99,9 @@ static uint32_t next_count(const PoolObject *pool, const JobObject *job)
         if (left > (uint64_t)room)
             left = (uint64_t)room;
     }
-    uint32_t count = job->chunk;
-    if (count == 0) {
-        /* Until an item was measured there is no telling how long tasks take: few, and small. */
-        if (job->tasks_out >= (job->pace.items == 0 ? 2 * workers : tasks_ahead(pool)))
-            return 0;
-        count = shoal_pace_next(&job->pace, left);
-    } else if (job->tasks_out >= FIXED_TASKS_AHEAD && job->tasks_out >= TASKS_AHEAD * workers) {
+    if (job->tasks_out >= tasks_most(pool, job))
         return 0;
-    }
+    const uint32_t count = job->chunk > 0 ? job->chunk : shoal_pace_next(&job->pace, left);
     return left < count ? (uint32_t)left : count;
 }
 

@@ -289,6 +289,7 @@ JobObject *job_make(PyTypeObject *type, PoolObject *pool, PyObject *source, cons
     job->iterates = options->iterates;
     job->ordered = options->ordered;
     job->window = options->window;
+    job->ahead = options->ahead;
     job->values = options->values;
     job->owns_shared = options->owns_shared;
     job->attended = options->attended;
@@ -320,13 +321,13 @@ static PyObject *job_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"pool",    "source", "shared",   "mode",     "chunk",       "retries",
                             "iterate", "window", "values",   "callback", "owns_shared", "time_limit",
-                            "feeder",  "single", "attended", NULL};
+                            "feeder",  "single", "attended", "ahead",    NULL};
     PyObject *pool, *source, *callback = Py_None, *seconds = Py_None;
     struct job_options options = {0};
     int mode = CALL_ONE, iterate = 0, values = 0, owns_shared = 0, feeder = FEEDER_ANY, single = 0, attended = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|iIIinpOpOipp:Job", names, &pool, &source, &options.shared,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOI|iIIinpOpOippI:Job", names, &pool, &source, &options.shared,
                                      &mode, &options.chunk, &options.retries, &iterate, &options.window, &values,
-                                     &callback, &owns_shared, &seconds, &feeder, &single, &attended) ||
+                                     &callback, &owns_shared, &seconds, &feeder, &single, &attended, &options.ahead) ||
         job_time_limit(seconds, &options.time_limit) != 0)
         return NULL;
     if (!pool_is_pool(pool)) {

@@ -87,6 +87,7 @@ struct JobObject {
     Py_ssize_t told;    /* of these, when who waits for the next one was told last */
     Py_ssize_t window;  /* results ahead of the reader, 0: no limit */
     uint32_t chunk;     /* 0: by measured time */
+    uint32_t ahead;     /* tasks that may be out, and no more unless they are short; 0: as many as are of use */
     uint32_t shared, flags, retries;
     int64_t time_limit; /* ns an item may take; 0: no limit */
     uint32_t tasks_out;
@@ -160,7 +161,7 @@ void request_help(PoolObject *pool);
 
 /* How a job is made, and handed out. */
 struct job_options {
-    uint32_t shared, chunk, retries;
+    uint32_t shared, chunk, ahead, retries;
     enum call_mode mode;
     enum job_feeder feeder;
     int64_t time_limit; /* ns an item may take; 0: no limit */

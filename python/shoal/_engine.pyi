@@ -87,6 +87,7 @@ class Job:
         feeder: int = 0,
         single: bool = False,
         attended: bool = False,
+        ahead: int = 0,
     ) -> None: ...
     _pool: Any
     @property

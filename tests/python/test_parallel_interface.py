@@ -239,6 +239,51 @@ def test_the_iterable_is_read_no_further_than_pre_dispatch_says(backend: str) ->
     assert most <= 6  # all three may be done and not counted yet, when three others are handed out
 
 
+def done_in(path: Path, i: int) -> int:
+    time.sleep(0.04)
+    with open(path, "ab", buffering=0) as file:
+        file.write(b".")
+    return i
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"pre_dispatch": "n_jobs"}])
+def test_a_bar_around_the_iterable_tells_how_far_long_tasks_are(
+    tmp_path: Path, backend: str, settings: dict[str, Any]
+) -> None:
+    done = tmp_path / "done"
+    done.touch()
+    ahead = []
+
+    def tasks() -> Any:
+        for i in range(24):
+            ahead.append(i - done.stat().st_size)
+            yield delayed(done_in)(done, i)
+
+    assert list(Parallel(n_jobs=2, backend=backend, **settings)(tasks())) == list(range(24))
+    assert max(ahead) <= (2 if "pre_dispatch" in settings else 4)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1])
+def test_short_tasks_are_handed_out_far_enough_ahead(batch_size: Any) -> None:
+    settled = 0
+    most = 0
+
+    class Counted(Parallel):
+        def print_progress(self) -> None:
+            nonlocal settled
+            settled = self.n_completed_tasks
+
+    def tasks() -> Any:
+        nonlocal most
+        for i in range(20_000):
+            most = max(most, i - settled)
+            yield delayed(square)(i)
+
+    assert Counted(n_jobs=2, batch_size=batch_size)(tasks())[-1] == 19_999**2
+    assert most >= 32
+
+
 def test_a_replaced_callback_sees_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 

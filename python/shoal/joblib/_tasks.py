@@ -236,7 +236,7 @@ class OnCrew(Reporting):
         crew = self._backend._handle.crew
         engine = crew.engine
         size = self.batch_size if self.batch_size != "auto" else 0
-        # The engine's own bound is as good as the default; another one counts where batches do not grow.
+        # The default leaves it to the engine how much more short tasks need; another one counts where batches do not grow.
         window = ahead if ahead is not None and size and self.pre_dispatch != DEFAULT_AHEAD else 0
         tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
         job = _engine.Job(
@@ -250,6 +250,7 @@ class OnCrew(Reporting):
             window=max(window, size) if window else 0,
             time_limit=self._task_timeout,
             attended=whole and not self._shows_progress(),
+            ahead=ahead or 0,
         )
         self._job: Any = job
         self._original_iterator = iterable

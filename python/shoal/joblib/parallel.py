@@ -171,8 +171,8 @@ class Parallel(OnCrew, Dispatching):
     verbose: above 0, progress lines; the more the higher, from 50 on stdout.
     timeout: seconds to wait for each next result; then TimeoutError.
     pre_dispatch: tasks that are taken from the iterable before workers ask for more: a number, "all", or arithmetic
-    with n_jobs. With batch_size="auto", Shoal's own processes have up to four batches each ahead in any case, or 32 in
-    all where that is more; with another one, up to 512 batches where nothing else is said here.
+    with n_jobs. Shoal's own processes have more ahead where tasks are shorter than some milliseconds, unless this and
+    batch_size are both given.
     batch_size: tasks a worker takes at once; "auto": chosen from their measured time.
     max_nbytes: arrays among the arguments that are larger (bytes, or "1M") are stored once in shared memory for all
     tasks of a call; None: none are. An array that many tasks have is written when the first of them is sent.
