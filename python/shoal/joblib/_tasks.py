@@ -236,7 +236,7 @@ class OnCrew(Reporting):
         crew = self._backend._handle.crew
         engine = crew.engine
         size = self.batch_size if self.batch_size != "auto" else 0
-        # The default leaves it to the engine how much more short tasks need; another one counts where batches do not grow.
+        # By default the engine sees how much more short tasks need; another value counts where batches do not grow.
         window = ahead if ahead is not None and size and self.pre_dispatch != DEFAULT_AHEAD else 0
         tasks = CrewTasks(self, crew, list(iterable) if ahead is None else iterable)
         job = _engine.Job(
