@@ -391,7 +391,8 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
 void shoal_pool_shut(shoal_pool *pool, int how)
 {
     struct eventcount *work = &pool->table.header->work;
-    atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_relaxed);
+    /* release: pairs with the acquire in wait_for_work; what was handed out before is seen */
+    atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_release);
     /* A worker that was killed just as it was woken, and is not buried yet, leaves a word that says that nobody sleeps,
      * while others do. This call is the last one, and must reach them all: so say that somebody may. */
     (void)eventcount_prepare(work);
