@@ -74,6 +74,15 @@ inline notify(all)
     w = 0
 }
 
+/* eventcount_wait: a look, then a step of its own. */
+inline set_bit()
+{
+    if
+    :: (ec & 1) == 0 -> ec = ec | 1
+    :: else
+    fi
+}
+
 /* Take the lock if that is possible now: `taken`; or `failed`, where its owner died. */
 inline attempt()
 {
@@ -117,13 +126,13 @@ proctype process(byte me)
                 if
                 :: atomic { ec == seen -> asleep[me] = true }
                     if
-                    :: !asleep[me] -> ec = ec | 1
+                    :: !asleep[me] -> set_bit()
 #ifdef SLICES
                     :: atomic { timeout && late < LATE -> late++; asleep[me] = false }
                         goto slice_over
                     :: atomic { early < EARLY -> early++; asleep[me] = false };
 slice_over:
-                        ec = ec | 1;
+                        set_bit();
 #ifndef MUTATION_NOBODY_LOOKS
                         if
                         :: behind > 0 && behind < 15 && word == behind ->
