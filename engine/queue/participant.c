@@ -33,7 +33,8 @@ static void vacate(shoal_queue *queue, uint32_t index, uint64_t identity)
 }
 
 /* Whether some slot between head and tail is still in the hands of this user: then its place must stay, so that it is
- * known for dead. */
+ * known for dead. Or of who drops an item, which may be this user's: then its memory must stay, as that one reads it.
+ */
 static bool holds_a_slot(shoal_queue *queue, uint32_t index)
 {
     uint64_t tail = atomic_load_explicit(&queue->header->tail, memory_order_acquire);
@@ -42,8 +43,9 @@ static bool holds_a_slot(shoal_queue *queue, uint32_t index)
         struct queue_slot *slot = slot_find(queue, position);
         if (slot == NULL)
             continue;
-        uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
-        if (qslot_is_held(word) && qslot_owner(word) == index)
+        /* acquire: pairs with the release in drop(); who is through with the item reads nothing of it any more */
+        uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (qslot_state(word) == QSLOT_DROPPING || (qslot_is_held(word) && qslot_owner(word) == index))
             return true;
     }
     return false;

@@ -1,8 +1,8 @@
 /* test_pool_steps.c: a worker that is killed before any one instruction of what it does for a task (steps.h): claim it,
  * take its items, answer them, hand it back. Whatever the instruction: each item has one right result, or it was held
  * by the dead worker and is said to be; at most one a death is; what the worker had not begun another does, who may die
- * over it too; no memory stays. And a worker that is stopped before any one instruction of its way to sleep, and told to
- * end meanwhile: it leaves no task.
+ * over it too; no memory stays. And a worker that is stopped before any one instruction of its way to sleep, and told
+ * to end meanwhile: it leaves no task.
  */
 #include "steps.h"
 
@@ -157,8 +157,8 @@ static void a_worker_may_be_killed_anywhere(void **state)
     step_through(try_kill, NULL, true);
 }
 
-/* Let a worker that finds nothing to do come `count` instructions of a claim far, hand a task out meanwhile, and tell the
- * workers to end once nothing is left to take: the task is not left. */
+/* Let a worker that finds nothing to do come `count` instructions of a claim far, hand a task out meanwhile, and tell
+ * the workers to end once nothing is left to take: the task is not left. */
 static int try_stop(void *context, int count, int number)
 {
     (void)context;

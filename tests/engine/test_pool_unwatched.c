@@ -66,8 +66,8 @@ static void *supervise(void *argument)
     return NULL;
 }
 
-/* Only now, while the supervisor sleeps, the pool is told of the process, which ends by that; and the item fails for the
- * reason that it was killed for. */
+/* Only now, while the supervisor sleeps, the pool is told of the process, which ends by that; and the item fails for
+ * the reason that it was killed for. */
 static void is_killed_when_watched(shoal_pool *pool, pid_t child, int outcome)
 {
     struct supervision supervision = {.pool = pool};
