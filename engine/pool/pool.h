@@ -97,6 +97,9 @@ void pool_publish(shoal_pool *pool, uint32_t slot);
 /* The ring has room for twice the slots, and entries that are taken are passed by workers only when they look. Locked.
  */
 bool pool_ring_has_room(shoal_pool *pool);
+/* Whether the supervising thread would look for overdue items too late for one of this limit (0: none) that is handed
+ * out now: then it is to be called, by shoal_pool_request_attention. Locked. */
+bool pool_looks_too_late(const shoal_pool *pool, int64_t time_limit);
 /* Where this process runs: a worker on the same core does not look for work but leaves the core to it. */
 void pool_note_owner_cpu(shoal_pool *pool);
 /* Move the slots that the workers pushed to their completion rings to `done`. Locked. */

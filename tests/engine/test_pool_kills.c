@@ -1,5 +1,6 @@
-/* test_pool_unwatched.c: a worker that takes a task before the pool was told of its process (shoal_pool_watch): whoever
- * started it may have been held up between the two. What is to kill it meanwhile is not forgotten.
+/* test_pool_kills.c: workers that the pool itself has to kill, at instants at which that is easily forgotten: before
+ * the pool was told of a worker's process (shoal_pool_watch), as whoever started it may have been held up between the
+ * two; and when a task is given out again while the supervisor sleeps.
  */
 #include "helpers.h"
 
@@ -24,19 +25,17 @@ static void submit(shoal_pool *pool, const void *data, size_t size, shoal_task_o
     shoal_pool_wake(pool);
 }
 
-/* A worker that takes an item and never answers it. It began it when this returns. */
-static pid_t start_worker(shoal_pool *pool, int64_t time_limit)
+/* A worker that takes an item and never answers it. */
+static pid_t fork_worker(shoal_pool *pool, uint32_t place, _Atomic int *begun)
 {
     uint32_t owner;
-    _Atomic int *begun = shared_memory(sizeof *begun);
-    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
-    submit(pool, "item", 4, (shoal_task_options){.time_limit = time_limit});
+    assert_int_equal(shoal_pool_enlist(pool, place, &owner), 0);
     const pid_t child = fork_child("a worker");
     if (child == 0) {
         shoal_worker *worker;
         shoal_task *task;
         shoal_item item;
-        CHECK(shoal_worker_open(pool, 0, owner, &worker) == 0);
+        CHECK(shoal_worker_open(pool, place, owner, &worker) == 0);
         CHECK(shoal_worker_claim(worker, SHOAL_FOREVER, &task) == 0);
         CHECK(shoal_task_next(task, &item) == 0);
         atomic_store(begun, 1);
@@ -44,6 +43,15 @@ static pid_t start_worker(shoal_pool *pool, int64_t time_limit)
             pause();
     }
     assert_true(child > 0);
+    return child;
+}
+
+/* The same, with an item that it began when this returns. */
+static pid_t start_worker(shoal_pool *pool, int64_t time_limit)
+{
+    _Atomic int *begun = shared_memory(sizeof *begun);
+    submit(pool, "item", 4, (shoal_task_options){.time_limit = time_limit});
+    const pid_t child = fork_worker(pool, 0, begun);
     while (atomic_load(begun) == 0)
         sleep_for(SHOAL_MILLISECOND);
     munmap((void *)(uintptr_t)begun, sizeof *begun);
@@ -124,6 +132,51 @@ static void an_item_that_takes_too_long(void **state)
     shoal_pool_close(pool);
 }
 
+static void watch(shoal_pool *pool, uint32_t place, pid_t child)
+{
+    const int descriptor = pidfd_open(child, 0);
+    assert_true(descriptor >= 0);
+    assert_int_equal(shoal_pool_watch(pool, place, child, descriptor), 0);
+    close(descriptor);
+}
+
+static void a_task_with_a_limit_that_is_given_out_again(void **state)
+{
+    (void)state;
+    struct supervision supervision;
+    shoal_completion completion;
+    pthread_t thread;
+    uint32_t held;
+    int status;
+    _Atomic int *begun = shared_memory(sizeof *begun);
+    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 2, .slots = 8}, &supervision.pool), 0);
+    shoal_pool *pool = supervision.pool;
+    const int64_t limit = 300 * SHOAL_MILLISECOND;
+    const pid_t first = start_worker(pool, limit);
+    watch(pool, 0, first);
+    kill_and_reap(first);
+    supervise(&supervision);
+    assert_int_equal(supervision.event.place, 0);
+    assert_int_equal(shoal_pool_bury(pool, 0, NULL, &held), 0);
+    assert_int_equal(shoal_pool_collect(pool, &completion), 0);
+    const pid_t second = fork_worker(pool, 1, begun);
+    watch(pool, 1, second);
+    assert_int_equal(pthread_create(&thread, NULL, supervise, &supervision), 0);
+    sleep_for(50 * SHOAL_MILLISECOND); /* it sleeps, as nothing with a limit is at hand */
+    assert_int_equal(shoal_pool_resume(pool, &completion, 0), 0);
+    shoal_pool_wake(pool);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(supervision.result, 0);
+    assert_int_equal(waitpid(second, &status, 0), second);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    assert_int_equal(shoal_pool_bury(pool, 1, NULL, &held), 0);
+    assert_int_equal(shoal_pool_collect(pool, &completion), 0);
+    assert_int_equal(completion.outcome, SHOAL_ETASKTIMEOUT);
+    shoal_pool_release(pool, &completion);
+    shoal_pool_close(pool);
+    munmap((void *)(uintptr_t)begun, sizeof *begun);
+}
+
 /* -- a pool that supervises itself: who starts a worker is held up in the fork -- */
 
 static _Atomic bool armed, go;
@@ -189,7 +242,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_task_that_is_cancelled_with_force, start_clock),
         cmocka_unit_test_setup(an_item_that_takes_too_long, start_clock),
+        cmocka_unit_test_setup(a_task_with_a_limit_that_is_given_out_again, start_clock),
         cmocka_unit_test_setup(stopping_a_pool_with_force, start_clock),
     };
-    return cmocka_run_group_tests_name("workers that are not watched yet", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("pool, kills of its own", tests, NULL, NULL);
 }
