@@ -336,9 +336,12 @@ uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
             continue;
         }
         const uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+        if (slot_state_of(word) == SLOT_FREE)
+            continue;
+        /* Also one that is done: what is left of it may be about to be given out again. */
+        atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
         if (slot_state_of(word) != SLOT_RUNNING)
             continue;
-        atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
         const uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
         if (kill)
             pool_condemn(pool, slot_owner_of(word), i, finished, SHOAL_ECANCELLED);

@@ -1,6 +1,6 @@
 /* test_pool_kills.c: workers that the pool itself has to kill, at instants at which that is easily forgotten: before
  * the pool was told of a worker's process (shoal_pool_watch), as whoever started it may have been held up between the
- * two; and when a task is given out again while the supervisor sleeps.
+ * two; and when a task is given out again while the supervisor sleeps, or after it was cancelled.
  */
 #include "helpers.h"
 
@@ -177,6 +177,42 @@ static void a_task_with_a_limit_that_is_given_out_again(void **state)
     munmap((void *)(uintptr_t)begun, sizeof *begun);
 }
 
+static void a_task_that_is_cancelled_before_it_is_given_out_again(void **state)
+{
+    (void)state;
+    shoal_pool *pool;
+    shoal_completion completion;
+    shoal_worker *worker;
+    shoal_task *task;
+    shoal_item item;
+    uint32_t owner, held;
+    assert_int_equal(shoal_pool_create(&(shoal_pool_options){.workers = 1, .slots = 8}, &pool), 0);
+    const pid_t child = start_worker(pool, 0);
+    kill_and_reap(child);
+    assert_int_equal(shoal_pool_bury(pool, 0, NULL, &held), 0);
+    assert_int_equal(shoal_pool_collect(pool, &completion), 0);
+    assert_int_equal(completion.outcome, SHOAL_EWORKERDIED);
+    (void)shoal_pool_cancel(pool, GROUP, 1); /* by another thread, in between */
+    assert_int_equal(shoal_pool_resume(pool, &completion, 0), 0);
+    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
+    assert_int_equal(shoal_worker_open(pool, 0, owner, &worker), 0);
+    assert_int_equal(shoal_worker_claim(worker, 0, &task), 0);
+    assert_int_equal(shoal_task_next(task, &item), -ENODATA);
+    shoal_task_finish(task);
+    assert_int_equal(shoal_pool_collect(pool, &completion), 0);
+    assert_int_equal(completion.outcome, SHOAL_ECANCELLED);
+    shoal_pool_release(pool, &completion);
+    shoal_worker_close(worker);
+    assert_int_equal(shoal_pool_bury(pool, 0, NULL, &held), 0);
+    submit(pool, "item", 4, (shoal_task_options){0}); /* the next one in the same place is not meant */
+    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
+    assert_int_equal(shoal_worker_open(pool, 0, owner, &worker), 0);
+    assert_int_equal(shoal_worker_claim(worker, 0, &task), 0);
+    assert_int_equal(shoal_task_next(task, &item), 0);
+    shoal_worker_close(worker);
+    shoal_pool_close(pool);
+}
+
 /* -- a pool that supervises itself: who starts a worker is held up in the fork -- */
 
 static _Atomic bool armed, go;
@@ -243,6 +279,7 @@ int main(void)
         cmocka_unit_test_setup(a_task_that_is_cancelled_with_force, start_clock),
         cmocka_unit_test_setup(an_item_that_takes_too_long, start_clock),
         cmocka_unit_test_setup(a_task_with_a_limit_that_is_given_out_again, start_clock),
+        cmocka_unit_test_setup(a_task_that_is_cancelled_before_it_is_given_out_again, start_clock),
         cmocka_unit_test_setup(stopping_a_pool_with_force, start_clock),
     };
     return cmocka_run_group_tests_name("pool, kills of its own", tests, NULL, NULL);
