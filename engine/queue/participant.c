@@ -93,7 +93,12 @@ int participant_self(shoal_queue *queue, uint32_t *index)
         return 0;
     }
     int error = register_self(queue, index);
-    if (error == 0)
-        atomic_store_explicit(&queue->self, (uint64_t)generation << 32 | (*index + 1), memory_order_relaxed);
-    return error;
+    if (error != 0)
+        return error;
+    /* Where places are vacated meanwhile, another thread may have found an earlier one: all that goes through this
+     * handle goes under one number, as blocks are given by it. The other place stays, until this process ends. */
+    if (!atomic_compare_exchange_strong_explicit(&queue->self, &known, (uint64_t)generation << 32 | (*index + 1),
+                                                 memory_order_relaxed, memory_order_relaxed))
+        *index = (uint32_t)known - 1;
+    return 0;
 }
