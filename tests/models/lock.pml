@@ -1,7 +1,7 @@
 /* lock.pml: engine/sync/lock.c: PROCESSES take the lock TURNS times each; one may be killed at any step.
  *
  * `word` is the lock's: 0, or the owner (1 and up), plus DIED when the owner was found dead. `ec` is the eventcount that
- * the waiters sleep on, as proved in eventcount.pml. A sleep that ends by itself (SLICES) is followed
+ * the waiters sleep on, as proved in eventcount.pml (where its look and the setting of its bit are two steps). A sleep that ends by itself (SLICES) is followed
  * by a look whether the owner lives; look and mark are two steps, between which anything may happen.
  * ROBUST gives the lock of a dead owner to the next; without it, acquirers fail and end.
  *
@@ -74,15 +74,6 @@ inline notify(all)
     w = 0
 }
 
-/* eventcount_wait: a look, then a step of its own. */
-inline set_bit()
-{
-    if
-    :: (ec & 1) == 0 -> ec = ec | 1
-    :: else
-    fi
-}
-
 /* Take the lock if that is possible now: `taken`; or `failed`, where its owner died. */
 inline attempt()
 {
@@ -126,13 +117,13 @@ proctype process(byte me)
                 if
                 :: atomic { ec == seen -> asleep[me] = true }
                     if
-                    :: !asleep[me] -> set_bit()
+                    :: !asleep[me] -> ec = ec | 1
 #ifdef SLICES
                     :: atomic { timeout && late < LATE -> late++; asleep[me] = false }
                         goto slice_over
                     :: atomic { early < EARLY -> early++; asleep[me] = false };
 slice_over:
-                        set_bit();
+                        ec = ec | 1;
 #ifndef MUTATION_NOBODY_LOOKS
                         if
                         :: behind > 0 && behind < 15 && word == behind ->
