@@ -602,17 +602,19 @@ static int settle_rest(PoolObject *pool, struct task_note *note, shoal_completio
     *again = false;
     if (from >= completion->items)
         return 0;
+    if (job->cancelled == NULL && !is_tried_again(note, completion)) {
+        if (settle_undone(note, note->start + (Py_ssize_t)from, completion) != 0)
+            return -1;
+        from++;
+    }
+    /* Looked at only now: making the error lets other threads in, and one that cancels the job finds nothing of this
+     * task to take back. From here on none comes between. */
     if (job->cancelled != NULL) {
         for (; from < completion->items; from++) {
             if (job_settle(job, note->start + (Py_ssize_t)from, Py_NewRef(job->cancelled), true) != 0)
                 return -1;
         }
         return 0;
-    }
-    if (!is_tried_again(note, completion)) {
-        if (settle_undone(note, note->start + (Py_ssize_t)from, completion) != 0)
-            return -1;
-        from++;
     }
     note->settled = from;
     if (from >= completion->items)

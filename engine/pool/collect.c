@@ -271,6 +271,7 @@ int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t f
         return -EINVAL;
     free_results(pool, slot);
     int error = 0;
+    bool look_sooner = false;
     pthread_mutex_lock(&pool->lock);
     if (!pool_ring_has_room(pool)) {
         error = -EAGAIN;
@@ -290,9 +291,13 @@ int shoal_pool_resume(shoal_pool *pool, shoal_completion *completion, uint32_t f
     uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
     /* A new generation: entries of the ready ring that name the old one must not be taken for this round. */
     atomic_store_explicit(&slot->state, slot_word(slot_generation_of(word) + 1, 0, SLOT_FREE), memory_order_relaxed);
+    /* While the task was done there was nothing to look for. */
+    look_sooner = pool_looks_too_late(pool, pool->orders[completion->slot].time_limit);
     pool_publish(pool, completion->slot);
 unlock:
     pthread_mutex_unlock(&pool->lock);
+    if (look_sooner)
+        shoal_pool_request_attention(pool, 0, 1);
     return error;
 }
 

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/pidfd.h>
 
 #include "base/thread.h"
 
@@ -321,10 +320,8 @@ void shoal_pool_stop(shoal_pool *pool, int kill)
     if (kill) {
         /* Through the pool's own descriptors: the handles in `places` are the supervisor's. */
         pthread_mutex_lock(&pool->lock);
-        for (uint32_t i = 0; i < pool->table.worker_count; i++) {
-            if (pool->places[i].state == PLACE_WATCHED)
-                (void)pidfd_send_signal(pool->places[i].pidfd, SIGKILL, NULL, 0);
-        }
+        for (uint32_t i = 0; i < pool->table.worker_count; i++)
+            pool_kill(&pool->places[i]);
         pthread_mutex_unlock(&pool->lock);
     }
     shoal_pool_request_attention(pool, 0, 1);

@@ -222,6 +222,14 @@ void pool_publish(shoal_pool *pool, uint32_t index)
     atomic_store_explicit(&table->header->ready_tail, ++pool->ready_tail, memory_order_release);
 }
 
+bool pool_looks_too_late(const shoal_pool *pool, int64_t time_limit)
+{
+    if (time_limit <= 0)
+        return false;
+    const int64_t now = shoal_clock_now();
+    return time_limit < SHOAL_FOREVER - now && now + time_limit < pool->next_check;
+}
+
 bool pool_ring_has_room(shoal_pool *pool)
 {
     uint64_t head = atomic_load_explicit(&pool->table.header->ready_head, memory_order_relaxed);
@@ -289,12 +297,9 @@ int shoal_pool_submit(shoal_pool *pool, const shoal_batch *batch, const shoal_ta
     atomic_store_explicit(&slot->results_size, 0, memory_order_relaxed);
     slot->elapsed = 0;
     atomic_fetch_add_explicit(&pool->outstanding, 1, memory_order_relaxed);
-    bool look_sooner = false;
-    if (order->time_limit > 0) {
+    if (order->time_limit > 0)
         pool->limited++;
-        const int64_t now = shoal_clock_now();
-        look_sooner = order->time_limit < SHOAL_FOREVER - now && now + order->time_limit < pool->next_check;
-    }
+    const bool look_sooner = pool_looks_too_late(pool, order->time_limit);
     pool_publish(pool, index);
     pthread_mutex_unlock(&pool->lock);
     if (look_sooner)
@@ -331,9 +336,12 @@ uint32_t shoal_pool_cancel(shoal_pool *pool, uint64_t group, int kill)
             continue;
         }
         const uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
+        if (slot_state_of(word) == SLOT_FREE)
+            continue;
+        /* Also one that is done: what is left of it may be about to be given out again. */
+        atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
         if (slot_state_of(word) != SLOT_RUNNING)
             continue;
-        atomic_store_explicit(&slot->stop, 1, memory_order_relaxed);
         const uint32_t finished = atomic_load_explicit(&slot->finished, memory_order_relaxed);
         if (kill)
             pool_condemn(pool, slot_owner_of(word), i, finished, SHOAL_ECANCELLED);

@@ -36,6 +36,7 @@ struct place {
      * It may have been done in the last instant; what the worker holds then is held by no fault of its own. */
     int32_t condemned_for; /* SHOAL_ETASKTIMEOUT, SHOAL_ECANCELLED, or 0 */
     uint32_t condemned_slot, condemned_item;
+    bool doomed; /* ENLISTED, and to be killed as soon as the pool knows its process */
 };
 
 /* What the owner knows of a slot that is not FREE, in its own memory: the slot's copy is for workers, and any of them
@@ -96,6 +97,9 @@ void pool_publish(shoal_pool *pool, uint32_t slot);
 /* The ring has room for twice the slots, and entries that are taken are passed by workers only when they look. Locked.
  */
 bool pool_ring_has_room(shoal_pool *pool);
+/* Whether the supervising thread would look for overdue items too late for one of this limit (0: none) that is handed
+ * out now: then it is to be called, by shoal_pool_request_attention. Locked. */
+bool pool_looks_too_late(const shoal_pool *pool, int64_t time_limit);
 /* Where this process runs: a worker on the same core does not look for work but leaves the core to it. */
 void pool_note_owner_cpu(shoal_pool *pool);
 /* Move the slots that the workers pushed to their completion rings to `done`. Locked. */
@@ -110,6 +114,8 @@ bool pool_keeps_item(shoal_pool *pool, uint32_t slot, uint32_t item);
 void pool_finish_handing(shoal_pool *pool, uint32_t slot, uint32_t worker);
 /* The blocks of a done slot's results go from its worker to owner 0. Locked. */
 void pool_take_over(shoal_pool *pool, uint32_t slot);
+/* Kill the worker of this place; one whose process is not known yet, once it is. Locked. */
+void pool_kill(struct place *entry);
 /* Kill this worker for an item that it holds of this slot, which then has that outcome. Locked. */
 void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item, int32_t outcome);
 /* The worker's word says that it dies (deaths.c): settle what it holds, or have the supervisor do so, who is to be

@@ -40,7 +40,7 @@ int shoal_pool_enlist(shoal_pool *pool, uint32_t place, uint32_t *owner)
         atomic_store_explicit(&record->awake, 0, memory_order_relaxed);
         atomic_store_explicit(&record->owner, number, memory_order_relaxed);
         entry->state = PLACE_ENLISTED;
-        entry->dying = entry->told = false;
+        entry->dying = entry->told = entry->doomed = false;
         entry->held = 0;
         entry->condemned_for = 0;
         entry->pid = 0;
@@ -69,6 +69,9 @@ int shoal_pool_watch(shoal_pool *pool, uint32_t place, pid_t pid, int pidfd)
         entry->state = PLACE_WATCHED;
         entry->pid = pid;
         entry->pidfd = copy;
+        /* It may have taken a task as soon as it was there, and be to blame for it already. */
+        if (entry->doomed)
+            pool_kill(entry);
     }
     pthread_mutex_unlock(&pool->lock);
     if (error != 0)
@@ -118,16 +121,25 @@ static uint32_t note_dying(shoal_pool *pool, shoal_pool_event *events, uint32_t 
 
 /* ------------------------------------------------------------------ time limits ---- */
 
+void pool_kill(struct place *entry)
+{
+    if (entry->state == PLACE_ENLISTED)
+        entry->doomed = true;
+    else if (entry->state == PLACE_WATCHED)
+        (void)pidfd_send_signal(entry->pidfd, SIGKILL, NULL, 0);
+}
+
 void pool_condemn(shoal_pool *pool, uint32_t owner, uint32_t slot, uint32_t item, int32_t outcome)
 {
     for (uint32_t place = 0; place < pool->table.worker_count; place++) {
         struct place *entry = &pool->places[place];
-        if (entry->owner != owner || entry->state != PLACE_WATCHED || entry->condemned_for != 0)
+        if (entry->owner != owner || entry->condemned_for != 0 ||
+            (entry->state != PLACE_ENLISTED && entry->state != PLACE_WATCHED))
             continue;
         entry->condemned_for = outcome;
         entry->condemned_slot = slot;
         entry->condemned_item = item;
-        (void)pidfd_send_signal(entry->pidfd, SIGKILL, NULL, 0);
+        pool_kill(entry);
     }
 }
 
@@ -391,7 +403,8 @@ int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit *how, uin
 void shoal_pool_shut(shoal_pool *pool, int how)
 {
     struct eventcount *work = &pool->table.header->work;
-    atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_relaxed);
+    /* release: pairs with the acquire in wait_for_work; what was handed out before is seen */
+    atomic_store_explicit(&pool->table.header->shut, (uint32_t)how, memory_order_release);
     /* A worker that was killed just as it was woken, and is not buried yet, leaves a word that says that nobody sleeps,
      * while others do. This call is the last one, and must reach them all: so say that somebody may. */
     (void)eventcount_prepare(work);

@@ -255,9 +255,11 @@ static int wait_for_work(shoal_worker *worker, int64_t deadline, uint32_t *index
     int result = 0;
     for (;;) {
         uint32_t seen = eventcount_prepare(&header->work);
+        /* Before the look for a task: one that was handed out before the pool was shut is not left. acquire: pairs with
+         * the release in shoal_pool_shut; whoever sees the word sees that task. */
+        const uint32_t shut = atomic_load_explicit(&header->shut, memory_order_acquire);
         if (try_claim(worker, index))
             break;
-        uint32_t shut = atomic_load_explicit(&header->shut, memory_order_relaxed);
         if (shut != 0) {
             result = -ESHUTDOWN;
             break;

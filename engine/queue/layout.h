@@ -47,14 +47,17 @@ enum queue_slot_state {
     QSLOT_DROPPING = 5
 };
 
-/* The word: bits 0-3 state, 4-15 owner (a participant's index), 16-63 position. */
+/* The word: bits 0-2 state, 3 turn, 4-15 owner (a participant's index), 16-63 position. An item has another turn each
+ * time that it comes back from a dead consumer: the dead one's index may be another process's by then, which reads the
+ * same item, and who was about to settle the slot of the dead one must not take it for that. */
+#define QSLOT_TURN UINT64_C(8)
 static inline uint64_t qslot_word(uint64_t position, uint32_t owner, enum queue_slot_state state)
 {
     return position << 16 | (uint64_t)(owner & 0xfffu) << 4 | (uint64_t)state;
 }
 static inline enum queue_slot_state qslot_state(uint64_t word)
 {
-    return (enum queue_slot_state)(word & 0xfu);
+    return (enum queue_slot_state)(word & 0x7u);
 }
 static inline uint32_t qslot_owner(uint64_t word)
 {
@@ -63,6 +66,11 @@ static inline uint32_t qslot_owner(uint64_t word)
 static inline uint64_t qslot_position(uint64_t word)
 {
     return word >> 16;
+}
+/* The same position and turn in another's hands, or another state. */
+static inline uint64_t qslot_next(uint64_t word, uint32_t owner, enum queue_slot_state state)
+{
+    return qslot_word(qslot_position(word), owner, state) | (word & QSLOT_TURN);
 }
 /* Whether the slot is in the hands of its owner, who may be dead. */
 static inline bool qslot_is_held(uint64_t word)

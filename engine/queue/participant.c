@@ -33,7 +33,8 @@ static void vacate(shoal_queue *queue, uint32_t index, uint64_t identity)
 }
 
 /* Whether some slot between head and tail is still in the hands of this user: then its place must stay, so that it is
- * known for dead. */
+ * known for dead. Or of who drops an item, which may be this user's: then its memory must stay, as that one reads it.
+ */
 static bool holds_a_slot(shoal_queue *queue, uint32_t index)
 {
     uint64_t tail = atomic_load_explicit(&queue->header->tail, memory_order_acquire);
@@ -42,8 +43,9 @@ static bool holds_a_slot(shoal_queue *queue, uint32_t index)
         struct queue_slot *slot = slot_find(queue, position);
         if (slot == NULL)
             continue;
-        uint64_t word = atomic_load_explicit(&slot->state, memory_order_relaxed);
-        if (qslot_is_held(word) && qslot_owner(word) == index)
+        /* acquire: pairs with the release in drop(); who is through with the item reads nothing of it any more */
+        uint64_t word = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (qslot_state(word) == QSLOT_DROPPING || (qslot_is_held(word) && qslot_owner(word) == index))
             return true;
     }
     return false;
@@ -91,7 +93,12 @@ int participant_self(shoal_queue *queue, uint32_t *index)
         return 0;
     }
     int error = register_self(queue, index);
-    if (error == 0)
-        atomic_store_explicit(&queue->self, (uint64_t)generation << 32 | (*index + 1), memory_order_relaxed);
-    return error;
+    if (error != 0)
+        return error;
+    /* Where places are vacated meanwhile, another thread may have found an earlier one: all that goes through this
+     * handle goes under one number, as blocks are given by it. The other place stays, until this process ends. */
+    if (!atomic_compare_exchange_strong_explicit(&queue->self, &known, (uint64_t)generation << 32 | (*index + 1),
+                                                 memory_order_relaxed, memory_order_relaxed))
+        *index = (uint32_t)known - 1;
+    return 0;
 }

@@ -299,7 +299,7 @@ static bool settle_dead(shoal_queue *queue, uint32_t self, struct queue_slot *sl
         if (read_contents(queue, slot, &item))
             give_contents(queue, slot->block, &item, owner + 1, 0);
         /* acq_rel: what the dead process wrote is passed on to the next owner of the slot */
-        atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(position, 0, QSLOT_FULL),
+        atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_next(word, 0, QSLOT_FULL) ^ QSLOT_TURN,
                                                 memory_order_acq_rel, memory_order_relaxed);
     } else if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(position, self, QSLOT_DROPPING),
                                                        memory_order_acq_rel, memory_order_relaxed)) {
@@ -369,9 +369,9 @@ static void note_passed(shoal_queue *queue, uint64_t from, uint64_t at, const st
         passed_store(queue, passed);
 }
 
-/* Claim the first FULL slot. SCAN_BUSY: there is none, but some are being written or read. With `bury`, slots of dead
- * owners are settled. */
-static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *position)
+/* Claim the first FULL slot, whose word is *claimed then. SCAN_BUSY: there is none, but some are being written or read.
+ * With `bury`, slots of dead owners are settled. */
+static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct queue_slot **out, uint64_t *claimed)
 {
     struct queue_header *header = queue->header;
     const bool told_to_bury = bury;
@@ -399,14 +399,15 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
                     bury = again = true;
                     break;
                 }
+                const uint64_t reading = qslot_next(word, self, QSLOT_READING);
                 /* acquire: pairs with the release in put; the contents come with it */
-                if (atomic_compare_exchange_strong_explicit(&slot->state, &word, qslot_word(at, self, QSLOT_READING),
-                                                            memory_order_acquire, memory_order_relaxed)) {
+                if (atomic_compare_exchange_strong_explicit(&slot->state, &word, reading, memory_order_acquire,
+                                                            memory_order_relaxed)) {
                     if (bury && !told_to_bury)
                         put_off_asking(queue);
                     note_passed(queue, from, at, &before, &passed);
                     *out = slot;
-                    *position = at;
+                    *claimed = reading;
                     return SCAN_CLAIMED;
                 }
             } else if (qslot_is_held(word)) {
@@ -631,25 +632,25 @@ int shoal_queue_put(shoal_queue *queue, const void *data, size_t size, int64_t t
 
 /* Claim a FULL slot, waiting for one. */
 static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, struct queue_slot **slot,
-                          uint64_t *position)
+                          uint64_t *claimed)
 {
     struct queue_header *header = queue->header;
-    if (claim_full(queue, self, false, slot, position) == SCAN_CLAIMED)
+    if (claim_full(queue, self, false, slot, claimed) == SCAN_CLAIMED)
         return 0;
     enum scan found = SCAN_EMPTY;
     if (deadline == 0) {
         /* A dead process's slot must not hide what it held from those who never wait. */
         if (shoal_queue_count(queue) == 0 || !may_ask(&queue->get_asked_at))
             return -ETIMEDOUT;
-        return claim_full(queue, self, true, slot, position) == SCAN_CLAIMED ? 0 : -ETIMEDOUT;
+        return claim_full(queue, self, true, slot, claimed) == SCAN_CLAIMED ? 0 : -ETIMEDOUT;
     }
     struct spin spin = spin_begin(&queue->item_spin, atomic_load_explicit(&header->producer_cpu, memory_order_relaxed));
-    while ((found = claim_full(queue, self, false, slot, position)) != SCAN_CLAIMED && spin_again(&spin)) {
+    while ((found = claim_full(queue, self, false, slot, claimed)) != SCAN_CLAIMED && spin_again(&spin)) {
     }
     spin_end(&spin, found == SCAN_CLAIMED);
     while (found != SCAN_CLAIMED) {
         uint32_t seen = eventcount_prepare(&header->items);
-        found = claim_full(queue, self, found == SCAN_BUSY, slot, position);
+        found = claim_full(queue, self, found == SCAN_BUSY, slot, claimed);
         if (found == SCAN_CLAIMED)
             break;
         int error = eventcount_wait(&header->items, seen,
@@ -666,19 +667,18 @@ static int wait_and_claim(shoal_queue *queue, uint32_t self, int64_t deadline, s
 
 /* The same for the calling process, which becomes a participant if it is none yet. */
 static int claim_within(shoal_queue *queue, int64_t timeout, uint32_t *self, struct queue_slot **slot,
-                        uint64_t *position)
+                        uint64_t *claimed)
 {
     const int64_t deadline = deadline_after(timeout);
     const int error = participant_self(queue, self);
-    return error != 0 ? error : wait_and_claim(queue, *self, deadline, slot, position);
+    return error != 0 ? error : wait_and_claim(queue, *self, deadline, slot, claimed);
 }
 
-static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t position, uint32_t self,
-                           enum queue_slot_state next)
+/* This process is through with the slot that it claimed, whose word that made `reading`. */
+static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t reading, enum queue_slot_state next)
 {
-    uint64_t reading = qslot_word(position, self, QSLOT_READING);
     /* release: this process is through with the slot before anybody uses it again */
-    atomic_compare_exchange_strong_explicit(&slot->state, &reading, qslot_word(position, 0, next), memory_order_release,
+    atomic_compare_exchange_strong_explicit(&slot->state, &reading, qslot_next(reading, 0, next), memory_order_release,
                                             memory_order_relaxed);
     if (next == QSLOT_DONE) {
         advance_head(queue);
@@ -693,12 +693,12 @@ int shoal_queue_get_item(shoal_queue *queue, int64_t timeout, shoal_received *ou
 {
     uint32_t self;
     struct queue_slot *slot;
-    uint64_t position;
-    const int error = claim_within(queue, timeout, &self, &slot, &position);
+    uint64_t claimed;
+    const int error = claim_within(queue, timeout, &self, &slot, &claimed);
     if (error != 0)
         return error;
     bool sound = take_contents(queue, slot, self, out);
-    finish_reading(queue, slot, position, self, QSLOT_DONE);
+    finish_reading(queue, slot, claimed, QSLOT_DONE);
     note_cpu(&queue->header->consumer_cpu);
     if (!sound)
         shoal_queue_release(queue, out);
@@ -716,8 +716,8 @@ int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t t
 {
     uint32_t self;
     struct queue_slot *slot;
-    uint64_t position;
-    const int error = claim_within(queue, timeout, &self, &slot, &position);
+    uint64_t claimed;
+    const int error = claim_within(queue, timeout, &self, &slot, &claimed);
     if (error != 0)
         return error;
     shoal_item item;
@@ -725,7 +725,7 @@ int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t t
     bool sound = read_contents(queue, slot, &item);
     if (sound && item.size > capacity) {
         *size = item.size;
-        finish_reading(queue, slot, position, self, QSLOT_FULL);
+        finish_reading(queue, slot, claimed, QSLOT_FULL);
         return -EMSGSIZE;
     }
     if (sound) {
@@ -734,7 +734,7 @@ int shoal_queue_get(shoal_queue *queue, void *buffer, size_t capacity, int64_t t
     }
     /* This process's before the item is DONE: should it die between the two, the block is swept with its own. */
     bool owned = block != 0 && shoal_heap_give(queue->heap, block, 0, self + 1) == 0;
-    finish_reading(queue, slot, position, self, QSLOT_DONE);
+    finish_reading(queue, slot, claimed, QSLOT_DONE);
     if (owned)
         (void)shoal_heap_free(queue->heap, block);
     note_cpu(&queue->header->consumer_cpu);

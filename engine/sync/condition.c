@@ -326,8 +326,9 @@ static bool has_been_notified(struct condition_shared *shared, const shoal_condi
     return atomic_load_explicit(&slot_of(shared, turn)->word, memory_order_acquire) != turn->word;
 }
 
-/* Give the slot up. True: it had a notification. */
-static bool give_up(struct condition_shared *shared, const shoal_condition_turn *turn, uint32_t *time)
+/* Give the slot up. True: it had a notification. With `hands_on` that goes to another first: who is killed between the
+ * two leaves it told twice, which a waiter must bear, and not lost, which nobody could mend. */
+static bool give_up(struct condition_shared *shared, const shoal_condition_turn *turn, bool hands_on)
 {
     struct condition_slot *slot = slot_of(shared, turn);
     uint64_t word = turn->word;
@@ -335,7 +336,8 @@ static bool give_up(struct condition_shared *shared, const shoal_condition_turn 
     if (slot_state_of(word) == SLOT_WAITING &&
         atomic_compare_exchange_strong_explicit(&slot->word, &word, 0, memory_order_acq_rel, memory_order_acquire))
         return false;
-    *time = slot_number_of(word);
+    if (hands_on)
+        (void)notify_first(shared, slot_number_of(word));
     /* From NOTIFIED on nobody but the waiter changes it while the waiter lives. release: as above */
     atomic_store_explicit(&slot->word, 0, memory_order_release);
     return true;
@@ -348,10 +350,8 @@ static bool take_over(struct condition_shared *shared, uint32_t index, uint64_t 
     /* acquire: pairs with the release in notify_slot() */
     if (!atomic_compare_exchange_strong_explicit(&shared->slots[index].word, &word, mine, memory_order_acquire,
                                                  memory_order_relaxed))
-        return false; /* another was faster */
-    uint32_t time;
-    if (give_up(shared, turn, &time))
-        (void)notify_first(shared, time); /* notified as well meanwhile: one is for another */
+        return false;                  /* another was faster */
+    (void)give_up(shared, turn, true); /* if it was notified as well meanwhile, one is for another */
     turn->slot = index;
     turn->word = mine;
     return true;
@@ -464,8 +464,7 @@ int shoal_condition_wait(shoal_condition *condition, int64_t timeout, shoal_cond
         turn->stage = STAGE_WAITING;
         (void)lock_leave(condition->lock);
     }
-    uint32_t time;
-    const bool notified = give_up(condition->shared, turn, &time);
+    const bool notified = give_up(condition->shared, turn, false);
     *turn = (shoal_condition_turn){.depth = turn->depth, .patience = turn->patience};
     if (result != 0)
         return result;
@@ -476,8 +475,6 @@ void shoal_condition_cancel(shoal_condition *condition, shoal_condition_turn *tu
 {
     if (turn->stage == STAGE_NONE)
         return;
-    uint32_t time;
-    if (give_up(condition->shared, turn, &time))
-        (void)notify_first(condition->shared, time);
+    (void)give_up(condition->shared, turn, true);
     *turn = (shoal_condition_turn){.depth = turn->depth, .patience = turn->patience};
 }

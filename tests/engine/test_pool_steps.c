@@ -1,7 +1,8 @@
 /* test_pool_steps.c: a worker that is killed before any one instruction of what it does for a task (steps.h): claim it,
  * take its items, answer them, hand it back. Whatever the instruction: each item has one right result, or it was held
  * by the dead worker and is said to be; at most one a death is; what the worker had not begun another does, who may die
- * over it too; no memory stays.
+ * over it too; no memory stays. And a worker that is stopped before any one instruction of its way to sleep, and told
+ * to end meanwhile: it leaves no task.
  */
 #include "steps.h"
 
@@ -11,28 +12,32 @@
 #define WITH_BLOCK 1u /* the item that comes with a block, and whose result has one */
 #define LARGE 400u
 
+static void do_task(shoal_worker *worker, shoal_task *task)
+{
+    shoal_item item;
+    while (shoal_task_next(task, &item) == 0) {
+        uint64_t number;
+        CHECK(item.size == sizeof number);
+        memcpy(&number, item.data, sizeof number);
+        number *= 2;
+        shoal_item result = {.data = &number, .size = sizeof number};
+        shoal_block block;
+        if (item.block_count > 0) {
+            CHECK(shoal_heap_free(shoal_worker_heap(worker), item.blocks[0]) == 0);
+            CHECK(shoal_heap_allocate(shoal_worker_heap(worker), LARGE, shoal_worker_owner(worker), &block) == 0);
+            result.blocks = &block;
+            result.block_count = 1;
+        }
+        CHECK(shoal_task_answer(task, &result) == 0);
+    }
+    shoal_task_finish(task);
+}
+
 static void serve(shoal_worker *worker)
 {
     shoal_task *task;
-    while (shoal_worker_claim(worker, 0, &task) == 0) {
-        shoal_item item;
-        while (shoal_task_next(task, &item) == 0) {
-            uint64_t number;
-            CHECK(item.size == sizeof number);
-            memcpy(&number, item.data, sizeof number);
-            number *= 2;
-            shoal_item result = {.data = &number, .size = sizeof number};
-            shoal_block block;
-            if (item.block_count > 0) {
-                CHECK(shoal_heap_free(shoal_worker_heap(worker), item.blocks[0]) == 0);
-                CHECK(shoal_heap_allocate(shoal_worker_heap(worker), LARGE, shoal_worker_owner(worker), &block) == 0);
-                result.blocks = &block;
-                result.block_count = 1;
-            }
-            CHECK(shoal_task_answer(task, &result) == 0);
-        }
-        shoal_task_finish(task);
-    }
+    while (shoal_worker_claim(worker, 0, &task) == 0)
+        do_task(worker, task);
 }
 
 static pid_t start_worker(shoal_pool *pool, bool marked)
@@ -152,10 +157,59 @@ static void a_worker_may_be_killed_anywhere(void **state)
     step_through(try_kill, NULL, true);
 }
 
+/* Let a worker that finds nothing to do come `count` instructions of a claim far, hand a task out meanwhile, and tell
+ * the workers to end once nothing is left to take: the task is not left. */
+static int try_stop(void *context, int count, int number)
+{
+    (void)context;
+    (void)number;
+    const shoal_pool_options options = {.workers = 1, .slots = 8};
+    shoal_pool *pool;
+    struct ledger ledger = {0};
+    uint32_t owner, held;
+    assert_int_equal(shoal_pool_create(&options, &pool), 0);
+    /* Another looks, as far as anybody knows: so this one does not, and the way to its sleep is the same each time. */
+    atomic_store(&pool->table.header->looking, SHOAL_POOL_WORKERS);
+    assert_int_equal(shoal_pool_enlist(pool, 0, &owner), 0);
+    pid_t child = fork_child("a worker that is told to end");
+    if (child == 0) {
+        shoal_worker *worker;
+        shoal_task *task;
+        CHECK(shoal_worker_open(pool, 0, owner, &worker) == 0);
+        step_mark(true);
+        int error = shoal_worker_claim(worker, SHOAL_MILLISECOND, &task);
+        step_mark(false);
+        for (; error != -ESHUTDOWN; error = shoal_worker_claim(worker, SHOAL_FOREVER, &task))
+            if (error == 0)
+                do_task(worker, task);
+        _exit(0);
+    }
+    CHECK(child > 0);
+    const int came = step_lead(child, count);
+    submit_items(pool);
+    shoal_pool_wake(pool);
+    shoal_pool_shut(pool, 1);
+    step_release(child);
+    assert_int_equal(shoal_pool_bury(pool, 0, NULL, &held), 0);
+    collect(pool, &ledger);
+    for (uint32_t i = 0; i < ITEMS; i++)
+        if (ledger.results[i] != 1)
+            fail_msg("stopped after %d instructions: item %u has %u results", came, i, ledger.results[i]);
+    shoal_pool_close(pool);
+    return came;
+}
+
+static void a_worker_that_is_to_end_leaves_no_task(void **state)
+{
+    (void)state;
+    step_through(try_stop, NULL, false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_worker_may_be_killed_anywhere, start_clock),
+        cmocka_unit_test_setup(a_worker_that_is_to_end_leaves_no_task, start_clock),
     };
     return cmocka_run_group_tests_name("pool, step by step", tests, NULL, NULL);
 }

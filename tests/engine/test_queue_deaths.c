@@ -460,6 +460,55 @@ static void the_places_of_the_dead_are_given_to_the_living(void **state)
     shoal_queue_close(queue);
 }
 
+struct newcomers {
+    shoal_queue *queue;
+    pthread_barrier_t barrier;
+};
+
+/* Whether it is the same user of the queue after all have come as when it came. */
+static void *come(void *context)
+{
+    struct newcomers *newcomers = context;
+    uint32_t first, then;
+    pthread_barrier_wait(&newcomers->barrier);
+    CHECK(shoal_queue_owner(newcomers->queue, &first) == 0);
+    pthread_barrier_wait(&newcomers->barrier);
+    CHECK(shoal_queue_owner(newcomers->queue, &then) == 0);
+    CHECK(first == then);
+    return NULL;
+}
+
+static int come_with_two_threads(void *context)
+{
+    enum { TAKEN = 1500 };
+    shoal_queue *queue = context;
+    struct newcomers newcomers = {.queue = queue};
+    pthread_t threads[2];
+    CHECK(pthread_barrier_init(&newcomers.barrier, NULL, 3) == 0);
+    const uint64_t other = atomic_load(&queue->participants[0].identity);
+    for (uint32_t i = 0; i < PARTICIPANTS; i++)
+        atomic_store(&queue->participants[i].identity, i < TAKEN ? other : 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&threads[i], NULL, come, &newcomers) == 0);
+    pthread_barrier_wait(&newcomers.barrier);
+    for (uint32_t i = 1; i < TAKEN; i += 7) /* as a sweep of the dead does */
+        atomic_store(&queue->participants[i * 131 % TAKEN].identity, 0);
+    pthread_barrier_wait(&newcomers.barrier);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    return 0;
+}
+
+static void threads_that_come_while_places_are_vacated_are_one_user(void **state)
+{
+    (void)state;
+    shoal_queue *queue = make_queue(0);
+    put_number(queue, 1);
+    for (int round = 0; round < 3000; round++)
+        child_ends_well(start_child("threads that come to a queue", come_with_two_threads, queue));
+    shoal_queue_close(queue);
+}
+
 static int find_no_place(void *context)
 {
     shoal_queue *queue = context;
@@ -673,6 +722,7 @@ int main(void)
         cmocka_unit_test_setup(memory_of_an_item_that_never_was_is_freed, start_clock),
         cmocka_unit_test_setup(an_items_memory_survives_a_consumer_that_had_begun_to_take_it_over, start_clock),
         cmocka_unit_test_setup(the_places_of_the_dead_are_given_to_the_living, start_clock),
+        cmocka_unit_test_setup(threads_that_come_while_places_are_vacated_are_one_user, start_clock),
         cmocka_unit_test_setup(a_process_too_many_is_told_so, start_clock),
         cmocka_unit_test_setup(an_overwritten_item_is_told_of_and_the_queue_goes_on, start_clock),
         cmocka_unit_test_setup(many_processes_put_and_get_and_each_item_is_taken_once, start_clock),

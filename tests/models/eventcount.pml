@@ -86,7 +86,10 @@ again:
         seen = 0;
 #ifndef MUTATION_BIT_LEFT_CLEARED
         /* eventcount_wait: who woke us cleared the bit, and others may sleep on */
-        word = word | 1;
+        if
+        :: (word & 1) == 0 -> word = word | 1
+        :: else
+        fi;
 #endif
         if
         :: atomic { free > 0 -> free-- } goto have

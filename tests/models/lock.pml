@@ -1,7 +1,7 @@
 /* lock.pml: engine/sync/lock.c: PROCESSES take the lock TURNS times each; one may be killed at any step.
  *
  * `word` is the lock's: 0, or the owner (1 and up), plus DIED when the owner was found dead. `ec` is the eventcount that
- * the waiters sleep on, as proved in eventcount.pml. A sleep that ends by itself (SLICES) is followed
+ * the waiters sleep on, as proved in eventcount.pml (where its look and the setting of its bit are two steps). A sleep that ends by itself (SLICES) is followed
  * by a look whether the owner lives; look and mark are two steps, between which anything may happen.
  * ROBUST gives the lock of a dead owner to the next; without it, acquirers fail and end.
  *

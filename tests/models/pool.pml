@@ -231,7 +231,7 @@ inline collect(s)
 
 proctype supervisor()
 {
-    byte k, b, f;
+    byte k, b, f, o;
     do
     :: settled == TOTAL -> end = true; break
     :: else ->
@@ -245,7 +245,7 @@ proctype supervisor()
         :: dead[1] && !noticed[1] && !buried[1] -> atomic { settle_slots(1); noticed[1] = true }
         :: dead[1] && !buried[1] -> atomic { settle_slots(1); buried[1] = true }
 #ifdef LIMIT
-        :: kills == 0 && slots[0].state == RUNNING ->
+        :: atomic { kills == 0 && slots[0].state == RUNNING -> o = slots[0].owner };
             b = slots[0].began;
             f = slots[0].finished;
             if
@@ -256,12 +256,13 @@ proctype supervisor()
 #endif
                 /* overdue: the item that began then */
                 assert(f + 1 == b);
+                /* Whose it was is known since the word was read: it may have handed the task back by now. */
                 atomic {
                     if
-                    :: slots[0].state == RUNNING && slots[0].owner != NOBODY && !killed[slots[0].owner] ->
+                    :: !killed[o] ->
                         slots[0].condemned = true;
                         slots[0].condemned_item = f;
-                        killed[slots[0].owner] = true;
+                        killed[o] = true;
                         kills++
                     :: else
                     fi

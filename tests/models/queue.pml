@@ -212,10 +212,8 @@ inline settle_dead(p)
 inline claim_full()
 {
     do
-    :: atomic {
-            busy = false;
-            again = false;
-            at = head;
+    :: atomic { busy = false; again = false; at = head };
+        atomic {
             t = tail
 #ifdef SCANNED
             ;
@@ -268,12 +266,14 @@ inline claim_full()
                         fi;
 #endif
 #endif
-                        if
 #ifndef MUTATION_NOBODY_ASKS
-                        :: bury && dead[OWNER(w)]
-#endif
+                        if
+                        :: bury
                         :: else -> w = 0
                         fi
+#else
+                        w = 0
+#endif
                     :: else -> w = 0
                     fi
                 fi
@@ -300,7 +300,11 @@ inline claim_full()
                     :: else
                     fi
                 }
-            :: w != 0 && w != WORD(0, FULL) -> settle_dead(at); again = true
+            :: w != 0 && w != WORD(0, FULL) ->
+                if
+                :: dead[OWNER(w)] -> settle_dead(at); again = true
+                :: else -> w = 0
+                fi
             :: else
             fi;
             at++
@@ -352,10 +356,12 @@ inline get()
     od;
     atomic { busy = false; bury = false; announced = false; late = 0; watching[me] = false };
 #ifndef MUTATION_WAKE_NOT_PASSED_ON
+    h = head;
     if
-    :: tail - head > 1 -> notify_items()
+    :: tail - h > 1 -> notify_items()
     :: else
     fi;
+    h = 0;
 #endif
     if
 #ifdef TOO_LARGE
@@ -391,12 +397,14 @@ inline claim_free()
     do
     ::
 #ifdef MUTATION_ROOM_SEEN_BEFORE_THE_TAIL
-        crowded = CAPACITY > 0 && tail >= head + CAPACITY;
+        h = head;
+        atomic { crowded = CAPACITY > 0 && tail >= h + CAPACITY; h = 0 };
         t = tail;
 #else
         t = tail;
 #if CAPACITY > 0
-        crowded = tail >= head + CAPACITY;
+        h = head;
+        atomic { crowded = tail >= h + CAPACITY; h = 0 };
 #endif
 #endif
         if
@@ -406,7 +414,8 @@ inline claim_free()
             atomic { crowded = tail >= h + CAPACITY; h = 0 };
             if
             :: crowded ->
-                atomic { crowded = false; h = head; w = word[h]; busy = HELD(w) };
+                atomic { crowded = false; h = head };
+                atomic { w = (h < POSITIONS -> word[h] : 0); busy = HELD(w) };
                 if
 #ifndef MUTATION_ONLY_THE_TAKER_MOVES_THE_HEAD
                 :: STATE(w) == DONE -> w = 0; advance_head()
@@ -468,7 +477,13 @@ inline claim_free()
     atomic { claimed = false; late = 0 };
 #if CAPACITY > 0
     if
-    :: slept && tail < head + CAPACITY -> notify_space()
+    :: slept ->
+        h = head;
+        if
+        :: tail < h + CAPACITY -> notify_space()
+        :: else
+        fi;
+        h = 0
     :: else
     fi;
     slept = false
@@ -502,7 +517,7 @@ inline put()
 
 /* Only those that may be killed look whether they are: the others' steps stay independent. */
 #define CONSUMER_VARIABLES \
-    byte at, t, w, scanned, written, until, known, known_left, left, early, late, gets, last[PRODUCERS]; \
+    byte at, t, h, w, scanned, written, until, known, known_left, left, early, late, gets, last[PRODUCERS]; \
     bool bury, busy, again, claimed, announced, moved, won, passed, put_back
 #define PRODUCER_VARIABLES \
     byte t, h, w, early, late; \

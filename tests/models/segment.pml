@@ -216,7 +216,8 @@ active proctype consumer()
     :: taken == ITEMS -> break
     :: else ->
         before = filled;
-        atomic { at = head; last = tail };
+        at = head;
+        last = tail;
         do
         :: at >= last || claimed -> break
         :: else ->

@@ -33,6 +33,12 @@ def nap(x: Any) -> Any:
     return x
 
 
+def die_or_sleep(x: int) -> None:
+    if x == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def fail_on_3(x: int) -> int:
     if x == 3:
         raise KeyError(x)
@@ -246,6 +252,26 @@ def test_cancelling_with_kill_ends_what_is_running() -> None:
         with pytest.raises(shoal.TaskCancelled):
             result.get(10)
         assert other.get(10) == 1
+
+
+def test_what_a_dead_worker_left_is_not_given_out_where_it_is_cancelled_as_its_error_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = shoal.WorkerDied.__init__
+    with Pool(1) as pool:
+
+        def cancel_and_make(self: shoal.WorkerDied, *args: Any) -> None:
+            other = threading.Thread(target=lambda: result.cancel(kill=True))
+            other.start()
+            other.join()
+            make(self, *args)
+
+        monkeypatch.setattr(shoal.WorkerDied, "__init__", cancel_and_make)
+        result = pool.map_async(die_or_sleep, [0, 1], chunksize=2, return_exceptions=True)
+        died, cancelled = result.get(10)
+        assert isinstance(died, shoal.WorkerDied)
+        assert isinstance(cancelled, shoal.TaskCancelled)
+        assert pool.apply(square, (4,)) == 16
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.2])
