@@ -16,6 +16,9 @@
 #include "sync/object.h"
 #include "sync/spin.h"
 
+/* So often an owned one is looked through before a release is refused. */
+#define RELEASE_LOOKS 16u
+
 struct semaphore_shared {
     struct sync_header header; /* count: the maximum */
     uint8_t unused0[128 - 40];
@@ -314,29 +317,48 @@ static int release_plain(shoal_semaphore *semaphore, uint32_t count)
     return 0;
 }
 
-/* Free `count` units of this process. Threads of it that together release more than it holds may leave one of them
- * with fewer than it asked for; it gets -EPERM all the same. */
+/* Free up to `count` units of a process. How many. */
+static uint32_t free_units(shoal_semaphore *semaphore, uint64_t process, uint32_t count)
+{
+    uint32_t freed = 0;
+    for (uint32_t i = 0; i < semaphore->maximum && freed < count; i++) {
+        _Atomic uint64_t *unit = &semaphore->shared->units[i];
+        uint64_t word = atomic_load_explicit(unit, memory_order_relaxed);
+        /* seq_cst: as in release_plain() */
+        if (owner_process(word) == process &&
+            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_seq_cst, memory_order_relaxed))
+            freed++;
+    }
+    return freed;
+}
+
+static uint32_t count_units(const shoal_semaphore *semaphore, uint64_t process)
+{
+    uint32_t held = 0;
+    for (uint32_t i = 0; i < semaphore->maximum; i++) {
+        const uint64_t word = atomic_load_explicit(&semaphore->shared->units[i], memory_order_relaxed);
+        held += owner_process(word) == process;
+    }
+    return held;
+}
+
+/* Free `count` units of this process. Its other threads may free one that this call comes to, and take one that it has
+ * passed: what was missed is looked for again. Threads that together release more than their process holds may leave
+ * one of them with fewer than it asked for; it gets -EPERM all the same. */
 static int release_owned(shoal_semaphore *semaphore, uint32_t count)
 {
     const uint64_t self = identity_of_thread();
     if (self == 0)
         return -ENOSYS;
-    uint32_t held = 0;
-    for (uint32_t i = 0; i < semaphore->maximum; i++) {
-        const uint64_t word = atomic_load_explicit(&semaphore->shared->units[i], memory_order_relaxed);
-        held += owner_process(word) == owner_process(self);
-    }
-    if (held < count)
-        return -EPERM;
-    for (uint32_t i = 0; i < semaphore->maximum && count > 0; i++) {
-        _Atomic uint64_t *unit = &semaphore->shared->units[i];
-        uint64_t word = atomic_load_explicit(unit, memory_order_relaxed);
-        /* seq_cst: as in release_plain() */
-        if (owner_process(word) == owner_process(self) &&
-            atomic_compare_exchange_strong_explicit(unit, &word, 0, memory_order_seq_cst, memory_order_relaxed))
-            count--;
-    }
-    return count == 0 ? 0 : -EPERM;
+    const uint64_t process = owner_process(self);
+    uint32_t looks = 0;
+    while (count_units(semaphore, process) < count)
+        if (++looks == RELEASE_LOOKS)
+            return -EPERM;
+    while ((count -= free_units(semaphore, process, count)) > 0)
+        if (++looks == RELEASE_LOOKS)
+            return -EPERM;
+    return 0;
 }
 
 int shoal_semaphore_release(shoal_semaphore *semaphore, uint32_t count)

@@ -407,6 +407,31 @@ static void never_more_threads_inside_than_owned_units(void **state)
     run_threads();
 }
 
+enum { RELEASERS = 6, RELEASES = 300000 };
+
+static void *take_and_give_back(void *refusals)
+{
+    for (int i = 0; i < RELEASES; i++) {
+        if (shoal_semaphore_acquire(semaphore, 10 * SHOAL_SECOND) != 0 || shoal_semaphore_release(semaphore, 1) != 0)
+            atomic_fetch_add((_Atomic uint32_t *)refusals, 1);
+    }
+    return NULL;
+}
+
+static void who_holds_a_unit_is_never_refused_for_what_other_threads_do(void **state)
+{
+    (void)state;
+    create(RELEASERS, 0, SHOAL_SEMAPHORE_OWNED);
+    _Atomic uint32_t refusals = 0;
+    pthread_t threads[RELEASERS];
+    for (int i = 0; i < RELEASERS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, take_and_give_back, (void *)&refusals), 0);
+    for (int i = 0; i < RELEASERS; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    assert_int_equal(refusals, 0);
+    assert_int_equal(shoal_semaphore_value(semaphore), RELEASERS);
+}
+
 static void an_uncontended_turn_costs_tens_of_nanoseconds(void **state)
 {
     (void)state;
@@ -444,6 +469,7 @@ int main(void)
         TEST(an_uncontended_turn_costs_tens_of_nanoseconds),
         TEST(never_more_threads_inside_than_units),
         TEST(never_more_threads_inside_than_owned_units),
+        TEST(who_holds_a_unit_is_never_refused_for_what_other_threads_do),
     };
     return cmocka_run_group_tests_name("semaphore", tests, NULL, NULL);
 }
