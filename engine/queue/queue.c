@@ -410,6 +410,7 @@ static enum scan claim_full(shoal_queue *queue, uint32_t self, bool bury, struct
                     *claimed = reading;
                     return SCAN_CLAIMED;
                 }
+                busy = true; /* another was faster, and may die with it */
             } else if (qslot_is_held(word)) {
                 busy = true;
                 if (qslot_state(word) != QSLOT_READING)

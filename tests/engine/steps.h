@@ -10,7 +10,7 @@
 
 #include <sys/ptrace.h>
 
-#define STEPS_ENOUGH (20 * SHOAL_SECOND) /* for one call: each instruction on the way takes some microseconds */
+#define STEPS_ENOUGH (12 * SHOAL_SECOND) /* for one call: each instruction on the way takes some microseconds */
 #define STEPS_ALL_OF_THE_LAST 240
 #define STEPS_STRIDE 97
 
