@@ -72,4 +72,15 @@ static UNUSED void step_through(int (*trial)(void *context, int count, int numbe
     CHECK(length > 50 && tried > 10);
 }
 
+/* The same from the first instruction on, each in turn as far as the time goes: where the call ends in waiting. */
+static UNUSED void step_from_first(int (*trial)(void *context, int count, int number), void *context)
+{
+    const int64_t end = shoal_clock_now() + STEPS_ENOUGH;
+    int count = 0;
+    while (shoal_clock_now() < end && trial(context, count, count) == count)
+        count++;
+    printf("             %d instructions tried\n", count);
+    CHECK(count > 50);
+}
+
 #endif
