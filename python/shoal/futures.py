@@ -695,20 +695,17 @@ def _results(job: _engine.Job, end_time: float | None, values: bool) -> Iterator
             if job.error is not None:
                 raise job.error  # an item's StopIteration, which is a RuntimeError as of any generator
             return
+        late = _base.TimeoutError  # another class than the built-in one before Python 3.11
         while True:
             try:
                 timeout = None if end_time is None else end_time - time.monotonic()
-                yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
+                yield _value(job.next_within(timeout, late)) if values else job.next_within(timeout, late)
             except StopIteration:
                 if job.error is not None:
                     raise
                 return
     except (errors.WorkerDied, TaskCancelled) as error:
         raise _outcome(error) from error.__cause__
-    except TimeoutError as error:
-        if type(error) is TimeoutError and not error.args and error.__cause__ is None:
-            raise _base.TimeoutError() from None  # another class than the built-in one before Python 3.11
-        raise
     finally:
         try:
             job.recall(_CANCELLED)

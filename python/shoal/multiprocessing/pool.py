@@ -4,7 +4,6 @@ library's."""
 from __future__ import annotations
 
 import abc
-import builtins
 import contextlib
 import os
 import threading
@@ -638,10 +637,7 @@ class IMapIterator(_engine.Job, _StandardIMapIterator):  # type: ignore[misc]
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""
         if timeout is None:
             return super().__next__()
-        try:
-            return self.next_within(timeout)
-        except builtins.TimeoutError:
-            raise TimeoutError from None
+        return self.next_within(timeout, TimeoutError)
 
     __next__ = next  # as in the standard library, by which name both take a timeout
 
