@@ -342,7 +342,21 @@ class Crew:
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
-        self.engine.abandon(error)
+        self.engine.abandon(self.why_broken())
+
+    def why_broken(self) -> BaseException:
+        """What to raise where the crew is broken: a copy. What is raised holds the frames that it came through, and with
+        them the pool, which could never be collected if its own crew held it in this way."""
+        import copy
+
+        assert self.broken is not None
+        error: BaseException = copy.copy(self.broken)
+        error.__cause__ = self.broken.__cause__
+        return error
+
+    def broke_by(self, error: BaseException) -> bool:
+        """Whether this is why the crew is broken."""
+        return self.broken is not None and type(error) is type(self.broken) and error.args == self.broken.args
 
     def refill(self) -> None:
         """Start what is missing. OSError where that fails."""

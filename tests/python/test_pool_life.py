@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,33 @@ def test_a_pool_belongs_to_the_process_that_made_it(own_pool: Any) -> None:
     os.waitpid(child, 0)
     os.close(read)
     os.close(write)
+
+
+def exit_at_once() -> None:
+    os._exit(4)
+
+
+@pytest.mark.timeout(60)
+def test_a_broken_pool_that_was_dropped_goes_with_its_threads_though_it_was_told_why() -> None:
+    pool = Pool(1, exit_at_once)
+    reached = weakref.ref(pool)
+    thread = pool._crew._thread
+    told = []
+    deadline = time.monotonic() + 30
+    while len(told) < 3 and time.monotonic() < deadline:
+        try:
+            pool.map(square, [1])
+        except RuntimeError as error:
+            told.append(str(error))
+    assert len(told) == 3
+    assert len(set(told)) == 1
+    assert "exit code 4" in told[0]
+    del pool
+    gc.collect()
+    assert reached() is None
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -177,7 +177,7 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
         if self._state != RUN:
             raise ValueError("Pool not running")
         if self._crew.broken is not None:
-            raise self._crew.broken
+            raise self._crew.why_broken()
 
     def stats(self) -> list[dict[str, Any]]:
         """What each worker that runs now did so far: its `pid`; `tasks` (chunks) and `items` done; seconds `busy` and
