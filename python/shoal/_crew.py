@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from _weakrefset import WeakSet  # that of weakref, without the rest of it
 from types import BuiltinFunctionType, FunctionType
 
 from shoal import _engine, _threads
@@ -121,6 +122,18 @@ class _Hold:
         self._lock.release()
 
 
+_crews: WeakSet[Crew] = WeakSet()
+
+
+def _free_locks() -> None:
+    """In a child of fork: the lock of a crew of the parent's may have been held by a thread that is not here."""
+    for crew in _crews:
+        crew._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_locks)
+
+
 class Crew:
     """Workers in `size` places, each started by `start`, and the threads that look after them.
 
@@ -165,6 +178,7 @@ class Crew:
         self._shut = False
         self._thread: threading.Thread | None = None
         self._helper: threading.Thread | None = None
+        _crews.add(self)
         self._help_wanted = threading.Event()
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
@@ -521,6 +535,8 @@ class Crew:
 
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""
+        if os.getpid() != self._owner:  # nor are they this process's to end
+            raise RuntimeError("a pool can be joined only by the process that made it")
         thread = self._thread
         if self._closed:
             return

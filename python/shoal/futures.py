@@ -444,6 +444,18 @@ def _default_context(method: str | None) -> Any:
     return ours.get_context(method)
 
 
+_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+
+
+def _free_locks() -> None:
+    """In a child of fork: an executor of the parent's may have been in use by a thread that is not here."""
+    for executor in _executors:
+        executor._shutdown_lock = threading.RLock()  # type: ignore[assignment]
+
+
+os.register_at_fork(after_in_child=_free_locks)
+
+
 class ProcessPoolExecutor(process.ProcessPoolExecutor):
     """An executor of worker processes; the interface of `concurrent.futures.ProcessPoolExecutor`.
 
@@ -519,6 +531,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         self._shutdown_thread = False
         # Encoding arguments runs the user's code, which may come back here.
         self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
+        _executors.add(self)
 
     def _ready_crew(self) -> _Crew:
         """The crew that takes work, started if need be. Locked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -285,6 +287,80 @@ def test_a_broken_pool_that_was_dropped_goes_with_its_threads_though_it_was_told
     assert thread is not None
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.timeout(60)
+def test_each_way_to_call_refuses_a_parents_pool_without_more_words(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os
+        from shoal.multiprocessing import Pool
+
+        with Pool(1) as pool:
+            pool.map(abs, [-1])
+            pool.apply(abs, (-1,))
+            if os.fork() == 0:
+                for use in (pool.map, pool.apply, pool.apply_async, pool.map_async, pool.imap):
+                    try:
+                        use(abs, [-1])
+                    except RuntimeError as error:
+                        print("process that made it" in str(error), flush=True)
+                os._exit(0)
+            os.wait()
+        """,
+    )
+    assert done.stdout.split() == ["True"] * 5
+    assert done.stderr == ""
+
+
+@pytest.mark.timeout(60)
+def test_a_child_that_ends_its_parents_pool_ends_nothing_of_it(own_pool: Any) -> None:
+    workers = [process.pid for process in own_pool._pool]
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        own_pool.terminate()
+        try:
+            own_pool.join()
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    assert b"process that made it" in os.read(read, 1000)
+    os.close(read)
+    assert own_pool.map(square, range(100)) == [x * x for x in range(100)]
+    assert [process.pid for process in own_pool._pool] == workers
+
+
+def close_inherited(pool: Any) -> None:
+    for use in (pool.stats, pool.close):
+        with contextlib.suppress(RuntimeError):
+            use()
+
+
+@pytest.mark.timeout(60)
+def test_a_child_does_not_wait_for_the_thread_that_had_a_pool_in_use_as_it_was_forked(own_pool: Any) -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with own_pool._crew.hold():  # as the supervisor does while it starts a worker
+            held.set()
+            over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        close_inherited(own_pool)
+        os._exit(0)
+    over.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
