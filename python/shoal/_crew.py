@@ -277,7 +277,13 @@ class Crew:
     def _watch(self, place: int, process: WorkerProcess) -> None:
         assert process.pid is not None
         try:
-            descriptor = os.pidfd_open(process.pid)
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except ProcessLookupError:  # it has ended, and the zygote whose child it was has reaped it
+                self.processes[place] = process
+                self._bury(place)
+                self.engine.call_supervisor()  # which starts another one there
+                return
             try:
                 self.engine.watch(place, process.pid, descriptor)
             finally:
