@@ -70,6 +70,28 @@ def test_terminate_does_not_wait_for_a_zygote_that_is_stopped(method: str) -> No
         assert not [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
+def blocked_signals(_: int = 0) -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def exit_unless_nothing_is_blocked() -> None:
+    os._exit(len(blocked_signals()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_of_a_zygote_that_a_pool_had_to_replace_have_no_signal_blocked(method: str) -> None:
+    context = get_context(method)
+    with context.Pool(1) as pool:
+        pool.map(square, range(10))
+        os.kill(_zygote._zygotes[method].pid, signal.SIGKILL)
+        lose_a_worker(pool)
+        assert pool.apply(blocked_signals) == set()
+        process = context.Process(target=exit_unless_nothing_is_blocked)
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_is_killed_before_it_is_watched_is_replaced(
