@@ -407,8 +407,7 @@ static PyMethodDef job_methods[] = {
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
      "next_within(timeout=None, late=TimeoutError)\n--\n\nThe next result of an iterating job; raises `late` after "
-     "that "
-     "many seconds."},
+     "that many seconds."},
     {"next_ready", job_next_ready, METH_VARARGS,
      "next_ready(timeout=None, late=TimeoutError)\n--\n\nAs next_within(), and with it what else is there already: a "
      "list of results."},

@@ -54,7 +54,8 @@ static PyObject *wanted_lock_exit(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef wanted_lock_methods[] = {
-    {"__enter__", wanted_lock_enter, METH_NOARGS, "Wait for the lock and take it; once more, where this thread has it."},
+    {"__enter__", wanted_lock_enter, METH_NOARGS,
+     "Wait for the lock and take it; once more, where this thread has it."},
     {"__exit__", wanted_lock_exit, METH_VARARGS, "Give the lock back."},
     {NULL, NULL, 0, NULL},
 };

@@ -78,7 +78,7 @@ def is_supervisor() -> bool:
 
 
 def outer_mask() -> set[int] | None:
-    """In a supervisor: the signals that were blocked before it blocked Ctrl-C, which what it starts must not inherit."""
+    """In a supervisor: the signals that were blocked before it blocked Ctrl-C; what it starts must not inherit that."""
     mask: set[int] | None = getattr(_thread, "mask", None)
     return mask
 
@@ -358,8 +358,11 @@ class Crew:
         self.engine.abandon(self.why_broken())
 
     def why_broken(self) -> BaseException:
-        """What to raise where the crew is broken: a copy. What is raised holds the frames that it came through, and with
-        them the pool, which could never be collected if its own crew held it in this way."""
+        """What to raise where the crew is broken: a copy.
+
+        What is raised holds the frames that it came through, and with them the pool, which could never be collected if
+        its own crew held it in this way.
+        """
         import copy
 
         assert self.broken is not None
