@@ -7,6 +7,8 @@
  */
 #include "pool.h"
 
+#include <unistd.h>
+
 const char pool_call_doc[] =
     "call(type, keeper, functions, function, args, kwargs, retries, callback, time_limit, /)\n--\n\n"
     "Have function(*args, **kwargs) called by a worker: a job of `type`, which was handed out; its `_pool` is "
@@ -51,9 +53,11 @@ static PyObject *pack_arguments(PyObject *args, PyObject *kwargs, enum call_mode
     return source;
 }
 
-/* Nobody will ever see this job: Ctrl-C came while it was handed out. Keeps the exception that is set. */
+/* Nobody will ever see this job: Ctrl-C came while it was handed out, say. Keeps the exception that is set. */
 static void take_back(JobObject *job)
 {
+    if (job->pool->process != getpid())
+        return; /* it was not handed out: the pool is another process's */
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyObject *result = PyObject_CallMethod((PyObject *)job, "cancel", NULL);

@@ -102,15 +102,15 @@ static PyObject *job_iternext(PyObject *self)
 static PyObject *job_next_within(PyObject *self, PyObject *args)
 {
     JobObject *job = (JobObject *)self;
-    PyObject *seconds = Py_None;
+    PyObject *seconds = Py_None, *late = PyExc_TimeoutError;
     int64_t timeout;
-    if (!PyArg_ParseTuple(args, "|O:next_within", &seconds) || module_timeout(seconds, &timeout) != 0)
+    if (!PyArg_ParseTuple(args, "|OO:next_within", &seconds, &late) || module_timeout(seconds, &timeout) != 0)
         return NULL;
     int result = wait_for(job->pool, job, true, timeout);
     if (result < 0)
         return NULL;
     if (result == 0) {
-        PyErr_SetNone(PyExc_TimeoutError);
+        PyErr_SetNone(late);
         return NULL;
     }
     PyObject *value = job_take_next(job);
@@ -407,9 +407,11 @@ static PyMethodDef job_methods[] = {
     {"results", job_results, METH_NOARGS,
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
-     "next_within(timeout=None)\n--\n\nThe next result of an iterating job; TimeoutError after that many seconds."},
+     "next_within(timeout=None, late=TimeoutError)\n--\n\nThe next result of an iterating job; raises `late` after "
+     "that many seconds."},
     {"next_ready", job_next_ready, METH_VARARGS,
-     "next_ready(timeout=None)\n--\n\nAs next_within(), and with it what else is there already: a list of results."},
+     "next_ready(timeout=None, late=TimeoutError)\n--\n\nAs next_within(), and with it what else is there already: a "
+     "list of results."},
     {"withdraw", job_withdraw, METH_VARARGS,
      "withdraw(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this "
      "exception; "

@@ -66,9 +66,9 @@ static int module_exec(PyObject *module)
     if (PyModule_AddStringConstant(module, "__version__", SHOAL_VERSION) != 0)
         return -1;
     static int (*const add[])(PyObject *) = {
-        codec_add,   pool_add,      worker_add,    queue_add,   sync_add,    group_add,
-        lock_add,    semaphore_add, condition_add, event_add,   barrier_add, guarded_add,
-        process_add, store_add,     compute_add,   delayed_add, files_add,   tasks_add,
+        codec_add, pool_add,      worker_add,    queue_add, sync_add,    group_add,   wanted_lock_add,
+        lock_add,  semaphore_add, condition_add, event_add, barrier_add, guarded_add, process_add,
+        store_add, compute_add,   delayed_add,   files_add, tasks_add,
     };
     for (size_t i = 0; i < sizeof add / sizeof add[0]; i++) {
         if (add[i](module) != 0)

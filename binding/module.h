@@ -67,6 +67,7 @@ int worker_add(PyObject *module);
 int queue_add(PyObject *module);
 int sync_add(PyObject *module);
 int group_add(PyObject *module);
+int wanted_lock_add(PyObject *module);
 int lock_add(PyObject *module);
 int semaphore_add(PyObject *module);
 int condition_add(PyObject *module);

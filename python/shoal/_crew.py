@@ -8,11 +8,13 @@ collected. `_serving.serve` is what its workers run.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # as in _serving
 import errno
 import os
 import sys
 import threading
 import time
+from _weakrefset import WeakSet  # that of weakref, without the rest of it
 from types import BuiltinFunctionType, FunctionType
 
 from shoal import _engine, _threads
@@ -75,6 +77,12 @@ def is_supervisor() -> bool:
     return getattr(_thread, "supervises", False)
 
 
+def outer_mask() -> set[int] | None:
+    """In a supervisor: the signals that were blocked before it blocked Ctrl-C; what it starts must not inherit that."""
+    mask: set[int] | None = getattr(_thread, "mask", None)
+    return mask
+
+
 def is_start_wanted() -> bool:
     """Whether the worker that this thread starts, and that takes its time, is to be waited for."""
     crew: Crew | None = getattr(_thread, "starts_for", None)
@@ -103,22 +111,16 @@ def _found_by_name(function: Any) -> bool:
     )
 
 
-class _Hold:
-    """Takes a crew's lock, and lets its holder know that it is waited for. (No `contextlib`: it costs each worker's
-    start.)"""
+_crews: WeakSet[Crew] = WeakSet()
 
-    def __init__(self, lock: Any, wanted: list[None]) -> None:
-        self._lock, self._wanted = lock, wanted
 
-    def __enter__(self) -> None:
-        self._wanted.append(None)
-        try:
-            self._lock.acquire()
-        finally:
-            self._wanted.pop()
+def _free_locks() -> None:
+    """In a child of fork: the lock of a crew of the parent's may have been held by a thread that is not here."""
+    for crew in _crews:
+        crew._lock = _engine.WantedLock()
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+
+os.register_at_fork(after_in_child=_free_locks)
 
 
 class Crew:
@@ -152,10 +154,7 @@ class Crew:
         self._foreign_main = foreign_main
         self._start = start
         self._restarts = restarts
-        self._lock = threading.RLock()  # held while workers start
-        self._lock_wanted: list[
-            None
-        ] = []  # one a thread that waits for it: a start that takes long is given up for now
+        self._lock = _engine.WantedLock()  # held while workers start: one that takes long is given up for who waits
         self._minded = False  # there may be results that nobody waits for
         self._ending = False
         self._put_off: list[tuple[int, int, int, int]] = []  # what the supervisor was told of while a start took long
@@ -165,6 +164,8 @@ class Crew:
         self._shut = False
         self._thread: threading.Thread | None = None
         self._helper: threading.Thread | None = None
+        self._mask: set[int] = set()
+        _crews.add(self)
         self._help_wanted = threading.Event()
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
@@ -172,17 +173,21 @@ class Crew:
         try:
             # Before the workers: with these on all cores it takes its time to begin, and start() waits for that.
             self._start_supervisor(thread)
-            self._thread = thread
             with _threads.forking(forks_with):
                 self._begin(self._fill_first)
         except BaseException:
             self.terminate()
             raise
 
-    @staticmethod
-    def _start_supervisor(thread: threading.Thread) -> None:
+    def _start_supervisor(self, thread: threading.Thread) -> None:
+        # With Ctrl-C blocked, from its first instruction on. Else it would take it while the main thread, which forks,
+        # has it blocked, and that would be told of it in the middle of os.register_at_fork's functions: these lose the
+        # exception, and logging's then keeps its lock.
+        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
         try:
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
             thread.start()
+            self._thread = thread
         except RuntimeError as error:
             if "can't start" not in str(error):  # but "at interpreter shutdown"
                 raise
@@ -190,6 +195,8 @@ class Crew:
             raise BlockingIOError(
                 errno.EAGAIN, "cannot start the pool's own thread: the limit of processes and threads is reached"
             ) from error
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)  # raises KeyboardInterrupt if one waited
 
     # -- functions --
 
@@ -224,13 +231,13 @@ class Crew:
 
     # -- the workers --
 
-    def hold(self) -> _Hold:
+    def hold(self) -> _engine.WantedLock:
         """The crew's lock, for a `with`, without waiting for a worker that takes its time to start."""
-        return _Hold(self._lock, self._lock_wanted)
+        return self._lock
 
     def _waits_for_start(self) -> bool:
         """Whether nobody needs the lock, or the supervisor, more than the worker that is being started."""
-        if self._lock_wanted or self._ending:
+        if self._lock.wanted or self._ending:
             return False
         if is_supervisor():
             try:
@@ -263,7 +270,13 @@ class Crew:
     def _watch(self, place: int, process: WorkerProcess) -> None:
         assert process.pid is not None
         try:
-            descriptor = os.pidfd_open(process.pid)
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except ProcessLookupError:  # it has ended, and the zygote whose child it was has reaped it
+                self.processes[place] = process
+                self._bury(place)
+                self.engine.call_supervisor()  # which starts another one there
+                return
             try:
                 self.engine.watch(place, process.pid, descriptor)
             finally:
@@ -342,7 +355,24 @@ class Crew:
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
-        self.engine.abandon(error)
+        self.engine.abandon(self.why_broken())
+
+    def why_broken(self) -> BaseException:
+        """What to raise where the crew is broken: a copy.
+
+        What is raised holds the frames that it came through, and with them the pool, which could never be collected if
+        its own crew held it in this way.
+        """
+        import copy
+
+        assert self.broken is not None
+        error: BaseException = copy.copy(self.broken)
+        error.__cause__ = self.broken.__cause__
+        return error
+
+    def broke_by(self, error: BaseException) -> bool:
+        """Whether this is why the crew is broken."""
+        return self.broken is not None and type(error) is type(self.broken) and error.args == self.broken.args
 
     def refill(self) -> None:
         """Start what is missing. OSError where that fails."""
@@ -372,9 +402,12 @@ class Crew:
     # -- the supervisor --
 
     def _supervise(self) -> None:
+        _thread.mask = self._mask
         try:
             self._see_to_workers()
         finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
+            _thread.mask = None
             self._over = True
             self._help_wanted.set()  # the helper ends too
 
@@ -461,6 +494,7 @@ class Crew:
         self._help_wanted.set()
 
     def _help(self) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)  # the supervisor started it; callbacks start processes
         while True:
             self._help_wanted.wait()
             self._help_wanted.clear()
@@ -507,6 +541,8 @@ class Crew:
 
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""
+        if os.getpid() != self._owner:  # nor are they this process's to end
+            raise RuntimeError("a pool can be joined only by the process that made it")
         thread = self._thread
         if self._closed:
             return

@@ -131,8 +131,12 @@ def dumps_with(
     except (_pickle.PicklingError, AttributeError, TypeError) as error:
         try:
             pickled = _dumps_by_value(obj, buffer_callback, False, table)
-        except Exception:
-            raise error from None
+        except Exception as why:
+            if isinstance(error, TypeError) or isinstance(why, ImportError):
+                raise error from None
+            # A function that is not to be found by name is no reason, where it is something else that could not go.
+            why.__context__ = None
+            raise
     # A reference to __main__ always spells the name; a string that merely contains it costs time, no more.
     if foreign_main and b"__main__" in pickled:
         if habits is not None:

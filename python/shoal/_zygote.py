@@ -51,6 +51,8 @@ class Zygote:
         self._cpus = os.sched_getaffinity(0)
         self.standing = _standing()
         ours, theirs = _engine.zygote_sockets()
+        crew = sys.modules.get("shoal._crew")
+        mask = crew.outer_mask() if crew is not None else None
         try:
             # Its descriptor 0 is the socket; all others are close-on-exec.
             self.pid = os.posix_spawn(
@@ -58,6 +60,7 @@ class Zygote:
                 arguments,
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0)],
+                **({} if mask is None else {"setsigmask": mask}),
             )
         except BaseException as error:
             os.close(ours)

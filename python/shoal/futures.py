@@ -444,6 +444,18 @@ def _default_context(method: str | None) -> Any:
     return ours.get_context(method)
 
 
+_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+
+
+def _free_locks() -> None:
+    """In a child of fork: an executor of the parent's may have been in use by a thread that is not here."""
+    for executor in _executors:
+        executor._shutdown_lock = threading.RLock()  # type: ignore[assignment]
+
+
+os.register_at_fork(after_in_child=_free_locks)
+
+
 class ProcessPoolExecutor(process.ProcessPoolExecutor):
     """An executor of worker processes; the interface of `concurrent.futures.ProcessPoolExecutor`.
 
@@ -519,6 +531,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         self._shutdown_thread = False
         # Encoding arguments runs the user's code, which may come back here.
         self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
+        _executors.add(self)
 
     def _ready_crew(self) -> _Crew:
         """The crew that takes work, started if need be. Locked."""
@@ -695,20 +708,17 @@ def _results(job: _engine.Job, end_time: float | None, values: bool) -> Iterator
             if job.error is not None:
                 raise job.error  # an item's StopIteration, which is a RuntimeError as of any generator
             return
+        late = _base.TimeoutError  # another class than the built-in one before Python 3.11
         while True:
             try:
                 timeout = None if end_time is None else end_time - time.monotonic()
-                yield _value(job.next_within(timeout)) if values else job.next_within(timeout)
+                yield _value(job.next_within(timeout, late)) if values else job.next_within(timeout, late)
             except StopIteration:
                 if job.error is not None:
                     raise
                 return
     except (errors.WorkerDied, TaskCancelled) as error:
         raise _outcome(error) from error.__cause__
-    except TimeoutError as error:
-        if type(error) is TimeoutError and not error.args and error.__cause__ is None:
-            raise _base.TimeoutError() from None  # another class than the built-in one before Python 3.11
-        raise
     finally:
         try:
             job.recall(_CANCELLED)

@@ -70,6 +70,56 @@ def test_terminate_does_not_wait_for_a_zygote_that_is_stopped(method: str) -> No
         assert not [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
+def blocked_signals(_: int = 0) -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def exit_unless_nothing_is_blocked() -> None:
+    os._exit(len(blocked_signals()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_of_a_zygote_that_a_pool_had_to_replace_have_no_signal_blocked(method: str) -> None:
+    context = get_context(method)
+    with context.Pool(1) as pool:
+        pool.map(square, range(10))
+        os.kill(_zygote._zygotes[method].pid, signal.SIGKILL)
+        lose_a_worker(pool)
+        assert pool.apply(blocked_signals) == set()
+        process = context.Process(target=exit_unless_nothing_is_blocked)
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_is_killed_before_it_is_watched_is_replaced(
+    method: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victims: list[int] = []
+
+    def kill_first(pid: int, flags: int = 0) -> int:
+        if not victims:
+            victims.append(pid)
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while psutil.pid_exists(pid) and time.monotonic() < deadline:  # until its zygote has reaped it
+                time.sleep(0.001)
+        return pidfd_open(pid, flags)
+
+    pidfd_open = os.pidfd_open
+    if first:
+        monkeypatch.setattr(os, "pidfd_open", kill_first)
+    with get_context(method).Pool(1) as pool:
+        if not first:
+            pool.map(square, range(10))
+            monkeypatch.setattr(os, "pidfd_open", kill_first)
+            lose_a_worker(pool)
+        assert pool.map(square, range(100)) == [x * x for x in range(100)]
+        assert len(victims) == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pool_goes_on_with_the_workers_it_has_while_the_zygote_is_stopped(method: str, tmp_path: Path) -> None:
     with get_context(method).Pool(3) as pool:

@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,33 @@ def test_an_executor_of_the_parents_is_refused_in_a_forked_child(executor: Any) 
     os.close(read)
     os.close(write)
     assert future.result(10) == 0.5
+
+
+class Slow:
+    """Takes its time to be pickled."""
+
+    begun, over = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        self.over.wait(30)
+        return int, (3,)
+
+
+@pytest.mark.timeout(60)
+def test_a_child_does_not_wait_for_the_thread_that_had_an_executor_in_use_as_it_was_forked(executor: Any) -> None:
+    submitting = threading.Thread(target=executor.submit, args=(square, Slow()))
+    submitting.start()
+    Slow.begun.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        executor.shutdown()
+        os._exit(0)
+    Slow.over.set()
+    submitting.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # -- Shoal's own arguments --

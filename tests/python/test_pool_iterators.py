@@ -331,6 +331,40 @@ def test_both_names_of_next_take_a_timeout(pool: Any, method: str) -> None:
         results.__next__(timeout=0.01)
 
 
+def raise_timeout(x: int) -> int:
+    if x == 1:
+        raise TimeoutError(x)
+    return x
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_an_item_that_fails_by_a_timeout_of_its_own_is_told_so_by_a_next_with_a_timeout(pool: Any, method: str) -> None:
+    def outcomes(results: Any) -> list[Any]:
+        found: list[Any] = []
+        while True:
+            try:
+                found.append(results.next(20))
+            except StopIteration:
+                return found
+            except Exception as error:
+                found.append(error)
+
+    found = outcomes(getattr(pool, method)(raise_timeout, range(3)))
+    assert sorted(x for x in found if isinstance(x, int)) == [0, 2]
+    assert [(type(x), x.args) for x in found if not isinstance(x, int)] == [(TimeoutError, (1,))]
+    (late,) = outcomes(getattr(pool, method)(time.sleep, [30], task_timeout=0.05))
+    assert isinstance(late, shoal.TaskTimeout)
+
+    def bare() -> Iterator[int]:
+        yield 5
+        raise TimeoutError
+
+    found = outcomes(getattr(pool, method)(square, bare()))
+    assert 25 in found
+    assert [type(x) for x in found if x != 25] == [TimeoutError]
+
+
 def test_a_sub_class_of_an_iterator_goes_on_as_it_says(pool: Any) -> None:
     class Doubling(type(pool.imap(abs, []))):  # type: ignore[misc]
         def next(self, timeout: float | None = None) -> Any:

@@ -485,7 +485,7 @@ class Future:
 
 def see_error(error: BaseException, crew: Crew) -> BaseException:
     """A task's error as its caller is to see it."""
-    known = type(error) is WorkerDied or type(error).__name__ == "BrokenProcessPool" or error is crew.broken
+    known = type(error) is WorkerDied or type(error).__name__ == "BrokenProcessPool" or crew.broke_by(error)
     if not known:
         return error
     from shoal.joblib import _errors

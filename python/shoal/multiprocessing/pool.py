@@ -4,7 +4,6 @@ library's."""
 from __future__ import annotations
 
 import abc
-import builtins
 import contextlib
 import os
 import threading
@@ -178,7 +177,7 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
         if self._state != RUN:
             raise ValueError("Pool not running")
         if self._crew.broken is not None:
-            raise self._crew.broken
+            raise self._crew.why_broken()
 
     def stats(self) -> list[dict[str, Any]]:
         """What each worker that runs now did so far: its `pid`; `tasks` (chunks) and `items` done; seconds `busy` and
@@ -638,10 +637,7 @@ class IMapIterator(_engine.Job, _StandardIMapIterator):  # type: ignore[misc]
         """The next result; multiprocessing.TimeoutError if it does not come within `timeout` seconds."""
         if timeout is None:
             return super().__next__()
-        try:
-            return self.next_within(timeout)
-        except builtins.TimeoutError:
-            raise TimeoutError from None
+        return self.next_within(timeout, TimeoutError)
 
     __next__ = next  # as in the standard library, by which name both take a timeout
 
