@@ -102,7 +102,7 @@ static PyObject *job_iternext(PyObject *self)
 static PyObject *job_next_within(PyObject *self, PyObject *args)
 {
     JobObject *job = (JobObject *)self;
-    PyObject *seconds = Py_None, *late = PyExc_TimeoutError;
+    PyObject *seconds = Py_None, *late = Py_None;
     int64_t timeout;
     if (!PyArg_ParseTuple(args, "|OO:next_within", &seconds, &late) || module_timeout(seconds, &timeout) != 0)
         return NULL;
@@ -110,7 +110,7 @@ static PyObject *job_next_within(PyObject *self, PyObject *args)
     if (result < 0)
         return NULL;
     if (result == 0) {
-        PyErr_SetNone(late);
+        PyErr_SetNone(late == Py_None ? PyExc_TimeoutError : late);
         return NULL;
     }
     PyObject *value = job_take_next(job);
@@ -407,10 +407,10 @@ static PyMethodDef job_methods[] = {
     {"results", job_results, METH_NOARGS,
      "results()\n--\n\nAll results in order, or the first failed item's exception."},
     {"next_within", job_next_within, METH_VARARGS,
-     "next_within(timeout=None, late=TimeoutError)\n--\n\nThe next result of an iterating job; raises `late` after "
+     "next_within(timeout=None, late=None)\n--\n\nThe next result of an iterating job; `late`, or TimeoutError, after "
      "that many seconds."},
     {"next_ready", job_next_ready, METH_VARARGS,
-     "next_ready(timeout=None, late=TimeoutError)\n--\n\nAs next_within(), and with it what else is there already: a "
+     "next_ready(timeout=None, late=None)\n--\n\nAs next_within(), and with it what else is there already: a "
      "list of results."},
     {"withdraw", job_withdraw, METH_VARARGS,
      "withdraw(error, kill=False)\n--\n\nFail what no worker has begun (kill: also what is at hand) with this "

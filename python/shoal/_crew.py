@@ -129,6 +129,9 @@ class Crew:
     The supervisor sees to deaths and time limits, and never runs the user's code. What nobody waits for (callbacks, the
     rest of an iterator) is done by a second thread, the helper, once there is such a thing.
 
+    Made, it has neither threads nor processes: whoever makes it first sees to it that it will be ended, then calls
+    start(). Ctrl-C may come between any two steps.
+
     begin: how many places are filled at first, all by default; grow() fills more.
     forks_with: where workers are forked from this process: the threads of their numerical libraries.
     """
@@ -153,6 +156,7 @@ class Crew:
         self.broken: BaseException | None = None
         self._foreign_main = foreign_main
         self._start = start
+        self._forks_with = forks_with
         self._restarts = restarts
         self._lock = _engine.WantedLock()  # held while workers start: one that takes long is given up for who waits
         self._minded = False  # there may be results that nobody waits for
@@ -169,11 +173,14 @@ class Crew:
         self._help_wanted = threading.Event()
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
+
+    def start(self) -> None:
+        """Start the supervisor and the first workers. If that fails, all is ended."""
         thread = threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True)
         try:
             # Before the workers: with these on all cores it takes its time to begin, and start() waits for that.
             self._start_supervisor(thread)
-            with _threads.forking(forks_with):
+            with _threads.forking(self._forks_with):
                 self._begin(self._fill_first)
         except BaseException:
             self.terminate()
@@ -568,10 +575,10 @@ class Crew:
             return
         self._ending = True
         with self.hold():
-            before, self.state = self.state, TERMINATE
-            if before == TERMINATE:
+            self.state = TERMINATE
+            if self._closed:
                 return
-            try:
+            try:  # again, where Ctrl-C interrupted an earlier call
                 self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
                 # The signal first: a worker that sleeps is gone at once, and is not woken only to end in order.
                 self._signal_all()
@@ -589,15 +596,16 @@ class Crew:
             pass
         self._help_wanted.set()
         with self._lock:
-            self._close()
+            if not self._closed:
+                self._close()
 
     def _close(self) -> None:
-        self._closed = True
         self.engine.close()
         crashes, self._crashes = self._crashes, [-1] * self.size
         for crash in crashes:
             if crash >= 0:
                 os.close(crash)
+        self._closed = True
 
     def _signal_all(self) -> None:
         for process in self.processes:

@@ -121,7 +121,14 @@ class _Crew(_crew.Crew):
         self.ended = False  # no callback is run any more
         super().__init__(size, start, **options)
         self.engine.unreadable = _unreadable
+
+    def start(self) -> None:
         _alive.add(self)
+        try:
+            super().start()
+        except BaseException:
+            _alive.discard(self)
+            raise
         if self.ended:  # its supervisor is gone by now: the initializer failed
             _alive.discard(self)
 
@@ -545,7 +552,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
         if crew is None:
             # As in the standard library: with "fork" all at once, before there are threads; else as they are needed.
             forks = self._mp_context.get_start_method(allow_none=False) == "fork"
-            crew = self._crew = _Crew(
+            crew = _Crew(
                 self._max_workers,
                 _starter(self._mp_context, self._duties),
                 foreign_main=_crew.is_main_interactive(),
@@ -553,6 +560,8 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
                 forks_with=self._duties.threads if forks else None,
             )
             weakref.finalize(self, crew.forsake).atexit = False
+            crew.start()
+            self._crew = crew
         return crew
 
     def _submit_job(self, crew: _Crew, job: _engine.Job) -> None:

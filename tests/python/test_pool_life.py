@@ -20,6 +20,7 @@ import pytest
 import shoal
 from helpers import run_program
 from pool_calls import fail_on, square
+from shoal import _crew
 from shoal.multiprocessing import Pool, get_context
 
 
@@ -54,6 +55,38 @@ def test_an_exception_of_a_signals_handler_never_leaves_a_crews_lock_taken(own_p
     other.start()
     other.join(20)
     assert len(workers) == 2
+
+
+@pytest.mark.timeout(60)
+def test_a_terminate_that_was_interrupted_is_done_by_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_signal_all", "_bury_all"):
+        pool = Pool(2)
+        workers = list(pool._pool)
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._crew, name, lambda: os.kill(os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                pool.terminate()
+                time.sleep(20)
+        pool.terminate()
+        assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_as_a_pool_has_started_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: list[Any] = []
+    start = _crew.Crew.start
+
+    def interrupted(crew: _crew.Crew) -> None:
+        start(crew)
+        workers.extend(crew.processes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_crew.Crew, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Pool(2)
+    gc.collect()
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.timeout(100)

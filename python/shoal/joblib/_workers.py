@@ -164,6 +164,7 @@ def get_crew(
         if crew is not None and (crew.state != _crew.RUN or crew.broken is not None):
             surplus.append(crew)
             crew = None
+        is_new = crew is None
         if crew is None:
             # It starts while this process imports what the call itself takes, and pickling a program's own functions.
             _zygote.get().current()
@@ -184,6 +185,12 @@ def get_crew(
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]
         _crews[key] = crew  # the last one: the first is the one used longest ago
+        if is_new:
+            try:
+                crew.start()
+            except BaseException:
+                _crews.pop(key, None)
+                raise
         for other_key, other in list(_crews.items())[:-_CREWS_KEPT]:
             if not is_busy(other):
                 surplus.append(_crews.pop(other_key))
@@ -299,14 +306,14 @@ class ForkedWorkers(Handle):
             max_tasks=max_tasks,
             keeps_exits=True,
         )
-        super().__init__(
-            Crew(
-                n_jobs,
-                pool._Starter(_make_process, context, duties),
-                foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
-            )
+        crew = Crew(
+            n_jobs,
+            pool._Starter(_make_process, context, duties),
+            foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
         )
-        self._finalizer = weakref.finalize(self, Crew.terminate, self.crew)
+        super().__init__(crew)
+        self._finalizer = weakref.finalize(self, Crew.terminate, crew)
+        crew.start()
 
     def apply_async(
         self,

@@ -152,6 +152,7 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
             forks_with=duties.threads if context.get_start_method() == "fork" else None,
         )
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
+        self._crew.start()
         self._state = RUN
 
     def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
@@ -455,7 +456,8 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
     def terminate(self) -> None:
         """End the workers at once; what is not done fails with `shoal.TaskCancelled`."""
         self._state = TERMINATE
-        self._terminate()
+        self._crew.terminate()
+        self._terminate.cancel()  # only now: Ctrl-C may have interrupted it
 
     def join(self) -> None:
         """Wait for the workers to end."""
