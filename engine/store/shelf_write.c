@@ -219,19 +219,24 @@ int shelf_write_all(int fd, const uint8_t *data, size_t size, uint64_t offset)
 int shelf_remove_stale(struct shelf *shelf, const struct shelf_lock *lock)
 {
     struct index *index = &shelf->index;
-    while (index->stale_count != 0) {
-        const struct index_place *place = &index->stale[index->stale_count - 1];
+    size_t done = 0;
+    int error = 0;
+    /* The first that was found is the first that goes: a key's last record hides those of before to the end. */
+    for (; done < index->stale_count; done++) {
+        const struct index_place *place = &index->stale[done];
         uint64_t offset = (uint64_t)place->block * RECORD_ALIGNMENT;
         struct record_header header;
-        if (!file_size_allowed(offset + sizeof header)) /* RLIMIT_FSIZE holds for what is there, too */
-            return -EFBIG;
         record_make(&header, shelf->mark, place->key.bytes, place->span, 0);
-        int error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, offset);
+        error = file_size_allowed(offset + sizeof header) ? 0 : -EFBIG; /* RLIMIT_FSIZE holds for what is there, too */
+        if (error == 0)
+            error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, offset);
         if (error != 0)
-            return error;
-        index->stale_count--;
+            break;
     }
-    return 0;
+    index->stale_count -= done;
+    if (done != 0 && index->stale_count != 0)
+        memmove(index->stale, index->stale + done, index->stale_count * sizeof *index->stale);
+    return error;
 }
 
 static void compact_if_worth(struct shelf *shelf, int folder, const struct shelf_lock *lock)
