@@ -105,29 +105,45 @@ static bool is_unusable(int error)
     return error == SHOAL_ECORRUPT || error == -EPERM || error == -EACCES;
 }
 
-/* Remove what has the shelf's name and cannot be used. Who does so has the folder's own lock, as else two might find
- * the same, and the second remove what the first put in its place. -EWOULDBLOCK: another does. */
-static int remove_unusable(int folder)
+/* Have the folder's own lock, as who removes what has the shelf's name and cannot be locked itself: else two might find
+ * the same, and the second remove what the first put in its place. As lock_file. */
+static int lock_folder(int folder, struct shelf_lock *lock)
 {
-    struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
+    int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : lock_file(fd, lock);
+}
+
+/* Whether an open file can be a shelf: 0 or why not. */
+static int check_usable(int fd)
+{
     struct stat status;
     struct shelf_head head;
     uint8_t mark[RECORD_MARK];
-    int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int error = fd < 0 ? -errno : lock_file(fd, &lock);
+    int error = fstat(fd, &status) != 0 ? -errno : file_check(&status);
+    if (error == 0)
+        error = status.st_size > (off_t)SHELF_MOST ? SHOAL_ECORRUPT : file_read_at(fd, &head, sizeof head, 0);
+    return error != 0 ? error : record_read_head(&head, mark);
+}
+
+/* Remove what has the shelf's name and cannot be used. Where it can be locked it is: who clears the folder meanwhile
+ * would make room for a good one. -EWOULDBLOCK: another is at work. */
+static int remove_unusable(int folder)
+{
+    struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS}, own = lock;
+    struct stat status;
+    int error = lock_folder(folder, &lock);
     if (error != 0)
         return error;
-    fd = file_open_any(folder, SHELF_NAME, O_RDWR);
-    error = fd < 0 ? fd : fstat(fd, &status) != 0 ? -errno : file_check(&status);
-    if (fd >= 0) {
-        if (error == 0)
-            error = status.st_size > (off_t)SHELF_MOST ? SHOAL_ECORRUPT : file_read_at(fd, &head, sizeof head, 0);
-        if (error == 0)
-            error = record_read_head(&head, mark);
-        (void)close(fd);
-    }
-    if (is_unusable(error))
+    int fd = file_open_any(folder, SHELF_NAME, O_RDWR);
+    error = fd < 0 ? fd : lock_file(fd, &own);
+    if (error == 0) {
+        error = fstat(own.fd, &status) == 0 && status.st_nlink == 0 ? -ENOENT : check_usable(own.fd);
+        if (is_unusable(error))
+            error = file_remove(folder, SHELF_NAME);
+        unlock(&own);
+    } else if (is_unusable(error)) {
         error = file_remove(folder, SHELF_NAME);
+    }
     unlock(&lock);
     return error == -ENOENT ? 0 : error;
 }
@@ -457,8 +473,13 @@ int shelf_discard(int folder)
             (void)unlinkat(folder, SHELF_NEW, 0);
             error = unlinkat(folder, SHELF_NAME, 0) != 0 ? -errno : 0;
             unlock(&lock);
-        } else if (is_unusable(error) || error == -ENOLCK) { /* without locks nobody puts anything there */
+        } else if (error == -ENOLCK) { /* without locks nobody puts anything there */
             error = file_remove(folder, SHELF_NAME);
+        } else if (is_unusable(error)) {
+            int locked = lock_folder(folder, &lock);
+            error = locked == 0 || locked == -ENOLCK ? file_remove(folder, SHELF_NAME) : locked;
+            if (locked == 0)
+                unlock(&lock);
         } else if (error == -ENOENT) {
             (void)unlinkat(folder, SHELF_NEW, 0); /* nobody makes it without a shelf */
         }
