@@ -402,11 +402,13 @@ static int read_entry(struct shelf *shelf, int folder, bool check, const shoal_k
     return error;
 }
 
-int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out)
+int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, uint64_t *state, shoal_entry **out)
 {
     uint32_t span;
     shelf_enter(shelf);
     int error = read_entry(shelf, folder, check, key, out, &span);
+    memcpy(state, shelf->mark, sizeof *state);
+    *state = shelf->scanned != 0 ? *state + shelf->scanned : 0;
     shelf_leave(shelf);
     return error != 0 ? error : file_expand(out);
 }

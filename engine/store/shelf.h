@@ -79,8 +79,9 @@ void shelf_hold(struct shelf *shelf);
 void shelf_rest(struct shelf *shelf, bool held);
 void shelves_close(struct shelves *shelves);
 
-/* Errors as shoal_folder_get. `check`: make sure that it is this folder's. */
-int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out);
+/* Errors as shoal_folder_get. `check`: make sure that it is this folder's. `state` becomes another with all that is put
+ * on the shelf. */
+int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, uint64_t *state, shoal_entry **out);
 /* The numbers of an entry, of which all is verified. */
 int shelf_read_numbers(struct shelf *shelf, int folder, const shoal_key *key, shoal_entry_numbers *out);
 /* The keys of all entries, also damaged ones, to be freed. `fresh`: from the file alone. `lost`: it was cut short. An
