@@ -329,7 +329,8 @@ int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char 
     }
     int error = append(shelf, &lock, &place, block);
     if (error == 0) {
-        (void)file_remove(folder, name);
+        if (file_remove(folder, name) == 0)
+            file_sweep(folder, name);
         compact_if_worth(shelf, folder, &lock);
     }
     end(shelf, &lock);
