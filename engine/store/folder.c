@@ -398,11 +398,13 @@ int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
 {
     char name[FILE_NAME];
     file_name(key, name);
-    int from_shelf = shelf_remove(shelf, fd, key);
+    int from_shelf = shelf_remove(shelf, fd, key, name);
+    if (from_shelf != 0 && from_shelf != -ENOENT)
+        return from_shelf; /* the file stays, too: it may be what another is about to put in the other's place */
     int error = file_remove(fd, name);
     /* Either may be an older one's, so both have to go; one is enough to have been there. */
-    if (from_shelf != 0 && from_shelf != -ENOENT)
-        return from_shelf;
+    if (error == 0)
+        file_sweep(fd, name);
     return error == -ENOENT ? from_shelf : error;
 }
 

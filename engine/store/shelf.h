@@ -97,8 +97,9 @@ bool shelf_has(struct shelf *shelf, const shoal_key *key);
 int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char *name, uint8_t *block, uint32_t size);
 /* What was cut off is of no account any more. */
 int shelf_settle(struct shelf *shelf, int folder);
-/* Remove an entry, or all there is if it cannot be used. 0, -ENOENT: there is none; or as shoal_folder_remove. */
-int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
+/* Remove an entry, and before it the file called `name`, which may be an older one's; or all there is if it cannot be
+ * used. `name` NULL: only what is damaged still. 0, -ENOENT: there is none; or as shoal_folder_remove. */
+int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key, const char *name);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
  * `durable`: it is not to come back after a loss of power. */
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
@@ -121,6 +122,8 @@ void shelf_enter(struct shelf *shelf);
 void shelf_leave(struct shelf *shelf);
 /* Bring descriptor and index up to date; the guard is held. As shelf_get. */
 int shelf_attach(struct shelf *shelf, int folder, bool check);
+/* Whether what is at a place is as it was put: 0, -ENOENT (it was removed), SHOAL_ECORRUPT or an error. */
+int shelf_check_place(const struct shelf *shelf, const struct index_place *place);
 /* Close the file and forget what was in it. */
 void shelf_forget(struct shelf *shelf);
 /* The length for the head of a file that is to have `size` bytes. Where a cut was not told of yet it is more. */

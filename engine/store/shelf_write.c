@@ -361,20 +361,35 @@ static bool is_to_settle(const struct shelf *shelf, const shoal_key *key, const 
     return (shelf->lost || shelf->index.anonymous != 0) && (name != NULL ? shelf->told : key == NULL);
 }
 
-static struct index_place *find(const struct shelf *shelf, const shoal_key *key)
+/* What is there under a key; others may have removed what the index still has. `damaged`: unless it is sound. */
+static struct index_place *find(struct shelf *shelf, const shoal_key *key, bool damaged)
 {
-    return key != NULL ? index_find(&shelf->index, key->bytes) : NULL;
+    struct index_place *place = key != NULL ? index_find(&shelf->index, key->bytes) : NULL;
+    if (place == NULL)
+        return NULL;
+    int error = shelf_check_place(shelf, place);
+    if (error == -ENOENT && index_remove(&shelf->index, place, false) == 0)
+        return NULL;
+    return error == 0 && damaged ? NULL : place;
 }
 
-/* `key`: NULL for what was cut off. `name`: NULL, or a file without which the entry stays. `durable`: it is not to come
- * back after a loss of power. */
-static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
+/* What remove_entry is to heed. */
+struct removal {
+    const char *name; /* NULL, or a file without which the entry stays */
+    const char *with; /* NULL, or a file that goes before it: it is an older one's, perhaps, and hidden by it */
+    bool durable;     /* it is not to come back after a loss of power */
+    bool damaged;     /* it stays where it is sound: another put it meanwhile */
+};
+
+/* `key`: NULL for what was cut off. */
+static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const struct removal *how)
 {
+    const char *name = how->name;
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     struct stat status;
     shelf_enter(shelf);
     int error = shelf_attach(shelf, folder, true);
-    if (error == 0 && find(shelf, key) == NULL && !is_to_settle(shelf, key, name))
+    if (error == 0 && find(shelf, key, how->damaged) == NULL && !is_to_settle(shelf, key, name))
         error = -ENOENT; /* which needs no lock */
     shelf_leave(shelf);
     if (error == 0)
@@ -383,7 +398,7 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
         error = begin(shelf, folder, false, &lock);
     if (error != 0)
         return error;
-    struct index_place *place = find(shelf, key);
+    struct index_place *place = find(shelf, key, how->damaged);
     if (place == NULL && is_to_settle(shelf, key, name)) {
         shelf->told = true;
         error = write_length(shelf, &lock);
@@ -396,10 +411,12 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
     } else if (place == NULL || (name != NULL && fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)) {
         error = -ENOENT;
     } else {
+        if (how->with != NULL)
+            (void)file_remove(folder, how->with);
         error = index_remove(&shelf->index, place, true);
         if (error == 0 && (error = shelf_remove_stale(shelf, &lock)) != 0)
             shelf_forget(shelf); /* it is still there */
-        if (error == 0 && durable && fdatasync(lock.fd) != 0)
+        if (error == 0 && how->durable && fdatasync(lock.fd) != 0)
             error = -errno;
         if (error == 0)
             tidy(shelf, folder, &lock);
@@ -410,13 +427,13 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
 
 int shelf_settle(struct shelf *shelf, int folder)
 {
-    return remove_entry(shelf, folder, NULL, NULL, false);
+    return remove_entry(shelf, folder, NULL, &(struct removal){0});
 }
 
-int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
+int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key, const char *name)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
-    int error = remove_entry(shelf, folder, key, NULL, false);
+    int error = remove_entry(shelf, folder, key, &(struct removal){.with = name, .damaged = name == NULL});
     while (is_unusable(error)) {
         int removed = check_folder(folder);
         if (removed == 0)
@@ -431,7 +448,7 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
 
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
-    int error = remove_entry(shelf, folder, key, name, durable);
+    int error = remove_entry(shelf, folder, key, &(struct removal){.name = name, .durable = durable});
     if (is_unusable(error)) { /* then gets look at the file, and say so where there is none */
         shelf_enter(shelf);
         bool told = shelf->told;

@@ -239,7 +239,7 @@ static int visit_shelf(struct visit *visit, const struct visited *in)
         const shoal_key *key = keys != NULL ? &keys[i] : &none;
         int found = keys != NULL ? shelf_read_numbers(in->shelf, in->fd, key, &numbers) : error;
         if (found == SHOAL_ECORRUPT && visit->verify && visit->remove)
-            (void)shelf_remove(in->shelf, in->fd, key);
+            (void)shelf_remove(in->shelf, in->fd, key, NULL);
         result = tell(visit, in, key, &numbers, found);
     }
     if (result == 0 && lost && visit->verify) {
