@@ -433,6 +433,8 @@ static void take_effect(struct stage *stage, bool surely)
     for (unsigned i = 0; i < KEYS; i++) {
         if (i != WORKED_ON && scenario->takes == NONE)
             continue;
+        if (scenario->before == DAMAGED && stage->touched[i] && !has(&stage->may[i], DAMAGED))
+            continue; /* what was put in its place stays */
         const size_t after = i == WORKED_ON ? scenario->after : MISSING;
         if (surely && !stage->touched[i] && scenario->takes != PERHAPS)
             set(&stage->may[i], after);
