@@ -139,7 +139,6 @@ int folder_remove_entries(int fd)
     DIR *list = list_open(fd, &first);
     if (list == NULL)
         return first;
-    first = shelf_discard(fd);
     for (struct dirent *item; (item = readdir(list)) != NULL;) {
         if (!file_is_entry_name(item->d_name, NULL) && !file_is_passing_name(item->d_name))
             continue;
@@ -147,8 +146,10 @@ int folder_remove_entries(int fd)
         if (error != 0 && error != -ENOENT && first == 0)
             first = error;
     }
+    /* The shelf last: what it has may hide an older file, which is not to come to light if we are killed. */
+    int error = shelf_discard(fd);
     (void)closedir(list);
-    return first;
+    return first != 0 ? first : error;
 }
 
 int shoal_store_clear(shoal_store *store)
