@@ -83,6 +83,14 @@ int file_write(int folder, const char *name, const struct source *source, int (*
 
 /* Remove what is at folder/name: file, link, or folder with all that is in it. */
 int file_remove(int folder, const char *name);
+/* The same of an entry that was found to be damaged: not if another put a sound one there meanwhile. */
+void file_remove_damaged(int folder, const char *name, const shoal_key *key);
+
+/* Whether a name is one that an entry's file has for an instant only, while it is replaced, or removed as damaged. Else
+ * it is a dead process's; who is alive does without, so that anybody may remove it. */
+bool file_is_passing_name(const char *name);
+/* Remove what has such a name, of the entry called `name`. */
+void file_sweep(int folder, const char *name);
 
 /* Remove temporary files whose writers are gone. */
 void file_sweep_temporary(int folder);

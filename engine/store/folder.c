@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define ATTEMPTS 8 /* how often an entry is looked for that others move meanwhile */
+
 int folder_open_own(int parent, const char *name, bool create, int *out)
 {
     for (int attempt = 0;; attempt++) {
@@ -224,18 +226,26 @@ static int refresh(shoal_folder *folder, bool create, struct opened *out)
 /* `check`: whether the shelf's file is this folder's is to be looked at. */
 static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, uint32_t copied, shoal_entry **out)
 {
-    int error = shelf_get(folder->shelf, fd, check, key, out);
-    if (error == 0)
-        return 0;
     char name[FILE_NAME];
-    file_name(key, name);
-    int other = file_read(fd, name, key, &folder->store->verified, copied, out);
-    if (other == -ENOENT && error != -ENOENT)
-        shelf_note_told(folder->shelf);
-    if (other != -ENOENT || error != -ENOENT)
-        return other != -ENOENT ? other : error;
-    /* It may have come while the file went; or a copy of links (cp -l) hides that the shelf's file lost its name. */
-    return shelf_get(folder->shelf, fd, true, key, out);
+    uint64_t state, before = 0;
+    for (int attempt = 0;; attempt++) {
+        /* From the second time on with a look at the name: a copy of links (cp -l) hides that the file lost it. */
+        int error = shelf_get(folder->shelf, fd, check || attempt != 0, key, &state, out);
+        if (error == 0)
+            return 0;
+        /* It may have come while the file went. If nothing came, it was nowhere when the file was looked for; where
+         * there is no shelf, there may have been one in between. */
+        if (error == -ENOENT &&
+            ((attempt != 0 && state == before && (state != 0 || attempt == 2)) || attempt == ATTEMPTS))
+            return error;
+        before = state;
+        file_name(key, name);
+        int other = file_read(fd, name, key, &folder->store->verified, copied, out);
+        if (other == -ENOENT && error != -ENOENT)
+            shelf_note_told(folder->shelf);
+        if (other != -ENOENT || error != -ENOENT)
+            return other != -ENOENT ? other : error;
+    }
 }
 
 static int look_up(shoal_folder *folder, const shoal_key *key, uint32_t copied, shoal_entry **out)
@@ -388,11 +398,13 @@ int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
 {
     char name[FILE_NAME];
     file_name(key, name);
-    int from_shelf = shelf_remove(shelf, fd, key);
+    int from_shelf = shelf_remove(shelf, fd, key, name);
+    if (from_shelf != 0 && from_shelf != -ENOENT)
+        return from_shelf; /* the file stays, too: it may be what another is about to put in the other's place */
     int error = file_remove(fd, name);
     /* Either may be an older one's, so both have to go; one is enough to have been there. */
-    if (from_shelf != 0 && from_shelf != -ENOENT)
-        return from_shelf;
+    if (error == 0)
+        file_sweep(fd, name);
     return error == -ENOENT ? from_shelf : error;
 }
 

@@ -51,6 +51,9 @@ int store_open_root(const shoal_store *store, bool create, int *out);
 /* The table of uses, or NULL where there cannot be one. Tried once a handle. */
 struct uses *store_uses(shoal_store *store);
 
+/* shoal_store_visit, which also removes what dead processes left. */
+int store_list(shoal_store *store, shoal_store_visitor visitor, void *context);
+
 /* Note that `size` bytes were put, and have the store reduced if it is time. */
 void reduce_after_put(shoal_store *store, uint64_t size);
 

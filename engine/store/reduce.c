@@ -128,7 +128,7 @@ static int reduce(shoal_store *store, const shoal_store_limits *limits, uint64_t
 {
     struct listing listing = {0};
     shoal_store_reduced done = {0};
-    int error = shoal_store_visit(store, add_entry, &listing);
+    int error = store_list(store, add_entry, &listing);
     uint64_t most = listing.bytes > room ? listing.bytes - room : 0;
     most = limits->bytes < most ? limits->bytes : most;
     hold_folders(store, &listing);

@@ -362,6 +362,18 @@ static int read_record(const struct shelf *shelf, const struct index_place *plac
     return entry_parse(entry->data, place->size, place->key.bytes, true);
 }
 
+int shelf_check_place(const struct shelf *shelf, const struct index_place *place)
+{
+    if (place->size == 0)
+        return SHOAL_ECORRUPT;
+    shoal_entry *entry = file_new_entry(sizeof(struct record_header), place->size);
+    if (entry == NULL)
+        return -ENOMEM;
+    int error = read_record(shelf, place, entry);
+    shoal_entry_close(entry);
+    return error;
+}
+
 /* The entry as it lies on the shelf, and the bytes that it takes there, also of a damaged one. */
 static int read_entry(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out,
                       uint32_t *span)
@@ -402,11 +414,13 @@ static int read_entry(struct shelf *shelf, int folder, bool check, const shoal_k
     return error;
 }
 
-int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out)
+int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, uint64_t *state, shoal_entry **out)
 {
     uint32_t span;
     shelf_enter(shelf);
     int error = read_entry(shelf, folder, check, key, out, &span);
+    memcpy(state, shelf->mark, sizeof *state);
+    *state = shelf->scanned != 0 ? *state + shelf->scanned : 0;
     shelf_leave(shelf);
     return error != 0 ? error : file_expand(out);
 }

@@ -79,8 +79,9 @@ void shelf_hold(struct shelf *shelf);
 void shelf_rest(struct shelf *shelf, bool held);
 void shelves_close(struct shelves *shelves);
 
-/* Errors as shoal_folder_get. `check`: make sure that it is this folder's. */
-int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, shoal_entry **out);
+/* Errors as shoal_folder_get. `check`: make sure that it is this folder's. `state` becomes another with all that is put
+ * on the shelf. */
+int shelf_get(struct shelf *shelf, int folder, bool check, const shoal_key *key, uint64_t *state, shoal_entry **out);
 /* The numbers of an entry, of which all is verified. */
 int shelf_read_numbers(struct shelf *shelf, int folder, const shoal_key *key, shoal_entry_numbers *out);
 /* The keys of all entries, also damaged ones, to be freed. `fresh`: from the file alone. `lost`: it was cut short. An
@@ -96,8 +97,9 @@ bool shelf_has(struct shelf *shelf, const shoal_key *key);
 int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char *name, uint8_t *block, uint32_t size);
 /* What was cut off is of no account any more. */
 int shelf_settle(struct shelf *shelf, int folder);
-/* Remove an entry, or all there is if it cannot be used. 0, -ENOENT: there is none; or as shoal_folder_remove. */
-int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key);
+/* Remove an entry, and before it the file called `name`, which may be an older one's; or all there is if it cannot be
+ * used. `name` NULL: only what is damaged still. 0, -ENOENT: there is none; or as shoal_folder_remove. */
+int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key, const char *name);
 /* Remove an entry for which the file called `name` was put: not if that is gone, as then a later put removed it.
  * `durable`: it is not to come back after a loss of power. */
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable);
@@ -120,6 +122,8 @@ void shelf_enter(struct shelf *shelf);
 void shelf_leave(struct shelf *shelf);
 /* Bring descriptor and index up to date; the guard is held. As shelf_get. */
 int shelf_attach(struct shelf *shelf, int folder, bool check);
+/* Whether what is at a place is as it was put: 0, -ENOENT (it was removed), SHOAL_ECORRUPT or an error. */
+int shelf_check_place(const struct shelf *shelf, const struct index_place *place);
 /* Close the file and forget what was in it. */
 void shelf_forget(struct shelf *shelf);
 /* The length for the head of a file that is to have `size` bytes. Where a cut was not told of yet it is more. */

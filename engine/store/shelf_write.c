@@ -105,29 +105,45 @@ static bool is_unusable(int error)
     return error == SHOAL_ECORRUPT || error == -EPERM || error == -EACCES;
 }
 
-/* Remove what has the shelf's name and cannot be used. Who does so has the folder's own lock, as else two might find
- * the same, and the second remove what the first put in its place. -EWOULDBLOCK: another does. */
-static int remove_unusable(int folder)
+/* Have the folder's own lock, as who removes what has the shelf's name and cannot be locked itself: else two might find
+ * the same, and the second remove what the first put in its place. As lock_file. */
+static int lock_folder(int folder, struct shelf_lock *lock)
 {
-    struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
+    int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : lock_file(fd, lock);
+}
+
+/* Whether an open file can be a shelf: 0 or why not. */
+static int check_usable(int fd)
+{
     struct stat status;
     struct shelf_head head;
     uint8_t mark[RECORD_MARK];
-    int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int error = fd < 0 ? -errno : lock_file(fd, &lock);
+    int error = fstat(fd, &status) != 0 ? -errno : file_check(&status);
+    if (error == 0)
+        error = status.st_size > (off_t)SHELF_MOST ? SHOAL_ECORRUPT : file_read_at(fd, &head, sizeof head, 0);
+    return error != 0 ? error : record_read_head(&head, mark);
+}
+
+/* Remove what has the shelf's name and cannot be used. Where it can be locked it is: who clears the folder meanwhile
+ * would make room for a good one. -EWOULDBLOCK: another is at work. */
+static int remove_unusable(int folder)
+{
+    struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS}, own = lock;
+    struct stat status;
+    int error = lock_folder(folder, &lock);
     if (error != 0)
         return error;
-    fd = file_open_any(folder, SHELF_NAME, O_RDWR);
-    error = fd < 0 ? fd : fstat(fd, &status) != 0 ? -errno : file_check(&status);
-    if (fd >= 0) {
-        if (error == 0)
-            error = status.st_size > (off_t)SHELF_MOST ? SHOAL_ECORRUPT : file_read_at(fd, &head, sizeof head, 0);
-        if (error == 0)
-            error = record_read_head(&head, mark);
-        (void)close(fd);
-    }
-    if (is_unusable(error))
+    int fd = file_open_any(folder, SHELF_NAME, O_RDWR);
+    error = fd < 0 ? fd : lock_file(fd, &own);
+    if (error == 0) {
+        error = fstat(own.fd, &status) == 0 && status.st_nlink == 0 ? -ENOENT : check_usable(own.fd);
+        if (is_unusable(error))
+            error = file_remove(folder, SHELF_NAME);
+        unlock(&own);
+    } else if (is_unusable(error)) {
         error = file_remove(folder, SHELF_NAME);
+    }
     unlock(&lock);
     return error == -ENOENT ? 0 : error;
 }
@@ -219,19 +235,24 @@ int shelf_write_all(int fd, const uint8_t *data, size_t size, uint64_t offset)
 int shelf_remove_stale(struct shelf *shelf, const struct shelf_lock *lock)
 {
     struct index *index = &shelf->index;
-    while (index->stale_count != 0) {
-        const struct index_place *place = &index->stale[index->stale_count - 1];
+    size_t done = 0;
+    int error = 0;
+    /* The first that was found is the first that goes: a key's last record hides those of before to the end. */
+    for (; done < index->stale_count; done++) {
+        const struct index_place *place = &index->stale[done];
         uint64_t offset = (uint64_t)place->block * RECORD_ALIGNMENT;
         struct record_header header;
-        if (!file_size_allowed(offset + sizeof header)) /* RLIMIT_FSIZE holds for what is there, too */
-            return -EFBIG;
         record_make(&header, shelf->mark, place->key.bytes, place->span, 0);
-        int error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, offset);
+        error = file_size_allowed(offset + sizeof header) ? 0 : -EFBIG; /* RLIMIT_FSIZE holds for what is there, too */
+        if (error == 0)
+            error = shelf_write_all(lock->fd, (const uint8_t *)&header, sizeof header, offset);
         if (error != 0)
-            return error;
-        index->stale_count--;
+            break;
     }
-    return 0;
+    index->stale_count -= done;
+    if (done != 0 && index->stale_count != 0)
+        memmove(index->stale, index->stale + done, index->stale_count * sizeof *index->stale);
+    return error;
 }
 
 static void compact_if_worth(struct shelf *shelf, int folder, const struct shelf_lock *lock)
@@ -308,7 +329,8 @@ int shelf_put(struct shelf *shelf, int folder, const shoal_key *key, const char 
     }
     int error = append(shelf, &lock, &place, block);
     if (error == 0) {
-        (void)file_remove(folder, name);
+        if (file_remove(folder, name) == 0)
+            file_sweep(folder, name);
         compact_if_worth(shelf, folder, &lock);
     }
     end(shelf, &lock);
@@ -339,20 +361,35 @@ static bool is_to_settle(const struct shelf *shelf, const shoal_key *key, const 
     return (shelf->lost || shelf->index.anonymous != 0) && (name != NULL ? shelf->told : key == NULL);
 }
 
-static struct index_place *find(const struct shelf *shelf, const shoal_key *key)
+/* What is there under a key; others may have removed what the index still has. `damaged`: unless it is sound. */
+static struct index_place *find(struct shelf *shelf, const shoal_key *key, bool damaged)
 {
-    return key != NULL ? index_find(&shelf->index, key->bytes) : NULL;
+    struct index_place *place = key != NULL ? index_find(&shelf->index, key->bytes) : NULL;
+    if (place == NULL)
+        return NULL;
+    int error = shelf_check_place(shelf, place);
+    if (error == -ENOENT && index_remove(&shelf->index, place, false) == 0)
+        return NULL;
+    return error == 0 && damaged ? NULL : place;
 }
 
-/* `key`: NULL for what was cut off. `name`: NULL, or a file without which the entry stays. `durable`: it is not to come
- * back after a loss of power. */
-static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
+/* What remove_entry is to heed. */
+struct removal {
+    const char *name; /* NULL, or a file without which the entry stays */
+    const char *with; /* NULL, or a file that goes before it: it is an older one's, perhaps, and hidden by it */
+    bool durable;     /* it is not to come back after a loss of power */
+    bool damaged;     /* it stays where it is sound: another put it meanwhile */
+};
+
+/* `key`: NULL for what was cut off. */
+static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, const struct removal *how)
 {
+    const char *name = how->name;
     struct shelf_lock lock = {.fd = -1, .slot = INHERIT_SLOTS};
     struct stat status;
     shelf_enter(shelf);
     int error = shelf_attach(shelf, folder, true);
-    if (error == 0 && find(shelf, key) == NULL && !is_to_settle(shelf, key, name))
+    if (error == 0 && find(shelf, key, how->damaged) == NULL && !is_to_settle(shelf, key, name))
         error = -ENOENT; /* which needs no lock */
     shelf_leave(shelf);
     if (error == 0)
@@ -361,7 +398,7 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
         error = begin(shelf, folder, false, &lock);
     if (error != 0)
         return error;
-    struct index_place *place = find(shelf, key);
+    struct index_place *place = find(shelf, key, how->damaged);
     if (place == NULL && is_to_settle(shelf, key, name)) {
         shelf->told = true;
         error = write_length(shelf, &lock);
@@ -374,10 +411,12 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
     } else if (place == NULL || (name != NULL && fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)) {
         error = -ENOENT;
     } else {
+        if (how->with != NULL)
+            (void)file_remove(folder, how->with);
         error = index_remove(&shelf->index, place, true);
         if (error == 0 && (error = shelf_remove_stale(shelf, &lock)) != 0)
             shelf_forget(shelf); /* it is still there */
-        if (error == 0 && durable && fdatasync(lock.fd) != 0)
+        if (error == 0 && how->durable && fdatasync(lock.fd) != 0)
             error = -errno;
         if (error == 0)
             tidy(shelf, folder, &lock);
@@ -388,13 +427,13 @@ static int remove_entry(struct shelf *shelf, int folder, const shoal_key *key, c
 
 int shelf_settle(struct shelf *shelf, int folder)
 {
-    return remove_entry(shelf, folder, NULL, NULL, false);
+    return remove_entry(shelf, folder, NULL, &(struct removal){0});
 }
 
-int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
+int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key, const char *name)
 {
     int64_t pause = PAUSE_FIRST, waited = 0;
-    int error = remove_entry(shelf, folder, key, NULL, false);
+    int error = remove_entry(shelf, folder, key, &(struct removal){.with = name, .damaged = name == NULL});
     while (is_unusable(error)) {
         int removed = check_folder(folder);
         if (removed == 0)
@@ -409,7 +448,7 @@ int shelf_remove(struct shelf *shelf, int folder, const shoal_key *key)
 
 int shelf_give_way(struct shelf *shelf, int folder, const shoal_key *key, const char *name, bool durable)
 {
-    int error = remove_entry(shelf, folder, key, name, durable);
+    int error = remove_entry(shelf, folder, key, &(struct removal){.name = name, .durable = durable});
     if (is_unusable(error)) { /* then gets look at the file, and say so where there is none */
         shelf_enter(shelf);
         bool told = shelf->told;
@@ -452,8 +491,13 @@ int shelf_discard(int folder)
             (void)unlinkat(folder, SHELF_NEW, 0);
             error = unlinkat(folder, SHELF_NAME, 0) != 0 ? -errno : 0;
             unlock(&lock);
-        } else if (is_unusable(error) || error == -ENOLCK) { /* without locks nobody puts anything there */
+        } else if (error == -ENOLCK) { /* without locks nobody puts anything there */
             error = file_remove(folder, SHELF_NAME);
+        } else if (is_unusable(error)) {
+            int locked = lock_folder(folder, &lock);
+            error = locked == 0 || locked == -ENOLCK ? file_remove(folder, SHELF_NAME) : locked;
+            if (locked == 0)
+                unlock(&lock);
         } else if (error == -ENOENT) {
             (void)unlinkat(folder, SHELF_NEW, 0); /* nobody makes it without a shelf */
         }

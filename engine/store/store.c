@@ -5,6 +5,8 @@
  *             shelf          the small entries, one behind the other, 0600 (shelf.h)
  *             0123…ef        a larger entry: its key in hex, 32 digits, 0600
  *             shelf.new      only while a shelf is made smaller
+ *             0123…ef.new    only while a larger entry is replaced
+ *             0123…ef.old    only while a damaged one is removed
  *         .temporary/        only on file systems without unnamed files
  *
  * Whatever else lies there is not ours: it is neither read nor removed.
@@ -137,16 +139,17 @@ int folder_remove_entries(int fd)
     DIR *list = list_open(fd, &first);
     if (list == NULL)
         return first;
-    first = shelf_discard(fd);
     for (struct dirent *item; (item = readdir(list)) != NULL;) {
-        if (!file_is_entry_name(item->d_name, NULL))
+        if (!file_is_entry_name(item->d_name, NULL) && !file_is_passing_name(item->d_name))
             continue;
         int error = file_remove(fd, item->d_name);
         if (error != 0 && error != -ENOENT && first == 0)
             first = error;
     }
+    /* The shelf last: what it has may hide an older file, which is not to come to light if we are killed. */
+    int error = shelf_discard(fd);
     (void)closedir(list);
-    return first;
+    return first != 0 ? first : error;
 }
 
 int shoal_store_clear(shoal_store *store)
@@ -187,6 +190,7 @@ struct visit {
     shoal_store_visitor visitor;
     void *context;
     bool verify, remove; /* read all of it; remove what is damaged */
+    bool sweep;          /* remove what dead processes left */
 };
 
 /* The folder that is visited. */
@@ -217,7 +221,7 @@ static int visit_file(struct visit *visit, const struct visited *in, const char 
         shoal_entry_close(entry);
     }
     if (error == SHOAL_ECORRUPT && visit->verify && visit->remove)
-        (void)file_remove(in->fd, name);
+        file_remove_damaged(in->fd, name, key);
     return tell(visit, in, key, &numbers, error);
 }
 
@@ -236,7 +240,7 @@ static int visit_shelf(struct visit *visit, const struct visited *in)
         const shoal_key *key = keys != NULL ? &keys[i] : &none;
         int found = keys != NULL ? shelf_read_numbers(in->shelf, in->fd, key, &numbers) : error;
         if (found == SHOAL_ECORRUPT && visit->verify && visit->remove)
-            (void)shelf_remove(in->shelf, in->fd, key);
+            (void)shelf_remove(in->shelf, in->fd, key, NULL);
         result = tell(visit, in, key, &numbers, found);
     }
     if (result == 0 && lost && visit->verify) {
@@ -261,6 +265,8 @@ static int visit_folder(struct visit *visit, int fd, const char *folder)
         shoal_key key;
         if (file_is_entry_name(item->d_name, &key) && !shelf_has(in.shelf, &key))
             result = visit_file(visit, &in, item->d_name, &key);
+        else if (visit->sweep && file_is_passing_name(item->d_name))
+            (void)file_remove(in.fd, item->d_name);
     }
     (void)closedir(list);
     if (in.shelf != NULL)
@@ -296,6 +302,13 @@ int shoal_store_visit(shoal_store *store, shoal_store_visitor visitor, void *con
     return visit_all(&visit);
 }
 
+int store_list(shoal_store *store, shoal_store_visitor visitor, void *context)
+{
+    struct visit visit = {
+        .store = store, .uses = store_uses(store), .visitor = visitor, .context = context, .sweep = true};
+    return visit_all(&visit);
+}
+
 int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visitor visitor, void *context)
 {
     struct visit visit = {.store = store,
@@ -303,7 +316,8 @@ int shoal_store_verify(shoal_store *store, int remove_damaged, shoal_store_visit
                           .visitor = visitor,
                           .context = context,
                           .verify = true,
-                          .remove = remove_damaged != 0};
+                          .remove = remove_damaged != 0,
+                          .sweep = remove_damaged != 0};
     /* What this handle verified before may have been damaged in a way that keeps a file's times. */
     for (uint32_t i = 0; i < FILE_VERIFIED_SLOTS; i++)
         atomic_store_explicit(&store->verified.slots[i], 0, memory_order_relaxed);

@@ -1,13 +1,17 @@
 /* store/write.c: writing an entry so that it appears whole, and removing one (file.h).
  *
  * The file is written without a name (O_TMPFILE) and linked in when it is complete: a writer that is killed leaves
- * nothing. What was there is unlinked first; between the two steps a reader finds no entry, never half of one. File
- * systems that lack unnamed files get a temporary name in a folder of their own and a rename; the writer holds a lock
- * (flock) on the temporary file, so that whoever comes later can tell, and remove, what a dead writer left.
- * Called by folder.c.
+ * nothing. Where there is an older one it is linked in beside that, as NAME.new, and renamed over it, so that there is
+ * always the one or the other. Several who replace the same entry use the same name: whose file a rename moves is of no
+ * account, all are whole and as new; and who finds his gone looks whether it was that, or begins anew. So what a dead
+ * writer left may be removed by anybody at any time, and is by the next who replaces or removes the entry, clears the
+ * folder, reduces the store, or verifies it and removes what is damaged. File systems that lack unnamed files get a
+ * temporary name in a folder of their own and a rename; the writer holds a lock (flock) on the temporary file, so that
+ * whoever comes later can tell, and remove, what a dead writer left. Called by folder.c.
  */
 #include "store/file.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -142,6 +146,61 @@ int file_link_unnamed(int fd, int folder, const char *name, bool *unsupported)
     return error;
 }
 
+#define PASSING_NEW ".new" /* what is about to be renamed to the entry's name */
+#define PASSING_OLD ".old" /* what had it, and was damaged */
+#define PASSING_NAME (FILE_NAME + sizeof PASSING_NEW - 1)
+static_assert(sizeof PASSING_NEW == sizeof PASSING_OLD, "one size for both");
+
+static void passing_name(const char *name, const char *ending, char out[PASSING_NAME])
+{
+    (void)snprintf(out, PASSING_NAME, "%.*s%s", (int)FILE_NAME - 1, name, ending);
+}
+
+bool file_is_passing_name(const char *name)
+{
+    char entry[FILE_NAME];
+    if (strlen(name) != PASSING_NAME - 1)
+        return false;
+    (void)snprintf(entry, sizeof entry, "%.*s", (int)FILE_NAME - 1, name);
+    const char *ending = name + FILE_NAME - 1;
+    return (strcmp(ending, PASSING_NEW) == 0 || strcmp(ending, PASSING_OLD) == 0) && file_is_entry_name(entry, NULL);
+}
+
+void file_sweep(int folder, const char *name)
+{
+    char passing[PASSING_NAME];
+    passing_name(name, PASSING_NEW, passing);
+    (void)unlinkat(folder, passing, 0);
+    passing_name(name, PASSING_OLD, passing);
+    (void)unlinkat(folder, passing, 0);
+}
+
+/* Put a written file in place of what has the name. -EAGAIN: another did or undid something in between. */
+static int replace(int fd, int folder, const char *name, bool *unsupported)
+{
+    char passing[PASSING_NAME];
+    struct stat status;
+    passing_name(name, PASSING_NEW, passing);
+    int error = file_link_unnamed(fd, folder, passing, unsupported);
+    if (error == -EEXIST) {
+        error = file_remove(folder, passing);
+        return error == 0 || error == -ENOENT ? -EAGAIN : error;
+    }
+    if (error != 0)
+        return error;
+    if (renameat(folder, passing, folder, name) == 0)
+        return 0;
+    error = -errno;
+    if (error == -ENOENT) /* removed by another, or renamed for us: then it has a name */
+        return fstat(fd, &status) == 0 && status.st_nlink != 0 ? 0 : -EAGAIN;
+    (void)unlinkat(folder, passing, 0);
+    if (error == -EISDIR || error == -ENOTEMPTY || error == -EEXIST) { /* a folder is in its place */
+        error = file_remove(folder, name);
+        return error == 0 || error == -ENOENT ? -EAGAIN : error;
+    }
+    return error;
+}
+
 static int write_unnamed(int folder, const char *name, const struct source *source, bool *unsupported)
 {
     int fd = -1;
@@ -151,17 +210,12 @@ static int write_unnamed(int folder, const char *name, const struct source *sour
     error = write_and_sync(fd, source);
     for (int attempt = 0; error == 0; attempt++) {
         int linked = file_link_unnamed(fd, folder, name, unsupported);
-        if (linked == 0)
-            break;
-        if (linked != -EEXIST) {
-            error = linked;
-        } else if (attempt == ATTEMPTS) {
+        if (linked == -EEXIST)
+            linked = replace(fd, folder, name, unsupported);
+        if (linked == 0 || (linked == -EAGAIN && attempt == ATTEMPTS))
             break; /* others keep putting the same key: theirs is as new as ours */
-        } else {
-            error = file_remove(folder, name);
-            if (error == -ENOENT)
-                error = 0;
-        }
+        if (linked != -EAGAIN)
+            error = linked;
     }
     (void)close(fd);
     return error;
@@ -257,6 +311,26 @@ int file_remove(int folder, const char *name)
     if (unlinkat(folder, name, 0) == 0)
         return 0;
     return errno == EISDIR || errno == EPERM ? remove_folder(folder, name, FOLDER_DEPTH) : -errno;
+}
+
+void file_remove_damaged(int folder, const char *name, const shoal_key *key)
+{
+    char passing[PASSING_NAME];
+    struct verified unverified = {0};
+    shoal_entry *entry = NULL;
+    if (file_read(folder, name, key, &unverified, FILE_ALL, &entry) != SHOAL_ECORRUPT) {
+        shoal_entry_close(entry);
+        return;
+    }
+    /* Between that and this, too, a sound one may have come; then it goes back, unless yet another has come. */
+    passing_name(name, PASSING_OLD, passing);
+    if (renameat(folder, name, folder, passing) != 0)
+        return;
+    if (file_read(folder, passing, key, &unverified, FILE_ALL, &entry) != SHOAL_ECORRUPT) {
+        shoal_entry_close(entry);
+        (void)linkat(folder, passing, folder, name, 0);
+    }
+    (void)file_remove(folder, passing);
 }
 
 void file_sweep_temporary(int folder)

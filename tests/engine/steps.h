@@ -1,7 +1,8 @@
 /* tests/engine/steps.h: lead a child by ptrace to any one instruction of a call, to stop or kill it there.
  *
  * What must hold if a process is stopped, or dies, at whichever instruction is tried at each in turn. A campaign of
- * random kills hits the few instructions between two steps of a protocol once in hours.
+ * random kills hits the few instructions between two steps of a protocol once in hours. Where all that others see is
+ * what system calls did, it is led to each of those instead: step_lead_calls.
  */
 #ifndef SHOAL_TESTS_STEPS_H
 #define SHOAL_TESTS_STEPS_H
@@ -38,6 +39,33 @@ static UNUSED int step_lead(pid_t child, int count)
         steps++;
     }
     return steps;
+}
+
+/* Let a child that was led by step_lead_calls run `count` such steps further. */
+static UNUSED int step_on_calls(pid_t child, int count)
+{
+    int status, steps = 0;
+    while (steps < count) {
+        CHECK(ptrace(PTRACE_SYSCALL, child, NULL, NULL) == 0);
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(WIFSTOPPED(status));
+        if (WSTOPSIG(status) == SIGSTOP)
+            break;
+        CHECK(WSTOPSIG(status) == (SIGTRAP | 0x80));
+        steps++;
+    }
+    return steps;
+}
+
+/* As step_lead by system calls, each of which is two steps: before it and behind it. Killed before one, it does not do
+ * it. */
+static UNUSED int step_lead_calls(pid_t child, int count)
+{
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    CHECK(ptrace(PTRACE_SETOPTIONS, child, NULL, (void *)PTRACE_O_TRACESYSGOOD) == 0);
+    return step_on_calls(child, count);
 }
 
 /* Let the child go on to its end, which must be a good one. */

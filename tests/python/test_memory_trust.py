@@ -405,3 +405,14 @@ def test_a_cached_function_goes_away_with_its_last_reference(memory):
     del function
     gc.collect()
     assert gone() is None
+
+
+def test_who_is_killed_as_it_makes_a_store_leaves_no_empty_gitignore(tmp_path):
+    child = os.fork()
+    if child == 0:
+        os.fchmod = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between making the file and writing it
+        Memory(tmp_path, verbose=0).cache(add)(1)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert Memory(tmp_path, verbose=0).cache(add)(1) == add(1)
+    assert (tmp_path / "shoal" / ".gitignore").read_text().endswith("\n*\n")

@@ -132,11 +132,23 @@ class Location:
         return self._store
 
     def _ignore_in_git(self) -> None:
+        """Have git pass over the store. The file appears whole: one that a killed process left empty would stay so."""
+        place = os.path.join(self.path, ".gitignore")
+        if os.path.lexists(place):
+            return
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open(os.path.join(self.path, ".gitignore"), flags, 0o600), "w") as file:
-                os.fchmod(file.fileno(), 0o600)  # the umask may have taken bits
+            try:
+                flags, named = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, False
+                fd = os.open(self.path, flags, 0o600)
+            except OSError:  # a file system without unnamed files
+                flags, named = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, True
+                fd = os.open(place, flags, 0o600)
+            with open(fd, "w") as file:
+                os.fchmod(fd, 0o600)  # the umask may have taken bits
                 file.write("# Created by shoal.\n*\n")
+                file.flush()
+                if not named:  # with a folder's descriptor, else the link itself is linked
+                    os.link(f"/proc/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
         except OSError:
             pass
 
