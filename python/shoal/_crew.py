@@ -373,7 +373,10 @@ class Crew:
         import copy
 
         assert self.broken is not None
-        error: BaseException = copy.copy(self.broken)
+        try:
+            error: BaseException = copy.copy(self.broken)
+        except Exception:  # one of the program's own, of a class that cannot be made from its arguments
+            error = RuntimeError(f"{type(self.broken).__name__}: {self.broken}")
         error.__cause__ = self.broken.__cause__
         return error
 

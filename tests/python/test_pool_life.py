@@ -99,10 +99,12 @@ def test_ctrl_c_while_a_pool_starts_is_not_lost_and_leaves_no_lock_taken(tmp_pat
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         program, lost, taken = os.getpid(), 0, 0
+        told, tell = os.pipe()
 
         def interrupt_soon():
             child = os.fork()
             if child == 0:
+                os.read(told, 1)  # not as early as in this fork, or before its end is known
                 end = time.perf_counter() + 0.001 + random.random() * 0.012
                 while time.perf_counter() < end:
                     pass
@@ -111,8 +113,9 @@ def test_ctrl_c_while_a_pool_starts_is_not_lost_and_leaves_no_lock_taken(tmp_pat
             return child
 
         for _ in range(150):
+            child = interrupt_soon()
             try:
-                child = interrupt_soon()
+                os.write(tell, b".")
                 with Pool(6):
                     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
                     time.sleep(0.01)
@@ -376,6 +379,30 @@ def test_a_pool_belongs_to_the_process_that_made_it(own_pool: Any) -> None:
     os.waitpid(child, 0)
     os.close(read)
     os.close(write)
+
+
+class Odd(Exception):
+    """Cannot be copied or unpickled: its arguments are not those that it takes."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(what + where)
+
+
+@pytest.mark.timeout(60)
+def test_a_pool_that_breaks_by_an_error_that_cannot_be_copied_says_so_to_all_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise Odd("no ", "worker")
+
+    with Pool(1, retries=1) as pool:  # so that it is of no account whether the worker has begun
+        (worker,) = pool._pool
+        waiting = pool.apply_async(time.sleep, (60,))
+        monkeypatch.setattr(pool._crew, "_start", fail)
+        os.kill(worker.pid, signal.SIGKILL)
+        for ask in (lambda: waiting.get(20), lambda: pool.apply(square, (1,))):
+            with pytest.raises(RuntimeError, match="Odd: no worker"):
+                ask()
 
 
 def exit_at_once() -> None:
