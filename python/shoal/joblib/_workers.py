@@ -184,13 +184,15 @@ def get_crew(
             crew.by_value = {}  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]
-        _crews[key] = crew  # the last one: the first is the one used longest ago
-        if is_new:
-            try:
+        try:
+            _crews[key] = crew  # the last one: the first is the one used longest ago
+            if is_new:
                 crew.start()
-            except BaseException:
+        except BaseException:
+            if is_new:
+                crew.terminate()  # Ctrl-C may have come just before, or after, it started
                 _crews.pop(key, None)
-                raise
+            raise
         for other_key, other in list(_crews.items())[:-_CREWS_KEPT]:
             if not is_busy(other):
                 surplus.append(_crews.pop(other_key))
