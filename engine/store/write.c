@@ -318,7 +318,7 @@ void file_remove_damaged(int folder, const char *name, const shoal_key *key)
     char passing[PASSING_NAME];
     struct verified unverified = {0};
     shoal_entry *entry = NULL;
-    if (file_read(folder, name, key, &unverified, FILE_ALL, &entry) != SHOAL_ECORRUPT) {
+    if (file_read(folder, name, key, &unverified, 0, &entry) != SHOAL_ECORRUPT) {
         shoal_entry_close(entry);
         return;
     }
@@ -326,7 +326,7 @@ void file_remove_damaged(int folder, const char *name, const shoal_key *key)
     passing_name(name, PASSING_OLD, passing);
     if (renameat(folder, name, folder, passing) != 0)
         return;
-    if (file_read(folder, passing, key, &unverified, FILE_ALL, &entry) != SHOAL_ECORRUPT) {
+    if (file_read(folder, passing, key, &unverified, 0, &entry) != SHOAL_ECORRUPT) {
         shoal_entry_close(entry);
         (void)linkat(folder, passing, folder, name, 0);
     }
