@@ -78,11 +78,14 @@ static uint32_t tasks_most(const PoolObject *pool, const JobObject *job)
         return most;
     /* Its source is a program's own, which may show how far it has been read, or hold what is large. */
     uint64_t timely = 0;
+    uint32_t ahead = job->ahead;
     if (job->pace.items > 0) {
+        if (job->chunk == 0) /* it counts items, and a task has more than one by now */
+            ahead /= shoal_pace_next(&job->pace, UINT32_MAX);
         const uint64_t elapsed = (uint64_t)Py_MAX(job->pace.elapsed, 1);
         timely = (uint64_t)workers * (uint64_t)TIME_AHEAD * job->pace.items / elapsed / Py_MAX(job->chunk, 1);
     }
-    return Py_MAX(job->ahead, (uint32_t)Py_MIN(most, timely));
+    return Py_MAX(ahead, (uint32_t)Py_MIN(most, timely));
 }
 
 /* How many items the next task of the job takes; 0: none now. */
