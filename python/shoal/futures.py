@@ -129,8 +129,6 @@ class _Crew(_crew.Crew):
         except BaseException:
             _alive.discard(self)
             raise
-        if self.ended:  # its supervisor is gone by now: the initializer failed
-            _alive.discard(self)
 
     def grow_for(self, tasks: int) -> None:
         """So many more tasks are about to be handed out: start workers for them where none is idle."""
