@@ -403,7 +403,7 @@ int folder_remove_entry(int fd, struct shelf *shelf, const shoal_key *key)
         return from_shelf; /* the file stays, too: it may be what another is about to put in the other's place */
     int error = file_remove(fd, name);
     /* Either may be an older one's, so both have to go; one is enough to have been there. */
-    if (error == 0)
+    if (error == 0 || from_shelf == 0)
         file_sweep(fd, name);
     return error == -ENOENT ? from_shelf : error;
 }

@@ -370,7 +370,7 @@ static struct index_place *find(struct shelf *shelf, const shoal_key *key, bool 
     int error = shelf_check_place(shelf, place);
     if (error == -ENOENT && index_remove(&shelf->index, place, false) == 0)
         return NULL;
-    return error == 0 && damaged ? NULL : place;
+    return damaged && error != SHOAL_ECORRUPT ? NULL : place;
 }
 
 /* What remove_entry is to heed. */

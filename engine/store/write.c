@@ -3,11 +3,12 @@
  * The file is written without a name (O_TMPFILE) and linked in when it is complete: a writer that is killed leaves
  * nothing. Where there is an older one it is linked in beside that, as NAME.new, and renamed over it, so that there is
  * always the one or the other. Several who replace the same entry use the same name: whose file a rename moves is of no
- * account, all are whole and as new; and who finds his gone looks whether it was that, or begins anew. So what a dead
- * writer left may be removed by anybody at any time, and is by the next who replaces or removes the entry, clears the
- * folder, reduces the store, or verifies it and removes what is damaged. File systems that lack unnamed files get a
- * temporary name in a folder of their own and a rename; the writer holds a lock (flock) on the temporary file, so that
- * whoever comes later can tell, and remove, what a dead writer left. Called by folder.c.
+ * account, all are whole and as new; and who finds his gone looks whether it was that, or writes it anew, as a file
+ * that lost its last name gets no other. So what a dead writer left may be removed by anybody at any time, and is by
+ * the next who replaces or removes the entry, clears the folder, reduces the store, or verifies it and removes what is
+ * damaged. File systems that lack unnamed files get a temporary name in a folder of their own and a rename; the writer
+ * holds a lock (flock) on the temporary file, so that whoever comes later can tell, and remove, what a dead writer
+ * left. Called by folder.c.
  */
 #include "store/file.h"
 
@@ -175,7 +176,9 @@ void file_sweep(int folder, const char *name)
     (void)unlinkat(folder, passing, 0);
 }
 
-/* Put a written file in place of what has the name. -EAGAIN: another did or undid something in between. */
+#define WRITE_ANEW 1 /* the file had a name, and lost it: it cannot get another */
+
+/* Put a written file in place of what has the name. -EAGAIN: another did something in between. */
 static int replace(int fd, int folder, const char *name, bool *unsupported)
 {
     char passing[PASSING_NAME];
@@ -192,32 +195,43 @@ static int replace(int fd, int folder, const char *name, bool *unsupported)
         return 0;
     error = -errno;
     if (error == -ENOENT) /* removed by another, or renamed for us: then it has a name */
-        return fstat(fd, &status) == 0 && status.st_nlink != 0 ? 0 : -EAGAIN;
+        return fstat(fd, &status) == 0 && status.st_nlink != 0 ? 0 : WRITE_ANEW;
     (void)unlinkat(folder, passing, 0);
     if (error == -EISDIR || error == -ENOTEMPTY || error == -EEXIST) { /* a folder is in its place */
         error = file_remove(folder, name);
-        return error == 0 || error == -ENOENT ? -EAGAIN : error;
+        return error == 0 || error == -ENOENT ? WRITE_ANEW : error;
     }
     return error;
 }
 
-static int write_unnamed(int folder, const char *name, const struct source *source, bool *unsupported)
+/* 0, WRITE_ANEW or an error. *attempts: what is left of them, over all files that are written for this entry. */
+static int write_file(int folder, const char *name, const struct source *source, bool *unsupported, int *attempts)
 {
     int fd = -1;
     int error = file_open_unnamed(folder, unsupported, &fd);
     if (error != 0)
         return error;
     error = write_and_sync(fd, source);
-    for (int attempt = 0; error == 0; attempt++) {
+    while (error == 0) {
         int linked = file_link_unnamed(fd, folder, name, unsupported);
         if (linked == -EEXIST)
             linked = replace(fd, folder, name, unsupported);
-        if (linked == 0 || (linked == -EAGAIN && attempt == ATTEMPTS))
-            break; /* others keep putting the same key: theirs is as new as ours */
+        const bool disturbed = linked == -EAGAIN || linked == WRITE_ANEW;
+        if (linked == 0 || (disturbed && (*attempts)-- == 0))
+            break; /* others keep putting or removing the same key: what they did is as new as this */
         if (linked != -EAGAIN)
             error = linked;
     }
     (void)close(fd);
+    return error;
+}
+
+static int write_unnamed(int folder, const char *name, const struct source *source, bool *unsupported)
+{
+    int attempts = ATTEMPTS, error;
+    do
+        error = write_file(folder, name, source, unsupported, &attempts);
+    while (error == WRITE_ANEW);
     return error;
 }
 

@@ -370,11 +370,12 @@ class Crew:
         What is raised holds the frames that it came through, and with them the pool, which could never be collected if
         its own crew held it in this way.
         """
-        import copy
-
         assert self.broken is not None
         try:
-            error: BaseException = copy.copy(self.broken)
+            reduced: Any = self.broken.__reduce_ex__(4)  # as copy.copy() does, which a supervisor does not import
+            make, arguments, *state = reduced
+            error: BaseException = make(*arguments)
+            error.__dict__.update(*state)
         except Exception:  # one of the program's own, of a class that cannot be made from its arguments
             error = RuntimeError(f"{type(self.broken).__name__}: {self.broken}")
         error.__cause__ = self.broken.__cause__
@@ -603,11 +604,11 @@ class Crew:
                 self._close()
 
     def _close(self) -> None:
-        self.engine.close()
-        crashes, self._crashes = self._crashes, [-1] * self.size
-        for crash in crashes:
+        for place, crash in enumerate(self._crashes):
+            self._crashes[place] = -1
             if crash >= 0:
                 os.close(crash)
+        self.engine.close()
         self._closed = True
 
     def _signal_all(self) -> None:
