@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #define ATTEMPTS 8 /* how often an entry is looked for that others move meanwhile */
+#define PUT_ATTEMPTS 1000 /* how often an entry is put into a folder that others remove meanwhile */
 
 int folder_open_own(int parent, const char *name, bool create, int *out)
 {
@@ -342,7 +343,7 @@ static int put_in_folder(shoal_folder *folder, const struct source *source, stru
 {
     int error = -ENOENT;
     /* The folder may be removed between any two steps. */
-    for (int attempt = 0; error == -ENOENT && attempt < 16; attempt++) {
+    for (int attempt = 0; error == -ENOENT && attempt < PUT_ATTEMPTS; attempt++) {
         struct opened opened;
         error = refresh(folder, true, &opened);
         if (error == 0) {

@@ -185,6 +185,35 @@ static void a_durable_put_takes_the_place_of_one_that_is_not(void **state)
     assert_int_equal(access(place->shelf, F_OK), -1);
 }
 
+static void no_put_fails_for_what_others_remove(void **state)
+{
+    enum { PROCESSES = 5, PUTTERS = 3 };
+    struct place *place = *state;
+    pid_t children[PROCESSES];
+    for (int p = 0; p < PROCESSES; p++) {
+        children[p] = fork();
+        if (children[p] != 0)
+            continue;
+        reopen_place(place, 0);
+        const int64_t end = shoal_clock_now() + 3 * SHOAL_SECOND;
+        int error = 0;
+        while (error == 0 && shoal_clock_now() < end) {
+            if (p < PUTTERS)
+                error = put_pattern(place->folder, &place->key, MIDDLE);
+            else if (p == PUTTERS)
+                (void)shoal_folder_remove(place->folder, &place->key);
+            else
+                (void)shoal_folder_clear(place->folder);
+        }
+        _exit(-error);
+    }
+    for (int p = 0; p < PROCESSES; p++) {
+        int status;
+        assert_int_equal(waitpid(children[p], &status, 0), children[p]);
+        assert_int_equal(status, 0);
+    }
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -197,6 +226,7 @@ int main(void)
         TEST(a_folder_that_was_removed_and_made_again_is_found),
         TEST(a_durable_store_keeps_what_is_put),
         TEST(a_durable_put_takes_the_place_of_one_that_is_not),
+        TEST(no_put_fails_for_what_others_remove),
     };
     return cmocka_run_group_tests_name("store_processes", tests, NULL, NULL);
 }
