@@ -154,7 +154,8 @@ static_assert(sizeof PASSING_NEW == sizeof PASSING_OLD, "one size for both");
 
 static void passing_name(const char *name, const char *ending, char out[PASSING_NAME])
 {
-    (void)snprintf(out, PASSING_NAME, "%.*s%s", (int)FILE_NAME - 1, name, ending);
+    memcpy(out, name, FILE_NAME - 1);
+    memcpy(out + FILE_NAME - 1, ending, sizeof PASSING_NEW);
 }
 
 bool file_is_passing_name(const char *name)
@@ -162,7 +163,8 @@ bool file_is_passing_name(const char *name)
     char entry[FILE_NAME];
     if (strlen(name) != PASSING_NAME - 1)
         return false;
-    (void)snprintf(entry, sizeof entry, "%.*s", (int)FILE_NAME - 1, name);
+    memcpy(entry, name, FILE_NAME - 1);
+    entry[FILE_NAME - 1] = '\0';
     const char *ending = name + FILE_NAME - 1;
     return (strcmp(ending, PASSING_NEW) == 0 || strcmp(ending, PASSING_OLD) == 0) && file_is_entry_name(entry, NULL);
 }

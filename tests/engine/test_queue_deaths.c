@@ -504,7 +504,8 @@ static void threads_that_come_while_places_are_vacated_are_one_user(void **state
     (void)state;
     shoal_queue *queue = make_queue(0);
     put_number(queue, 1);
-    for (int round = 0; round < 3000; round++)
+    const int64_t end = shoal_clock_now() + 4 * SHOAL_SECOND;
+    for (int round = 0; round < 3000 && shoal_clock_now() < end; round++)
         child_ends_well(start_child("threads that come to a queue", come_with_two_threads, queue));
     shoal_queue_close(queue);
 }
