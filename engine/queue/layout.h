@@ -48,8 +48,8 @@ enum queue_slot_state {
 };
 
 /* The word: bits 0-2 state, 3 turn, 4-15 owner (a participant's index), 16-63 position. An item has another turn each
- * time that it comes back from a consumer: if that one dies, its index may be another process's by then, which reads
- * the same item, and who was about to settle the slot of the dead one must not take it for that. */
+ * time that it comes back from a dead consumer: the dead one's index may be another process's by then, which reads the
+ * same item, and who was about to settle the slot of the dead one must not take it for that. */
 #define QSLOT_TURN UINT64_C(8)
 static inline uint64_t qslot_word(uint64_t position, uint32_t owner, enum queue_slot_state state)
 {

@@ -678,10 +678,9 @@ static int claim_within(shoal_queue *queue, int64_t timeout, uint32_t *self, str
 /* This process is through with the slot that it claimed, whose word that made `reading`. */
 static void finish_reading(shoal_queue *queue, struct queue_slot *slot, uint64_t reading, enum queue_slot_state next)
 {
-    const uint64_t turn = next == QSLOT_FULL ? QSLOT_TURN : 0;
     /* release: this process is through with the slot before anybody uses it again */
-    atomic_compare_exchange_strong_explicit(&slot->state, &reading, qslot_next(reading, 0, next) ^ turn,
-                                            memory_order_release, memory_order_relaxed);
+    atomic_compare_exchange_strong_explicit(&slot->state, &reading, qslot_next(reading, 0, next), memory_order_release,
+                                            memory_order_relaxed);
     if (next == QSLOT_DONE) {
         advance_head(queue);
         watch_settle(queue);

@@ -44,7 +44,6 @@ static void *take_turns(void *context)
             atomic_store(&stage->child, 0);
             const int freed = stage->lock != NULL ? shoal_lock_reset(stage->lock) : -1;
             CHECK(freed == 0 || freed == -EBUSY); /* the other one was faster, and holds it */
-            atomic_fetch_add(&stage->inherited, freed == 0);
             continue;
         }
         CHECK(result == 0 || result == SHOAL_INHERITED);

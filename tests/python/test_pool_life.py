@@ -437,9 +437,10 @@ def test_each_way_to_call_refuses_a_parents_pool_without_more_words(tmp_path: Pa
     done = run_program(
         tmp_path,
         """
-        import os
+        import os, warnings
         from shoal.multiprocessing import Pool
 
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads, from Python 3.12 on
         with Pool(1) as pool:
             pool.map(abs, [-1])
             pool.apply(abs, (-1,))
