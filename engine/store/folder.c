@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ATTEMPTS 8 /* how often an entry is looked for that others move meanwhile */
+#define ATTEMPTS 8        /* how often an entry is looked for that others move meanwhile */
 #define PUT_ATTEMPTS 1000 /* how often an entry is put into a folder that others remove meanwhile */
 
 int folder_open_own(int parent, const char *name, bool create, int *out)
