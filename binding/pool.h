@@ -87,7 +87,8 @@ struct JobObject {
     Py_ssize_t told;    /* of these, when who waits for the next one was told last */
     Py_ssize_t window;  /* results ahead of the reader, 0: no limit */
     uint32_t chunk;     /* 0: by measured time */
-    uint32_t ahead;     /* tasks that may be out, and no more unless they are short; 0: as many as are of use */
+    uint32_t ahead;     /* tasks (without `chunk`: items) that may be out, and no more unless they are short; 0: as
+                           many tasks as are of use */
     uint32_t shared, flags, retries;
     int64_t time_limit; /* ns an item may take; 0: no limit */
     uint32_t tasks_out;

@@ -239,7 +239,7 @@ class Crew:
     # -- the workers --
 
     def hold(self) -> _engine.WantedLock:
-        """The crew's lock, for a `with`, without waiting for a worker that takes its time to start."""
+        """The crew's lock, for a `with` of others. Nobody waits at it for a worker that takes its time to start."""
         return self._lock
 
     def _waits_for_start(self) -> bool:
@@ -255,7 +255,7 @@ class Crew:
 
     def numbers(self) -> list[dict[str, Any]]:
         """What each worker that runs now did so far; see `Pool.stats`."""
-        with self.hold():
+        with self._lock:
             return [self.engine.numbers(place) for place, process in enumerate(self.processes) if process is not None]
 
     def _fill(self, places: Sequence[int]) -> None:
@@ -313,7 +313,7 @@ class Crew:
         """Start workers from a thread of the user's: again and again where others needed the lock meanwhile."""
         deadline = time.monotonic() + _START_LONGEST
         while True:
-            with self.hold():
+            with self._lock:
                 try:
                     return start()
                 except OSError as error:
@@ -431,7 +431,7 @@ class Crew:
             except ValueError:  # closed
                 return
             events, self._put_off = self._put_off + events, []
-            with self.hold():
+            with self._lock:
                 if self.state == TERMINATE:
                     return
                 try:
@@ -520,7 +520,7 @@ class Crew:
             return False
         except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
             threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
-        with self.hold():
+        with self._lock:
             if self._over:
                 return False
             try:
@@ -543,7 +543,7 @@ class Crew:
 
     def close(self) -> None:
         """No new work. Workers end once all of it is done."""
-        with self.hold():
+        with self._lock:
             if self.state != RUN:
                 return
             self.state = CLOSE
@@ -578,7 +578,7 @@ class Crew:
         if os.getpid() != self._owner:
             return
         self._ending = True
-        with self.hold():
+        with self._lock:
             self.state = TERMINATE
             if self._closed:
                 return
