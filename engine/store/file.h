@@ -91,6 +91,8 @@ void file_remove_damaged(int folder, const char *name, const shoal_key *key);
 bool file_is_passing_name(const char *name);
 /* Remove what has such a name, of the entry called `name`. */
 void file_sweep(int folder, const char *name);
+/* The same where its age says that nobody is about to rename it: for readers, who come often. */
+void file_sweep_left(int folder, const char *name);
 
 /* Remove temporary files whose writers are gone. */
 void file_sweep_temporary(int folder);

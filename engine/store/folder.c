@@ -244,6 +244,8 @@ static int look(shoal_folder *folder, int fd, bool check, const shoal_key *key, 
         int other = file_read(fd, name, key, &folder->store->verified, copied, out);
         if (other == -ENOENT && error != -ENOENT)
             shelf_note_told(folder->shelf);
+        else if (other == 0)
+            file_sweep_left(fd, name); /* or it stays for ever where an entry is read and never put again */
         if (other != -ENOENT || error != -ENOENT)
             return other != -ENOENT ? other : error;
     }

@@ -5,10 +5,10 @@
  * always the one or the other. Several who replace the same entry use the same name: whose file a rename moves is of no
  * account, all are whole and as new; and who finds his gone looks whether it was that, or writes it anew, as a file
  * that lost its last name gets no other. So what a dead writer left may be removed by anybody at any time, and is by
- * the next who replaces or removes the entry, clears the folder, reduces the store, or verifies it and removes what is
- * damaged. File systems that lack unnamed files get a temporary name in a folder of their own and a rename; the writer
- * holds a lock (flock) on the temporary file, so that whoever comes later can tell, and remove, what a dead writer
- * left. Called by folder.c.
+ * the next who replaces, reads or removes the entry, clears the folder, reduces the store, or verifies it and removes
+ * what is damaged. File systems that lack unnamed files get a temporary name in a folder of their own and a rename; the
+ * writer holds a lock (flock) on the temporary file, so that whoever comes later can tell, and remove, what a dead
+ * writer left. Called by folder.c.
  */
 #include "store/file.h"
 
@@ -176,6 +176,23 @@ void file_sweep(int folder, const char *name)
     (void)unlinkat(folder, passing, 0);
     passing_name(name, PASSING_OLD, passing);
     (void)unlinkat(folder, passing, 0);
+}
+
+/* Who is between making the name and renaming it is there for some microseconds, and would write his file anew. */
+#define LEFT_AFTER SHOAL_SECOND
+
+void file_sweep_left(int folder, const char *name)
+{
+    char passing[PASSING_NAME];
+    struct stat status;
+    struct timespec now;
+    passing_name(name, PASSING_NEW, passing);
+    if (fstatat(folder, passing, &status, AT_SYMLINK_NOFOLLOW) != 0)
+        return;
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    if (((int64_t)now.tv_sec - status.st_ctim.tv_sec) * SHOAL_SECOND + now.tv_nsec - status.st_ctim.tv_nsec >
+        LEFT_AFTER)
+        (void)unlinkat(folder, passing, 0);
 }
 
 #define WRITE_ANEW 1 /* the file had a name, and lost it: it cannot get another */

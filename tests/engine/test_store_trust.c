@@ -94,6 +94,26 @@ static void damage_of_any_kind_is_told_and_repaired_by_the_next_put(void **state
     }
 }
 
+/* What stands there is what a kill between the link and the rename leaves (test_store_steps.c makes it by one). */
+static void a_file_that_a_killed_writer_left_goes_with_the_next_hit(void **state)
+{
+    struct place *place = *state;
+    char left[sizeof place->file + 8];
+    struct timespec wait = {1, 100000000}; /* until nobody alive can be about to rename it */
+    static const size_t sizes[] = {MIDDLE, LARGE};
+    (void)snprintf(left, sizeof left, "%s.new", place->file);
+    for (size_t i = 0; i < 2; i++) {
+        char command[1200];
+        assert_int_equal(put_pattern(place->folder, &place->key, sizes[i]), 0);
+        (void)snprintf(command, sizeof command, "cp %s %s", place->file, left);
+        run(command);
+        (void)nanosleep(&wait, NULL);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+        assert_int_equal(access(left, F_OK), -1);
+        assert_int_equal(get_pattern(place->folder, &place->key, NULL), 0);
+    }
+}
+
 static void an_entry_under_another_name_is_not_taken_for_that_one(void **state)
 {
     struct place *place = *state;
@@ -550,6 +570,7 @@ int main(void)
         TEST(no_changed_byte_of_a_small_entry_goes_unseen),
         TEST(a_large_entry_is_verified_again_once_its_file_changed),
         TEST(damage_of_any_kind_is_told_and_repaired_by_the_next_put),
+        TEST(a_file_that_a_killed_writer_left_goes_with_the_next_hit),
         TEST(an_entry_under_another_name_is_not_taken_for_that_one),
         TEST(what_others_could_have_written_is_refused),
         TEST(links_to_folders_are_not_followed),
