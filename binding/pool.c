@@ -239,6 +239,33 @@ static PyObject *pool_call_supervisor(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* What follows a hand-out, or the end of Python's pool, must not be lost to a signal handler that raises (Ctrl-C)
+ * between two steps of Python's: so it is one call of C, and the rest is the supervisor's, in whose thread none runs.
+ * Neither raises. In a child of fork, or when all has been closed, there is nobody to tell. */
+static void tell_supervisor(PoolObject *pool)
+{
+    if (pool->pool != NULL && !pool->close_due && pool->process == getpid())
+        shoal_pool_request_attention(pool->pool, 0, 1);
+}
+
+static PyObject *pool_mind(PyObject *self, PyObject *unused)
+{
+    PoolObject *pool = (PoolObject *)self;
+    if (!pool->minded) {
+        pool->minded = true;
+        tell_supervisor(pool);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_forsake(PyObject *self, PyObject *reference)
+{
+    PoolObject *pool = (PoolObject *)self;
+    pool->forsaken = true;
+    tell_supervisor(pool);
+    Py_RETURN_NONE;
+}
+
 /* Collect and feed for whoever does not wait; returns the jobs whose callbacks are due. */
 static PyObject *pool_pump(PyObject *self, PyObject *unused)
 {
@@ -444,6 +471,12 @@ static PyMethodDef pool_methods[] = {
      "supervise(timeout=None)\n--\n\nWait for events: a list of (kind, place, pid, exitcode); kind 1: a worker ended, "
      "2: pump(), 3: a worker is dying, with that exit code."},
     {"call_supervisor", pool_call_supervisor, METH_NOARGS, "call_supervisor()\n--\n\nMake supervise() return."},
+    {"mind", pool_mind, METH_NOARGS,
+     "mind()\n--\n\nWork was handed out whose results perhaps nobody will wait for: the supervisor is to have them "
+     "collected "
+     "some time."},
+    {"forsake", pool_forsake, METH_O,
+     "forsake(reference)\n--\n\nThe callback of a weak reference to whose pool this is: it is gone."},
     {"pump", pool_pump, METH_NOARGS,
      "pump()\n--\n\nCollect and hand out for jobs that nobody waits for; the jobs whose callbacks are due."},
     {"jobs", pool_jobs, METH_NOARGS, "jobs()\n--\n\nThe jobs that are not done, some of them several times."},
@@ -472,6 +505,8 @@ static PyGetSetDef pool_properties[] = {
 static PyMemberDef pool_members[] = {
     {"unreadable", T_OBJECT_EX, offsetof(PoolObject, unreadable), 0,
      "makes the error of an item whose result cannot be unpickled from what that raised"},
+    {"minded", T_BOOL, offsetof(PoolObject, minded), 0, "mind() was called, and the supervisor has not seen to it yet"},
+    {"forsaken", T_BOOL, offsetof(PoolObject, forsaken), READONLY, "forsake() was called"},
     {NULL, 0, 0, 0, NULL},
 };
 

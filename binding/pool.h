@@ -56,6 +56,8 @@ struct PoolObject {
     bool more;                   /* the last of them stopped while there was more to hand out */
     bool eager;                  /* hand out all that iterators hold: the pool was closed */
     bool ended;                  /* nothing is handed out any more */
+    bool minded;                 /* there may be results that nobody waits for */
+    bool forsaken;               /* Python's pool is gone: the supervisor ends the workers */
     PyObject *queue;             /* list of jobs with items left to hand out, in order */
     PyObject *finished;          /* list of jobs that are done and whose callback is due */
     uint32_t waiters;            /* threads in wait_for */

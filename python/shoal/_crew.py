@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from _weakref import ref
 from _weakrefset import WeakSet  # that of weakref, without the rest of it
 from types import BuiltinFunctionType, FunctionType
 
@@ -111,6 +112,24 @@ def _found_by_name(function: Any) -> bool:
     )
 
 
+class _Bell:
+    """What one thread waits for and others ring. A lock alone: an Event's methods are Python's, and a signal handler
+    that raises in one (Ctrl-C) would leave its lock taken, at which the other thread then waits for ever."""
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        try:
+            self._silence.release()
+        except RuntimeError:  # it was rung already
+            pass
+
+    def wait(self) -> None:
+        self._silence.acquire()
+
+
 _crews: WeakSet[Crew] = WeakSet()
 
 
@@ -130,7 +149,8 @@ class Crew:
     rest of an iterator) is done by a second thread, the helper, once there is such a thing.
 
     Made, it has neither threads nor processes: whoever makes it first sees to it that it will be ended, then calls
-    start(). Ctrl-C may come between any two steps.
+    start(). Ctrl-C may come between any two steps. What must be done all the same, whoever asked for it, is done by
+    the supervisor, in whose thread no signal handler runs.
 
     begin: how many places are filled at first, all by default; grow() fills more.
     forks_with: where workers are forked from this process: the threads of their numerical libraries.
@@ -159,7 +179,6 @@ class Crew:
         self._forks_with = forks_with
         self._restarts = restarts
         self._lock = _engine.WantedLock()  # held while workers start: one that takes long is given up for who waits
-        self._minded = False  # there may be results that nobody waits for
         self._ending = False
         self._put_off: list[tuple[int, int, int, int]] = []  # what the supervisor was told of while a start took long
         self._owner = os.getpid()
@@ -170,9 +189,14 @@ class Crew:
         self._helper: threading.Thread | None = None
         self._mask: set[int] = set()
         _crews.add(self)
-        self._help_wanted = threading.Event()
+        self._help_wanted = _Bell()
+        self._user: object = None
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
+
+    def serve(self, user: object) -> None:
+        """Have the crew end when `user`, whose pool this is, was collected, even where Ctrl-C came in between."""
+        self._user = ref(user, self.engine.forsake)
 
     def start(self) -> None:
         """Start the supervisor and the first workers. If that fails, all is ended."""
@@ -196,7 +220,7 @@ class Crew:
             thread.start()
             self._thread = thread
         except RuntimeError as error:
-            if "can't start" not in str(error):  # but "at interpreter shutdown"
+            if "can't start" not in str(error):  # but "at interpreter shutdown", or what Ctrl-C in start() becomes
                 raise
             # The same want that a process fails of, and one error for both.
             raise BlockingIOError(
@@ -420,7 +444,7 @@ class Crew:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
             _thread.mask = None
             self._over = True
-            self._help_wanted.set()  # the helper ends too
+            self._help_wanted.ring()  # the helper ends too
 
     def _see_to_workers(self) -> None:
         _thread.supervises = True
@@ -432,7 +456,13 @@ class Crew:
                 return
             events, self._put_off = self._put_off + events, []
             with self._lock:
+                if self.engine.forsaken:
+                    self._end_forsaken()
                 if self.state == TERMINATE:
+                    self._end_workers()
+                    self._bury_all()
+                    if self.engine.forsaken:
+                        self._close()
                     return
                 try:
                     complete = self._see_to(events)
@@ -446,25 +476,21 @@ class Crew:
     def _pause(self, complete: bool) -> float | None:
         if not complete:
             return _RETRY_START
-        return _MIND_EVERY if self._minded else None
-
-    def mind(self) -> None:
-        """Work was handed out whose results perhaps nobody will wait for: collect them all the same, some time, as what
-        is not collected holds its pool. Seldom more than looking at a flag."""
-        if not self._minded:
-            self._minded = True
-            try:
-                self.engine.call_supervisor()
-            except ValueError:  # closed meanwhile
-                pass
+        return _MIND_EVERY if self.engine.minded else None
 
     def _collect_unread(self) -> None:
-        if self._minded:
-            self._minded = False
+        """Where engine.mind() was called, collect what nobody waits for, as that holds its pool."""
+        if self.engine.minded:
+            self.engine.minded = False
             # In this order: mind() comes after its work was handed out; it sees the flag taken back, or we its work.
             if not self.engine.idle:
-                self._minded = True
+                self.engine.minded = True
                 self._call_helper()
+
+    def _end_forsaken(self) -> None:
+        """Locked. The pool was collected: end, as terminate() does, which perhaps was interrupted."""
+        self._ending = True
+        self.state = TERMINATE
 
     def _see_to(self, events: list[tuple[int, int, int, int]]) -> bool:
         """Whether all places are filled."""
@@ -502,13 +528,12 @@ class Crew:
                 self._help_once()
                 return
             self._helper = helper
-        self._help_wanted.set()
+        self._help_wanted.ring()
 
     def _help(self) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)  # the supervisor started it; callbacks start processes
         while True:
             self._help_wanted.wait()
-            self._help_wanted.clear()
             if not self._help_once():
                 return
 
@@ -566,7 +591,7 @@ class Crew:
                 if self.state == CLOSE and thread.is_alive():
                     self.engine.call_supervisor()
             if self._helper is not None and self.state == CLOSE:
-                self._help_wanted.set()  # it ends; a callback that runs is waited for
+                self._help_wanted.ring()  # it ends; a callback that runs is waited for
                 self._helper.join()
         with self._lock:
             self._signal_all()
@@ -583,10 +608,7 @@ class Crew:
             if self._closed:
                 return
             try:  # again, where Ctrl-C interrupted an earlier call
-                self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
-                # The signal first: a worker that sleeps is gone at once, and is not woken only to end in order.
-                self._signal_all()
-                self.engine.shut(2)
+                self._end_workers()
                 self.engine.call_supervisor()
             except ValueError:  # closed by join()
                 return
@@ -598,10 +620,16 @@ class Crew:
             self._run_callbacks(self.engine.pump())  # of the calls that failed just now
         except ValueError:
             pass
-        self._help_wanted.set()
+        self._help_wanted.ring()
         with self._lock:
             if not self._closed:
                 self._close()
+
+    def _end_workers(self) -> None:
+        self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
+        # The signal first: a worker that sleeps is gone at once, and is not woken only to end in order.
+        self._signal_all()
+        self.engine.shut(2)
 
     def _close(self) -> None:
         for place, crash in enumerate(self._crashes):

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from shoal import _crew, _engine, _options, _progress, _serving, _threads, errors
-from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, TERMINATE
+from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
 from shoal.errors import TaskCancelled
 from shoal.multiprocessing.pool import _Descriptors, _EngineHandle, start_each
 
@@ -159,16 +159,21 @@ class _Crew(_crew.Crew):
                 thread.join(0.1)
             helper = self._helper
             if helper is not None and helper is not threading.current_thread():
-                self._help_wanted.set()  # it ends; a callback that it runs is waited for
+                self._help_wanted.ring()  # it ends; a callback that it runs is waited for
                 helper.join()
         except KeyboardInterrupt:
             self.terminate()
             raise
 
-    def forsake(self) -> None:
-        """Nobody will hand out work any more."""
-        if self._owner == os.getpid():
+    def _end_forsaken(self) -> None:
+        """Nobody will hand out work any more: what there is is done. By the helper: it may take encoding arguments."""
+        if self.state == RUN:
+            self._call_helper()
+
+    def _help_once(self) -> bool:
+        if self.engine.forsaken:
             self.close()
+        return super()._help_once()
 
     def _supervise(self) -> None:
         try:
@@ -185,7 +190,7 @@ class _Crew(_crew.Crew):
         if self._helper is None:
             _alive.discard(self)
         else:
-            self._help_wanted.set()  # it ends, after the callback that it may be running
+            self._help_wanted.ring()  # it ends, after the callback that it may be running
 
     def _help(self) -> None:
         super()._help()
@@ -271,7 +276,9 @@ class Future(_base.Future):  # type: ignore[type-arg]
     _watched = False
 
     def __init__(self, job: _engine.Job, crew: _Crew) -> None:
-        self._lock = threading.RLock()  # the condition's
+        # The condition's. Taken by itself here: a condition's methods are Python's, and Ctrl-C in one of them would
+        # leave it taken.
+        self._lock = threading.RLock()
         self._job: _engine.Job | None = job  # until its outcome was taken over
         self._crew: _Crew | None = crew
 
@@ -380,7 +387,8 @@ class Future(_base.Future):  # type: ignore[type-arg]
 
     def cancel(self) -> bool:
         """Take the call back if no worker has begun it. Whether the future is cancelled."""
-        with self._condition:
+        self._look()
+        with self._lock:
             if self._status in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED):
                 return True
             job = self._job
@@ -398,7 +406,8 @@ class Future(_base.Future):  # type: ignore[type-arg]
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Have `fn(future)` called once the future is done or cancelled, by a thread of this process; now, if it is."""
-        with self._condition:
+        self._look()
+        with self._lock:
             if self._status not in _DONE:
                 self._done_callbacks = (*self._done_callbacks, fn)
                 self._watch()
@@ -557,9 +566,14 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
                 begin=None if forks else 1,
                 forks_with=self._duties.threads if forks else None,
             )
-            weakref.finalize(self, crew.forsake).atexit = False
-            crew.start()
-            self._crew = crew
+            crew.serve(self)
+            try:
+                self._crew = crew
+                crew.start()
+            except BaseException:
+                crew.terminate()
+                self._crew = None
+                raise
         return crew
 
     def _submit_job(self, crew: _Crew, job: _engine.Job) -> None:

@@ -445,6 +445,24 @@ def test_an_item_of_a_map_that_raises_stop_iteration_fails_it(shared_executor: A
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
+class Bare(StopIteration):
+    """One whose copy was made without `__init__`, as tblib has it: CPython's own pickles have not."""
+
+    def __reduce__(self) -> Any:
+        return make_bare, self.args
+
+
+def make_bare(*args: object) -> Bare:
+    return Bare.__new__(Bare, *args)
+
+
+def test_a_stop_iteration_without_its_value_is_no_crash(shared_executor: Any) -> None:
+    with pytest.raises(RuntimeError, match="generator raised StopIteration") as caught:
+        list(shared_executor.map(raise_, [Bare("enough")] * 3))
+    cause = caught.value.__cause__
+    assert isinstance(cause, Bare) and cause.value == "enough"
+
+
 def test_map_raises_the_exception_of_an_item_in_its_place(shared_executor: Any) -> None:
     results = shared_executor.map(fail_on_3, range(6))
     assert [next(results) for _ in range(3)] == [0, 1, 2]

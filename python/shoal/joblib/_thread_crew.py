@@ -101,7 +101,9 @@ class ThreadCrew:
         if starts:
             try:
                 threading.Thread(target=_work, args=(weakref.ref(self), self._tasks), daemon=True).start()
-            except RuntimeError:  # no thread to be had: those that are there take it
+            except RuntimeError as error:  # no thread to be had: those that are there take it
+                if not str(error).startswith("can't"):  # "release unlocked lock": what Ctrl-C in start() becomes
+                    raise
                 with self._lock:
                     self._started -= 1
                     self._free -= 1
@@ -177,7 +179,9 @@ class ThreadCrew:
                 return False
             try:
                 threading.Thread(target=_be_clerk, args=(weakref.ref(self), due), daemon=True).start()
-            except RuntimeError:  # no thread to be had: the tasks' own go on telling
+            except RuntimeError as error:  # no thread to be had: the tasks' own go on telling
+                if not str(error).startswith("can't"):  # as above
+                    raise
                 return False
             self._clerk = due
         return True

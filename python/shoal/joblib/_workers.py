@@ -314,6 +314,7 @@ class ForkedWorkers(Handle):
             foreign_main=_crew.is_main_interactive() and context.get_start_method() != "fork",
         )
         super().__init__(crew)
+        crew.serve(self)
         self._finalizer = weakref.finalize(self, Crew.terminate, crew)
         crew.start()
 
@@ -356,9 +357,11 @@ def look_after(seconds: float) -> None:
         _reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
         try:
             _reaper.start()
-        except RuntimeError:  # at exit, when everything ends anyway
+        except RuntimeError as error:
             _reaper = None
-            return
+            if not str(error).startswith("can't"):  # "release unlocked lock": what Ctrl-C in start() becomes
+                raise
+            return  # at exit, when everything ends anyway
     elif time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
         _reaper_wakes.set()
 

@@ -151,6 +151,7 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
             foreign_main=_crew.is_main_interactive(),
             forks_with=duties.threads if context.get_start_method() == "fork" else None,
         )
+        self._crew.serve(self)  # before the finalizer, which then comes first
         self._terminate = util.Finalize(self, _crew.Crew.terminate, args=(self._crew,), exitpriority=15)
         self._crew.start()
         self._state = RUN
@@ -209,24 +210,26 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
         limit = self._task_timeout if task_timeout is None else _options.seconds(task_timeout)
         called = None if callback is error_callback is None else _callback(callback, error_callback)
         # A pool that its user dropped ends its workers: not before its results are there, so each holds it.
-        result: ApplyResult | None = crew.engine.call(
-            ApplyResult, self, crew.functions, func, args, kwds, retries, called, limit
-        )
-        if result is None:
-            item, mode, shared = crew.call_mode(func, args, kwds)
-            result = ApplyResult(
-                crew.engine,
-                (item,),
-                shared,
-                mode,
-                1,
-                retries=retries,
-                callback=called,
-                time_limit=limit,
-                single=True,
+        try:
+            result: ApplyResult | None = crew.engine.call(
+                ApplyResult, self, crew.functions, func, args, kwds, retries, called, limit
             )
-            _submit(self, result)
-        crew.mind()
+            if result is None:
+                item, mode, shared = crew.call_mode(func, args, kwds)
+                result = ApplyResult(
+                    crew.engine,
+                    (item,),
+                    shared,
+                    mode,
+                    1,
+                    retries=retries,
+                    callback=called,
+                    time_limit=limit,
+                    single=True,
+                )
+                _submit(self, result)
+        finally:
+            crew.engine.mind()
         return result
 
     # -- all results at once --
@@ -313,15 +316,16 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
     ) -> list[Any]:
         # What has no length is read as workers take it, in this thread; what has may change meanwhile: a copy.
         items = iter(iterable) if not hasattr(iterable, "__len__") else _as_sequence(iterable)
-        result = self._submit_map(func, items, mode, chunksize, options)
+        result = self._make_map(func, items, mode, chunksize, options)
         try:
+            _submit(self, result)
             if options.progress:
                 _progress.wait(result, options.progress)
             return result.get()  # type: ignore[no-any-return]
         except BaseException:
             # Ctrl-C, or a progress function that raises: what is left is of no use to anybody.
+            self._crew.engine.mind()
             result.cancel()
-            self._crew.mind()
             raise
 
     def _map_async(
@@ -337,13 +341,16 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
         items = _as_sequence(iterable)
         # As in multiprocessing: the callbacks of a map over nothing are not called.
         called = _callback(callback, error_callback) if len(items) > 0 else None
-        result = self._submit_map(func, items, mode, chunksize, options, called)
-        self._crew.mind()
+        result = self._make_map(func, items, mode, chunksize, options, called)
+        try:
+            _submit(self, result)
+        finally:
+            self._crew.engine.mind()
         if options.progress:
             _progress.follow(result, options.progress)
         return result
 
-    def _submit_map(
+    def _make_map(
         self,
         func: Callable[..., Any],
         items: Any,
@@ -368,7 +375,6 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
             feeder=_FEEDER_ANY if type(items) in _PROMPT else _FEEDER_CALLER,
             **self._limits(options),
         )
-        _submit(self, result)
         return result
 
     def _limits(self, options: _options.MapOptions) -> dict[str, Any]:
@@ -436,13 +442,19 @@ class Pool(_StandardPool, metaclass=abc.ABCMeta):  # type: ignore[misc]
             feeder=_FEEDER_ANY if type(iterator) in _NEVER_BLOCK else _FEEDER_OWN,
             **self._limits(options),
         )
-        _submit(self, result)
-        self._crew.mind()
-        if type(iterator) not in _NEVER_BLOCK:
-            threading.Thread(target=_feed, args=(result,), name="shoal-feeder", daemon=True).start()
-        if options.progress:
-            total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
-            _progress.follow(result, options.progress, total)
+        try:
+            _submit(self, result)
+            if type(iterator) not in _NEVER_BLOCK:
+                threading.Thread(target=_feed, args=(result,), name="shoal-feeder", daemon=True).start()
+            if options.progress:
+                total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
+                _progress.follow(result, options.progress, total)
+        except BaseException:
+            result.cancel()  # nobody takes its items
+            result._pool = None  # nor asks for results; but a thread that was not quite started still knows it
+            raise
+        finally:
+            self._crew.engine.mind()
         return result
 
     # -- the end --

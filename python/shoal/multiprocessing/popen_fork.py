@@ -86,6 +86,8 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
 
     def runner(process_obj: Any) -> Callable[[], int]:
         def run() -> int:
+            if not starts_worker:
+                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
             os.close(parent_end)
             util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
             # What _bootstrap raises it prints itself.
@@ -93,19 +95,18 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
 
         return run
 
-    # A pool's worker leaves Ctrl-C to its parent: until it has said so, the signal waits.
+    # Ctrl-C waits for the end of the fork: the functions of os.register_at_fork lose it, and may leave logging's lock
+    # taken by it. A pool's worker leaves it to its parent: there it waits until the worker has said so.
     crew = sys.modules.get("shoal._crew")
-    mask = None
+    starts_worker = crew is not None and crew.is_starting()
+    # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
+    mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
     forked: list[_engine.Process] = []
     found: dict[int, tuple[_engine.Process, int]] = {}
     error: OSError | None = None
     try:
-        if crew is not None and crew.is_starting():
-            # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            if mask is not None:
-                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
             scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
             began = time.perf_counter()
@@ -116,8 +117,7 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
         except OSError as failure:
             error = failure
         finally:
-            if mask is not None:
-                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # as above
         for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
             try:
                 found[id(process_obj)] = process, parent_end if number == 0 else os.dup(parent_end)
