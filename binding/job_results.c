@@ -170,23 +170,6 @@ void job_raise(PyObject *error)
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
 }
 
-/* A StopIteration that was made without its __init__, as some libraries unpickle exceptions (tblib, which Dask has),
- * lacks its value, and `yield from` of CPython's takes that without a look: a crash. */
-static int complete_stop_iteration(PyObject *error)
-{
-    int result = -1;
-    PyObject *value = PyObject_GetAttrString(error, "value"), *args = PyObject_GetAttrString(error, "args");
-    if (value != NULL && args != NULL && value == Py_None) {
-        PyObject *first = PyTuple_Check(args) && PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : Py_None;
-        result = PyObject_SetAttrString(error, "value", first);
-    } else if (value != NULL && args != NULL) {
-        result = 0;
-    }
-    Py_XDECREF(value);
-    Py_XDECREF(args);
-    return result;
-}
-
 PyObject *job_take_next(JobObject *job)
 {
     if (!job_next_is_there(job))
@@ -197,13 +180,9 @@ PyObject *job_take_next(JobObject *job)
     *entry = (struct entry){NULL, ENTRY_VALUE};
     job->taken++;
     if (kind == ENTRY_RAISES || (kind == ENTRY_ERROR && !job->values)) {
-        bool raises = true;
-        if (PyErr_GivenExceptionMatches(value, PyExc_StopIteration)) {
+        if (PyErr_GivenExceptionMatches(value, PyExc_StopIteration))
             Py_XSETREF(job->error, Py_NewRef(value)); /* for loops, which take it for the end of the results */
-            raises = complete_stop_iteration(value) == 0;
-        }
-        if (raises)
-            job_raise(value);
+        job_raise(value);
         Py_DECREF(value);
         return NULL;
     }

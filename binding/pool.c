@@ -472,9 +472,7 @@ static PyMethodDef pool_methods[] = {
      "2: pump(), 3: a worker is dying, with that exit code."},
     {"call_supervisor", pool_call_supervisor, METH_NOARGS, "call_supervisor()\n--\n\nMake supervise() return."},
     {"mind", pool_mind, METH_NOARGS,
-     "mind()\n--\n\nWork was handed out whose results perhaps nobody will wait for: the supervisor is to have them "
-     "collected "
-     "some time."},
+     "mind()\n--\n\nWork was handed out whose results perhaps nobody waits for: the supervisor has them collected."},
     {"forsake", pool_forsake, METH_O,
      "forsake(reference)\n--\n\nThe callback of a weak reference to whose pool this is: it is gone."},
     {"pump", pool_pump, METH_NOARGS,

@@ -20,6 +20,7 @@ from types import BuiltinFunctionType, FunctionType
 
 from shoal import _engine, _threads
 from shoal._serving import last_words
+from shoal._start_thread import start_thread
 from shoal.errors import TaskCancelled
 
 TYPE_CHECKING = False  # typing takes as long to import as everything here: a cost of each worker's start
@@ -70,7 +71,8 @@ _thread = threading.local()
 
 def is_starting() -> bool:
     """Whether this thread starts a worker, which leaves Ctrl-C to its parent from its first instruction on."""
-    return getattr(_thread, "starts_for", None) is not None
+    crew: Crew | None = getattr(_thread, "starts_for", None)
+    return crew is not None and crew._owner == os.getpid()  # a forked worker has it from the thread that forked it
 
 
 def is_supervisor() -> bool:
@@ -190,7 +192,8 @@ class Crew:
         self._mask: set[int] = set()
         _crews.add(self)
         self._help_wanted = _Bell()
-        self._user: object = None
+        self._user: object = None  # a weak reference, kept for its callback
+        self._told = False  # the workers were told to end at once
         self._over = False  # the supervisor has ended
         self._closed = False  # so has everything
 
@@ -287,7 +290,8 @@ class Crew:
         orders = []
         for place in places:
             if self._crashes[place] < 0:
-                self._crashes[place] = os.memfd_create("shoal-crash")
+                # In one step, with nothing of Python's between: Ctrl-C there would lose it.
+                self._crashes[place : place + 1] = map(os.memfd_create, ("shoal-crash",))
             orders.append((self.engine, place, self.engine.enlist(place), self._crashes[place]))
         before, _thread.starts_for = getattr(_thread, "starts_for", None), self
         starting = self._start(orders)
@@ -300,24 +304,25 @@ class Crew:
 
     def _watch(self, place: int, process: WorkerProcess) -> None:
         assert process.pid is not None
+        opened: list[int] = []
         try:
             try:
-                descriptor = os.pidfd_open(process.pid)
+                opened.extend(map(os.pidfd_open, (process.pid,)))  # in one step, as above
             except ProcessLookupError:  # it has ended, and the zygote whose child it was has reaped it
                 self.processes[place] = process
                 self._bury(place)
                 self.engine.call_supervisor()  # which starts another one there
                 return
-            try:
-                self.engine.watch(place, process.pid, descriptor)
-            finally:
-                os.close(descriptor)
+            self.engine.watch(place, process.pid, opened[0])
         except BaseException:
             # Nobody would see it die.
             process.kill()
             process.join()
             self.engine.bury(place, process.exitcode)
             raise
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
         self.processes[place] = process
 
     def _fill_first(self) -> None:
@@ -445,6 +450,13 @@ class Crew:
             _thread.mask = None
             self._over = True
             self._help_wanted.ring()  # the helper ends too
+        self._finish()
+
+    def _finish(self) -> None:
+        """The supervisor's last act: what nobody else may come to do."""
+        if self.engine.forsaken:
+            with self._lock:
+                self._close()
 
     def _see_to_workers(self) -> None:
         _thread.supervises = True
@@ -456,18 +468,23 @@ class Crew:
                 return
             events, self._put_off = self._put_off + events, []
             with self._lock:
+                if self._closed:  # by a finalizer that ran in this thread
+                    return
                 if self.engine.forsaken:
                     self._end_forsaken()
                 if self.state == TERMINATE:
-                    self._end_workers()
+                    if not self._told:  # whoever was to was interrupted
+                        self._end_workers()
                     self._bury_all()
-                    if self.engine.forsaken:
-                        self._close()
+                    self._close_crashes()
                     return
                 try:
                     complete = self._see_to(events)
                 except Exception as error:  # nobody would see to anything any more: say so to all who wait
-                    self._break(error)
+                    if not self._closed:
+                        self._break(error)
+                if self._closed:  # as above
+                    return
                 self._collect_unread()
                 self._shut_if_idle()
                 if self._shut and all(process is None for process in self.processes):
@@ -522,9 +539,7 @@ class Crew:
     def _call_helper(self) -> None:
         if self._helper is None:
             helper = threading.Thread(target=self._help, name="shoal-helper", daemon=True)
-            try:
-                helper.start()
-            except RuntimeError:  # CPython 3.12 starts no thread any more while it waits for them at exit
+            if not start_thread(helper):
                 self._help_once()
                 return
             self._helper = helper
@@ -540,10 +555,11 @@ class Crew:
     def _help_once(self) -> bool:
         """Whether there may be more to do later."""
         try:
+            self._close_if_forsaken()
             self._run_callbacks(self.engine.pump())
         except ValueError:  # closed
             return False
-        except Exception:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
+        except BaseException:  # an iterator's or a pickle's: its item has it; what is left is reported as of any thread
             threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
         with self._lock:
             if self._over:
@@ -553,6 +569,9 @@ class Crew:
             except ValueError:
                 return False
         return True
+
+    def _close_if_forsaken(self) -> None:
+        """What _end_forsaken() leaves to the helper."""
 
     @staticmethod
     def _run_callbacks(jobs: list[Any]) -> None:
@@ -572,8 +591,10 @@ class Crew:
             if self.state != RUN:
                 return
             self.state = CLOSE
-        self.engine.hurry()
-        self.engine.call_supervisor()
+        try:
+            self.engine.hurry()
+        finally:
+            self.engine.call_supervisor()
 
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""
@@ -582,14 +603,18 @@ class Crew:
         thread = self._thread
         if self._closed:
             return
-        if self.state == CLOSE:
-            self.engine.wait_idle()
-            self.engine.call_supervisor()
+        try:
+            if self.state == CLOSE:
+                self.engine.wait_idle()
+                self.engine.call_supervisor()
+        except ValueError:  # closed by another thread's terminate()
+            pass
         if thread is not None and threading.current_thread() not in (thread, self._helper):
             while thread.is_alive():
                 thread.join(0.1 if self.state == CLOSE else None)
-                if self.state == CLOSE and thread.is_alive():
-                    self.engine.call_supervisor()
+                with self._lock:
+                    if self.state == CLOSE and not self._closed:
+                        self.engine.call_supervisor()
             if self._helper is not None and self.state == CLOSE:
                 self._help_wanted.ring()  # it ends; a callback that runs is waited for
                 self._helper.join()
@@ -622,22 +647,27 @@ class Crew:
             pass
         self._help_wanted.ring()
         with self._lock:
-            if not self._closed:
-                self._close()
+            self._close()
 
     def _end_workers(self) -> None:
         self.engine.abandon(TaskCancelled("the pool was terminated before the task was done"))
         # The signal first: a worker that sleeps is gone at once, and is not woken only to end in order.
         self._signal_all()
         self.engine.shut(2)
+        self._told = True
 
     def _close(self) -> None:
+        if self._closed:
+            return
+        self._close_crashes()
+        self.engine.close()
+        self._closed = True
+
+    def _close_crashes(self) -> None:
         for place, crash in enumerate(self._crashes):
             self._crashes[place] = -1
             if crash >= 0:
                 os.close(crash)
-        self.engine.close()
-        self._closed = True
 
     def _signal_all(self) -> None:
         for process in self.processes:

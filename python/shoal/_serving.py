@@ -101,7 +101,9 @@ def serve(
     if threading is None or threading.current_thread() is threading.main_thread():
         # Ctrl-C goes to the whole foreground group; the parent decides what becomes of its workers. A handler, not
         # SIG_IGN: what a task starts by exec must not inherit it.
-        signal.signal(signal.SIGINT, _ignore_interrupt)
+        global _handler_before
+        before = signal.signal(signal.SIGINT, _ignore_interrupt)
+        _handler_before = before if isinstance(pool, _engine.Pool) else None  # forked; else it is the zygote's
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
     if not _has_own_crash_file():
         faulthandler.enable(crash)
@@ -163,6 +165,15 @@ def _forget_imports_of_other_threads() -> None:
 
 def _ignore_interrupt(signum: int, frame: object) -> None:
     pass
+
+
+_handler_before: Any = None
+
+
+def heed_interrupts() -> None:
+    """In a process that a worker has forked, and that is none itself: Ctrl-C is for it, as for the program."""
+    if signal.getsignal(signal.SIGINT) is _ignore_interrupt:
+        signal.signal(signal.SIGINT, _handler_before or signal.default_int_handler)
 
 
 class _LastWords:

@@ -21,6 +21,7 @@ from typing import Any
 
 from shoal import _crew, _engine, _options, _progress, _serving, _threads, errors
 from shoal._crew import CALL_ONE, CALL_STAR, CLOSE, RUN, TERMINATE
+from shoal._start_thread import start_thread
 from shoal.errors import TaskCancelled
 from shoal.multiprocessing.pool import _Descriptors, _EngineHandle, start_each
 
@@ -170,21 +171,22 @@ class _Crew(_crew.Crew):
         if self.state == RUN:
             self._call_helper()
 
-    def _help_once(self) -> bool:
+    def _close_if_forsaken(self) -> None:
         if self.engine.forsaken:
             self.close()
-        return super()._help_once()
 
-    def _supervise(self) -> None:
+    def _see_to_workers(self) -> None:
         try:
-            super()._supervise()
+            super()._see_to_workers()
         except BaseException as error:
             with self._lock:
                 self._break(error)
+
+    def _finish(self) -> None:
         self._call_back()
         self.ended = True
         self._call_back()  # for whoever did not see yet that it has ended
-        if self.state != TERMINATE:  # terminate() closes
+        if self.state != TERMINATE or self.engine.forsaken:  # else terminate() closes
             with self._lock:
                 self._close()
         if self._helper is None:
@@ -336,9 +338,8 @@ class Future(_base.Future):  # type: ignore[type-arg]
             except (ValueError, RuntimeError):
                 late = True
             if late and crew._owner == os.getpid():  # done, and the supervisor has gone since this thread looked
-                try:
-                    threading.Thread(target=self._complete, args=(job,), name="shoal-callbacks", daemon=True).start()
-                except RuntimeError:  # CPython 3.12 at exit
+                thread = threading.Thread(target=self._complete, args=(job,), name="shoal-callbacks", daemon=True)
+                if not start_thread(thread):
                     self._complete(job)
 
     def _complete(self, job: _engine.Job) -> None:
@@ -568,11 +569,10 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             )
             crew.serve(self)
             try:
-                self._crew = crew
                 crew.start()
+                self._crew = crew  # now, and not before: a signal's handler that shuts down would wait for the start
             except BaseException:
                 crew.terminate()
-                self._crew = None
                 raise
         return crew
 

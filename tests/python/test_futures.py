@@ -461,6 +461,8 @@ def test_a_stop_iteration_without_its_value_is_no_crash(shared_executor: Any) ->
         list(shared_executor.map(raise_, [Bare("enough")] * 3))
     cause = caught.value.__cause__
     assert isinstance(cause, Bare) and cause.value == "enough"
+    error = shared_executor.submit(raise_, Bare()).exception()
+    assert isinstance(error, Bare) and error.value is None
 
 
 def test_map_raises_the_exception_of_an_item_in_its_place(shared_executor: Any) -> None:

@@ -42,6 +42,81 @@ def is_alive(pid: int) -> bool:
 # -- workers that die --
 
 
+def say_how_it_takes_ctrl_c() -> None:
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    os._exit(10 + 2 * blocked + heard)
+
+
+def start_one_that_says() -> int | None:
+    process = get_context("fork").Process(target=say_how_it_takes_ctrl_c)
+    process.start()
+    process.join(30)
+    return process.exitcode
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_that_a_worker_forks_heeds_ctrl_c(method: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context(method)) as executor:
+        assert executor.submit(start_one_that_says).result(40) == 11
+
+
+def test_a_dropped_executor_that_is_terminated_completes_its_futures() -> None:
+    executor = ProcessPoolExecutor(1)
+    crew: Any = executor._crew or executor._ready_crew()
+    futures = [executor.submit(sleep, 30) for _ in range(6)]
+    called: list[Any] = []
+    for future in futures[3:]:
+        future.add_done_callback(called.append)
+    del executor
+    gc.collect()
+    wait_until(lambda: crew.state != "RUN")
+    waiting = threading.Thread(target=wait, args=(futures[:3],))
+    waiting.start()
+    crew.terminate()  # as Ctrl-C at the program's end has it
+    waiting.join(20)
+    assert not waiting.is_alive()
+    wait_until(lambda: len(called) == 3)
+    assert all(future.cancelled() for future in futures)
+
+
+def test_a_handler_may_shut_the_executor_down_as_its_workers_start(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import os, signal
+        from shoal import ProcessPoolExecutor
+
+        executor = ProcessPoolExecutor(2)
+        signal.signal(signal.SIGTERM, lambda *_: executor.shutdown())
+        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        print(executor.submit(abs, -1).result())
+        """,
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
+class ExitsAsItIsPickled:
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dropped_executor_ends_though_an_argument_raises_system_exit() -> None:
+    executor = ProcessPoolExecutor(2)
+    results = executor.map(square, [*range(5000), ExitsAsItIsPickled()])
+    future = executor.submit(nap, 1)
+    called = threading.Event()
+    future.add_done_callback(lambda _: called.set())
+    crew: Any = executor._crew
+    del executor
+    gc.collect()
+    assert called.wait(30)
+    crew._thread.join(30)
+    assert not crew._thread.is_alive()
+    del results
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dead_worker_fails_the_call_it_held_and_the_executor_goes_on(method: str) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context(method)) as executor:

@@ -318,6 +318,60 @@ def test_terminate_ends_a_worker_that_is_stopped() -> None:
     assert time.monotonic() - started < 3
 
 
+class CollectsFirst:
+    """An engine's pool in whose supervisor garbage is collected just when there is something to see to."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.supervised = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def supervise(self, *arguments: Any) -> Any:
+        self.supervised.set()
+        events = self._engine.supervise(*arguments)
+        gc.collect()
+        return events
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_pool_that_its_own_supervisor_collects_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    pool: Any = Pool(2)
+    pids, crew, engine = [worker.pid for worker in pool._pool], pool._crew, pool._crew.engine
+    crew.engine = CollectsFirst(engine)
+    engine.call_supervisor()  # it waits at the engine's own: the next time at this one
+    assert crew.engine.supervised.wait(20)
+    gc.disable()
+    try:
+        cycle = [pool]
+        cycle.append(cycle)
+        del cycle, pool
+        engine.call_supervisor()
+        crew._thread.join(20)
+    finally:
+        gc.enable()
+    assert not crew._thread.is_alive() and raised == []
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def count_sigterm(descriptor: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os.write(descriptor, b"T"))
+
+
+def test_terminate_asks_each_worker_once(tmp_path: Path) -> None:
+    # One that tidies up in a handler that raises would be disturbed in it by a second time.
+    with open(tmp_path / "asked", "wb") as asked:
+        pool = get_context("fork").Pool(3, initializer=count_sigterm, initargs=(asked.fileno(),))
+        assert pool.map(square, range(30), chunksize=1) == [x * x for x in range(30)]
+        pool.terminate()
+    assert 1 <= len((tmp_path / "asked").read_bytes()) <= 3
+
+
 def test_a_pool_that_is_dropped_ends_its_workers() -> None:
     import gc
 

@@ -19,6 +19,8 @@ import time
 import weakref
 from collections import deque
 
+from shoal._start_thread import start_thread
+
 TYPE_CHECKING = False  # typing costs each start of a program more than the rest of this file
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -98,18 +100,15 @@ class ThreadCrew:
             else:
                 self._free -= 1
         self._tasks.put((outcome, func, args, kwds or {}, callback, error_callback))
-        if starts:
-            try:
-                threading.Thread(target=_work, args=(weakref.ref(self), self._tasks), daemon=True).start()
-            except RuntimeError as error:  # no thread to be had: those that are there take it
-                if not str(error).startswith("can't"):  # "release unlocked lock": what Ctrl-C in start() becomes
-                    raise
-                with self._lock:
-                    self._started -= 1
-                    self._free -= 1
-                    if self._started == 0:
-                        self._tasks.get_nowait()  # nobody would
-                        raise
+        if starts and not start_thread(
+            threading.Thread(target=_work, args=(weakref.ref(self), self._tasks), daemon=True)
+        ):
+            with self._lock:  # those that are there take it
+                self._started -= 1
+                self._free -= 1
+                if self._started == 0:
+                    self._tasks.get_nowait()  # nobody would
+                    raise RuntimeError("can't start new thread")
         return outcome
 
     def close(self) -> None:
@@ -177,12 +176,8 @@ class ThreadCrew:
         with self._lock:
             if self._ended:
                 return False
-            try:
-                threading.Thread(target=_be_clerk, args=(weakref.ref(self), due), daemon=True).start()
-            except RuntimeError as error:  # no thread to be had: the tasks' own go on telling
-                if not str(error).startswith("can't"):  # as above
-                    raise
-                return False
+            if not start_thread(threading.Thread(target=_be_clerk, args=(weakref.ref(self), due), daemon=True)):
+                return False  # the tasks' own go on telling
             self._clerk = due
         return True
 

@@ -17,6 +17,7 @@ import weakref
 
 from shoal import _crew, _engine, _serving
 from shoal._crew import Crew
+from shoal._start_thread import start_thread
 from shoal.errors import WorkerDied
 from shoal.joblib import _in_worker
 
@@ -355,13 +356,9 @@ def look_after(seconds: float) -> None:
     global _reaper
     if _reaper is None or not _reaper.is_alive():
         _reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
-        try:
-            _reaper.start()
-        except RuntimeError as error:
+        if not start_thread(_reaper):  # at exit, when everything ends anyway
             _reaper = None
-            if not str(error).startswith("can't"):  # "release unlocked lock": what Ctrl-C in start() becomes
-                raise
-            return  # at exit, when everything ends anyway
+            return
     elif time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
         _reaper_wakes.set()
 

@@ -38,6 +38,8 @@ class Siblings:
 
     The first begins at once. Where there are fewer cores than processes, this one included, the others rest for as long
     as two forks take before they begin: in each other's way all would be there late.
+
+    Ctrl-C waits for the end of the `with`: where each is, forked or started, is known there.
     """
 
     def __init__(self, processes: Sequence[Any]) -> None:
@@ -45,24 +47,35 @@ class Siblings:
         self._forked: dict[int, tuple[_engine.Process, int]] | None = None  # what start() is to find
         self._error: OSError | None = None
         self._parent = os.getpid()
+        self._mask: set[int] = set()
 
     def __enter__(self) -> None:
+        # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
+        self._mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        except BaseException:
+            _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            raise
         _thread.siblings = self
 
     def __exit__(self, *details: object) -> None:
-        _thread.siblings = None
-        left = list((self._forked or {}).values())
-        _kill([process for process, _ in left])
-        for _, end in left:
-            os.close(end)
+        try:
+            _thread.siblings = None
+            left = list((self._forked or {}).values())
+            _kill([process for process, _ in left])
+            for _, end in left:
+                os.close(end)
+        finally:
+            _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # raises KeyboardInterrupt if one waited
 
-    def take(self, process_obj: Any) -> tuple[_engine.Process, int] | None:
+    def take(self, process_obj: Any, mask: set[int]) -> tuple[_engine.Process, int] | None:
         """What was forked for `process_obj`, and the parent's end of its pipe; None: it is none of these."""
         number = id(process_obj)
         if number not in self._processes or os.getpid() != self._parent:  # one of them may start processes itself
             return None
         if self._forked is None:
-            self._forked, self._error = _fork(list(self._processes.values()))
+            self._forked, self._error = _fork(list(self._processes.values()), mask)
         if number not in self._forked:
             assert self._error is not None
             raise self._error
@@ -78,8 +91,11 @@ def _starts_as_usual(process_obj: Any) -> bool:
     return kind.start is BaseProcess.start and kind._Popen is ForkProcess._Popen
 
 
-def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, int]], OSError | None]:
-    """Fork these: what came of each, by id, up to the first that failed, and why that did."""
+def _fork(processes: Sequence[Any], mask: set[int]) -> tuple[dict[int, tuple[_engine.Process, int]], OSError | None]:
+    """Fork these: what came of each, by id, up to the first that failed, and why that did. Ctrl-C is blocked.
+
+    mask: the signals that were blocked before.
+    """
     _child.open_null_input()
     # The parent's end stays open as long as a child's parent_process() is to be found alive.
     parent_sentinel, parent_end = os.pipe()
@@ -87,6 +103,8 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
     def runner(process_obj: Any) -> Callable[[], int]:
         def run() -> int:
             if not starts_worker:
+                if serving is not None:
+                    serving.heed_interrupts()
                 _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
             os.close(parent_end)
             util._close_stdin = _child.take_null_input  # type: ignore[attr-defined]
@@ -95,18 +113,15 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
 
         return run
 
-    # Ctrl-C waits for the end of the fork: the functions of os.register_at_fork lose it, and may leave logging's lock
-    # taken by it. A pool's worker leaves it to its parent: there it waits until the worker has said so.
+    # A pool's worker leaves Ctrl-C to its parent: it stays blocked, as it is here, until the worker has said so.
     crew = sys.modules.get("shoal._crew")
     starts_worker = crew is not None and crew.is_starting()
-    # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
-    mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    serving = sys.modules.get("shoal._serving")
     forked: list[_engine.Process] = []
     found: dict[int, tuple[_engine.Process, int]] = {}
     error: OSError | None = None
     try:
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             orders = [(runner(process_obj), bool(process_obj.daemon)) for process_obj in processes]
             scarce = len(orders) > 1 and len(orders) >= len(os.sched_getaffinity(0))
             began = time.perf_counter()
@@ -116,8 +131,6 @@ def _fork(processes: Sequence[Any]) -> tuple[dict[int, tuple[_engine.Process, in
             forked.extend(itertools.starmap(_engine.fork_process, [(*order, rest) for order in orders[1:]]))
         except OSError as failure:
             error = failure
-        finally:
-            _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # as above
         for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
             try:
                 found[id(process_obj)] = process, parent_end if number == 0 else os.dup(parent_end)
@@ -149,11 +162,28 @@ def _kill(processes: Iterable[_engine.Process]) -> None:
 class Popen(popen_fork.Popen):
     """A forked child of multiprocessing's."""
 
+    sentinel: Any = None  # until there is a process
+
     def _launch(self, process_obj: Any) -> None:
+        # Ctrl-C waits until the child is there, and is this object's: the functions of os.register_at_fork lose it, and
+        # may leave logging's lock taken by it. (A thread that one of them starts has it blocked for good.)
+        mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())  # first, as above
+        try:
+            try:
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+                self._take(process_obj, mask)
+            finally:
+                _signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
+        except BaseException:
+            if self.sentinel is not None:  # nobody will hear of it
+                _kill([self._process])
+            raise
+
+    def _take(self, process_obj: Any, mask: set[int]) -> None:
         siblings: Siblings | None = getattr(_thread, "siblings", None)
-        taken = None if siblings is None else siblings.take(process_obj)
+        taken = None if siblings is None else siblings.take(process_obj, mask)
         if taken is None:
-            found, error = _fork([process_obj])
+            found, error = _fork([process_obj], mask)
             if error is not None:
                 raise error
             taken = found[id(process_obj)]
