@@ -108,12 +108,14 @@ def raise_lookup_error(*_: Any) -> None:
 
 
 def test_what_a_signals_handler_raises_is_an_items_error_or_ends_the_worker_and_no_result_is_another_ones() -> None:
+    in_the_function = 0  # the first one may come between two items: then the worker is over, and its timer with it
     for _ in range(5):
         with Pool(1) as pool:
             results = pool.map(set_alarm, range(200), 200, return_exceptions=True)
+        in_the_function += sum(isinstance(result, LookupError) for result in results)
         for i, result in enumerate(results):
             assert result == i if isinstance(result, int) else isinstance(result, ERRORS), (i, result)
-        assert any(isinstance(result, LookupError) for result in results)
+    assert in_the_function >= 1
 
 
 def test_traceback_of_an_error_as_a_value_is_the_functions(pool: Any) -> None:
