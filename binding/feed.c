@@ -497,18 +497,6 @@ int feed_jobs(PoolObject *pool)
 
 /* -------------------------------------------------------------- delivering ---- */
 
-/* A StopIteration that was made without its __init__, as some libraries unpickle exceptions (tblib, which Dask has),
- * lacks its value, and CPython's `yield from` takes that without a look: a crash. */
-static void complete_stop_iteration(PyObject *error)
-{
-    if (!PyObject_TypeCheck(error, (PyTypeObject *)PyExc_StopIteration))
-        return;
-    PyStopIterationObject *stop = (PyStopIterationObject *)error;
-    const bool told = stop->args != NULL && PyTuple_Check(stop->args) && PyTuple_GET_SIZE(stop->args) > 0;
-    if (stop->value == NULL)
-        stop->value = Py_NewRef(told ? PyTuple_GET_ITEM(stop->args, 0) : Py_None);
-}
-
 static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *failed)
 {
     *failed = item->kind == RESULT_ERROR;
@@ -516,10 +504,7 @@ static PyObject *decode_result(PoolObject *pool, const shoal_item *item, bool *f
         return codec_decode(pool->state, shoal_pool_heap(pool->pool), item, CODEC_VIEW);
     shoal_item error = *item;
     error.kind = CODEC_MESSAGE;
-    PyObject *value = codec_decode(pool->state, shoal_pool_heap(pool->pool), &error, CODEC_VIEW);
-    if (value != NULL)
-        complete_stop_iteration(value);
-    return value;
+    return codec_decode(pool->state, shoal_pool_heap(pool->pool), &error, CODEC_VIEW);
 }
 
 /* A result cannot be unpickled, for the reason that is set: the item's error, in the pool's own words if it has any. A

@@ -78,6 +78,18 @@ static int settle_single(JobObject *job, PyObject *value, bool failed)
     return 0;
 }
 
+/* A StopIteration that was made without its __init__, as some libraries unpickle exceptions (tblib, which Dask has),
+ * lacks its value, and CPython's `yield from` takes that without a look: a crash. */
+static void complete_stop_iteration(PyObject *error)
+{
+    if (!PyObject_TypeCheck(error, (PyTypeObject *)PyExc_StopIteration))
+        return;
+    PyStopIterationObject *stop = (PyStopIterationObject *)error;
+    const bool told = stop->args != NULL && PyTuple_Check(stop->args) && PyTuple_GET_SIZE(stop->args) > 0;
+    if (stop->value == NULL)
+        stop->value = Py_NewRef(told ? PyTuple_GET_ITEM(stop->args, 0) : Py_None);
+}
+
 int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
 {
     if (value == NULL)
@@ -89,6 +101,8 @@ int job_settle(JobObject *job, Py_ssize_t index, PyObject *value, bool failed)
         if (value == NULL)
             return -1;
     }
+    if (failed)
+        complete_stop_iteration(value);
     if (job->complete) {
         Py_DECREF(value);
         return 0;

@@ -71,8 +71,12 @@ _thread = threading.local()
 
 def is_starting() -> bool:
     """Whether this thread starts a worker, which leaves Ctrl-C to its parent from its first instruction on."""
+    return _crew_to_start_for() is not None
+
+
+def _crew_to_start_for() -> Crew | None:
     crew: Crew | None = getattr(_thread, "starts_for", None)
-    return crew is not None and crew._owner == os.getpid()  # a forked worker has it from the thread that forked it
+    return crew if crew is not None and crew._owner == os.getpid() else None  # a forked worker has its parent's
 
 
 def is_supervisor() -> bool:
@@ -88,7 +92,7 @@ def outer_mask() -> set[int] | None:
 
 def is_start_wanted() -> bool:
     """Whether the worker that this thread starts, and that takes its time, is to be waited for."""
-    crew: Crew | None = getattr(_thread, "starts_for", None)
+    crew = _crew_to_start_for()
     return crew is None or crew._waits_for_start()
 
 
@@ -273,7 +277,7 @@ class Crew:
         """Whether nobody needs the lock, or the supervisor, more than the worker that is being started."""
         if self._lock.wanted or self._ending:
             return False
-        if is_supervisor():
+        if threading.current_thread() is self._thread:
             try:
                 self._put_off += self.engine.supervise(0)
             except ValueError:  # closed
@@ -294,12 +298,14 @@ class Crew:
                 self._crashes[place : place + 1] = map(os.memfd_create, ("shoal-crash",))
             orders.append((self.engine, place, self.engine.enlist(place), self._crashes[place]))
         before, _thread.starts_for = getattr(_thread, "starts_for", None), self
-        starting = self._start(orders)
         try:
-            for place, process in zip(places, starting, strict=False):
-                self._watch(place, process)
+            starting = self._start(orders)
+            try:
+                for place, process in zip(places, starting, strict=False):
+                    self._watch(place, process)
+            finally:
+                starting.close()  # raises KeyboardInterrupt if one waited
         finally:
-            starting.close()
             _thread.starts_for = before
 
     def _watch(self, place: int, process: WorkerProcess) -> None:
@@ -314,6 +320,7 @@ class Crew:
                 self.engine.call_supervisor()  # which starts another one there
                 return
             self.engine.watch(place, process.pid, opened[0])
+            self.processes[place] = process
         except BaseException:
             # Nobody would see it die.
             process.kill()
@@ -323,7 +330,6 @@ class Crew:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-        self.processes[place] = process
 
     def _fill_first(self) -> None:
         if self.broken is None:  # others may have needed the lock: the supervisor, for those that died at once
@@ -335,7 +341,8 @@ class Crew:
 
     def _grow_once(self) -> None:
         if self.wanted < self.size and self.state == RUN and self.broken is None:
-            self._fill([self.wanted])
+            if self.processes[self.wanted] is None:  # else Ctrl-C came as it had been filled
+                self._fill([self.wanted])
             self.wanted += 1
 
     def _begin(self, start: Callable[[], None]) -> None:
@@ -369,8 +376,8 @@ class Crew:
             self._keep_last_words(place, process.pid)
         crash = self._crashes[place]
         if crash >= 0 and os.fstat(crash).st_size != 0:  # the next one there gets a fresh descriptor
-            os.close(crash)
             self._crashes[place] = -1
+            os.close(crash)
         held = self.engine.bury(place, process.exitcode)
         self.processes[place] = None
         # One that was killed from outside says little about the next one.
@@ -488,6 +495,7 @@ class Crew:
                 self._collect_unread()
                 self._shut_if_idle()
                 if self._shut and all(process is None for process in self.processes):
+                    self._close_crashes()
                     return
 
     def _pause(self, complete: bool) -> float | None:
@@ -612,9 +620,11 @@ class Crew:
         if thread is not None and threading.current_thread() not in (thread, self._helper):
             while thread.is_alive():
                 thread.join(0.1 if self.state == CLOSE else None)
-                with self._lock:
-                    if self.state == CLOSE and not self._closed:
+                try:
+                    if self.state == CLOSE:
                         self.engine.call_supervisor()
+                except ValueError:  # as above
+                    pass
             if self._helper is not None and self.state == CLOSE:
                 self._help_wanted.ring()  # it ends; a callback that runs is waited for
                 self._helper.join()
@@ -632,12 +642,14 @@ class Crew:
             self.state = TERMINATE
             if self._closed:
                 return
-            try:  # again, where Ctrl-C interrupted an earlier call
-                self._end_workers()
+            try:
+                if not self._told:  # else by an earlier call, which Ctrl-C interrupted
+                    self._end_workers()
                 self.engine.call_supervisor()
             except ValueError:  # closed by join()
                 return
-        if self._thread is not None and self._thread is not threading.current_thread():
+        # The helper does not wait: as a finalizer it may have come to this with the lock held.
+        if self._thread is not None and threading.current_thread() not in (self._thread, self._helper):
             self._thread.join()
         with self._lock:
             self._bury_all()

@@ -103,7 +103,10 @@ def serve(
         # SIG_IGN: what a task starts by exec must not inherit it.
         global _handler_before
         before = signal.signal(signal.SIGINT, _ignore_interrupt)
-        _handler_before = before if isinstance(pool, _engine.Pool) else None  # forked; else it is the zygote's
+        if not isinstance(pool, _engine.Pool):  # not forked: it is the zygote's
+            _handler_before = None
+        elif before is not _ignore_interrupt:  # else a worker forked this one, and it is there already
+            _handler_before = before
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # popen_fork.py blocked it
     if not _has_own_crash_file():
         faulthandler.enable(crash)
@@ -173,7 +176,7 @@ _handler_before: Any = None
 def heed_interrupts() -> None:
     """In a process that a worker has forked, and that is none itself: Ctrl-C is for it, as for the program."""
     if signal.getsignal(signal.SIGINT) is _ignore_interrupt:
-        signal.signal(signal.SIGINT, _handler_before or signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler if _handler_before is None else _handler_before)
 
 
 class _LastWords:

@@ -183,16 +183,19 @@ class _Crew(_crew.Crew):
                 self._break(error)
 
     def _finish(self) -> None:
-        self._call_back()
-        self.ended = True
-        self._call_back()  # for whoever did not see yet that it has ended
-        if self.state != TERMINATE or self.engine.forsaken:  # else terminate() closes
-            with self._lock:
-                self._close()
-        if self._helper is None:
-            _alive.discard(self)
-        else:
-            self._help_wanted.ring()  # it ends, after the callback that it may be running
+        try:
+            self._call_back()
+            self.ended = True
+            self._call_back()  # for whoever did not see yet that it has ended
+        finally:
+            self.ended = True
+            if self.state != TERMINATE or self.engine.forsaken:  # else terminate() closes
+                with self._lock:
+                    self._close()
+            if self._helper is None:
+                _alive.discard(self)
+            else:
+                self._help_wanted.ring()  # it ends, after the callback that it may be running
 
     def _help(self) -> None:
         super()._help()
@@ -543,6 +546,7 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             unreadable=_unreadable,
         )
         self._crew: _Crew | None = None
+        self._starting = 0  # the thread that starts the first workers
         self._shutdown_thread = False
         # Encoding arguments runs the user's code, which may come back here.
         self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
@@ -569,11 +573,16 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             )
             crew.serve(self)
             try:
+                self._starting, self._crew = threading.get_ident(), crew  # before: workers that are forked know it
                 crew.start()
-                self._crew = crew  # now, and not before: a signal's handler that shuts down would wait for the start
             except BaseException:
                 crew.terminate()
+                self._crew = None
                 raise
+            finally:
+                self._starting = 0
+            if self._shutdown_thread:  # by a signal's handler
+                raise RuntimeError(_SHUT)
         return crew
 
     def _submit_job(self, crew: _Crew, job: _engine.Job) -> None:
@@ -665,7 +674,8 @@ class ProcessPoolExecutor(process.ProcessPoolExecutor):
             if cancel_futures:
                 crew.cancel_pending()
             crew.close()
-        if wait:
+        # A signal's handler in the thread that starts the workers would wait for itself.
+        if wait and self._starting != threading.get_ident():
             crew.join()
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:

@@ -8,6 +8,7 @@ interrupted.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import gc
 import logging
@@ -181,11 +182,18 @@ def try_at(library: ctypes.PyDLL, scenario: str, place: int) -> str:
     else:
         wrong += left_after(GONE, descriptors)
     logging.getLogger("interrupted").info("its lock is free")
+    process = multiprocessing.Process(target=say_if_blocked)
+    process.start()
+    process.join()
+    if process.exitcode != 10 or is_blocked():
+        wrong.append(f"Ctrl-C stays blocked: {is_blocked()}, in a process {process.exitcode}")
     with multiprocessing.Pool(1) as pool:
         if pool.map(add_one, [1, 2]) != [2, 3]:
             wrong.append("wrong results afterwards")
-    if here[1] == "nowhere":  # it took another way this time
+    if here[1] == "nowhere" and count <= place:  # it took a shorter way this time
         return "nowhere"
+    if here[1] == "nowhere":
+        wrong.append("Ctrl-C was not heard")
     return "".join(f"{here}: {what}\n" for what in wrong)
 
 
@@ -196,12 +204,37 @@ def is_running(process: str) -> bool:
         return False
 
 
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def is_blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def left_after(seconds: float, descriptors: int) -> list[str]:
-    """What a pool has left, that many descriptors having been open before."""
+def say_if_blocked() -> None:
+    os._exit(10 + is_blocked())
+
+
+def open_descriptors() -> collections.Counter[str]:
+    """How many there are of each kind."""
+    kinds: list[str] = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kinds.append(os.readlink(f"/proc/self/fd/{name}").partition(":[")[0])
+        except OSError:  # that of the list itself, or just closed
+            pass
+    return collections.Counter(kinds)
+
+
+def children() -> list[str]:
+    found: list[str] = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            found += path.read_text().split()
+        except OSError:  # a thread that has just ended
+            pass
+    return found
+
+
+def left_after(seconds: float, descriptors: collections.Counter[str]) -> list[str]:
+    """What a pool has left, these descriptors having been open before."""
     deadline = time.monotonic() + seconds
     while True:
         gc.collect()
@@ -210,14 +243,13 @@ def left_after(seconds: float, descriptors: int) -> list[str]:
         threads = [
             thread.name for thread in threading.enumerate() if thread.name in ("shoal-supervisor", "shoal-helper")
         ]
-        children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-        running = [child for child in children if is_running(child)]
+        running = [child for child in children() if is_running(child)]
         more = open_descriptors() - descriptors
         # A process's finalizer is multiprocessing's: interrupted, it leaves a pipe's end.
-        if not threads and not running and more <= 1:
+        if not threads and not running and more in ({}, {"pipe": 1}):
             return []
         if time.monotonic() > deadline:
-            return [f"left: threads {threads}, processes {running}, {more} descriptors"]
+            return [f"left: threads {threads}, processes {running}, descriptors {dict(more)}"]
         time.sleep(0.003)
 
 

@@ -452,6 +452,11 @@ class Bare(StopIteration):
         return make_bare, self.args
 
 
+class RaisesBare:
+    def __reduce__(self) -> Any:
+        raise Bare.__new__(Bare, "here")
+
+
 def make_bare(*args: object) -> Bare:
     return Bare.__new__(Bare, *args)
 
@@ -461,6 +466,8 @@ def test_a_stop_iteration_without_its_value_is_no_crash(shared_executor: Any) ->
         list(shared_executor.map(raise_, [Bare("enough")] * 3))
     cause = caught.value.__cause__
     assert isinstance(cause, Bare) and cause.value == "enough"
+    with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+        list(shared_executor.map(abs, [1, RaisesBare(), 2]))
     error = shared_executor.submit(raise_, Bare()).exception()
     assert isinstance(error, Bare) and error.value is None
 

@@ -3,9 +3,11 @@ library's."""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # in C: nothing can come between the call and what it does
 import abc
 import contextlib
 import os
+import signal
 import threading
 import types
 import warnings
@@ -541,14 +543,27 @@ class _Starter:
 def start_each(
     workers: Sequence[Any], forks: bool, around: Callable[[], Any] = contextlib.nullcontext
 ) -> Generator[Any, None, None]:
-    """Start processes, one at a time as the next is asked for; those that are forked at one go."""
-    if forks:
-        _threads.prepare_fork()
-    with Siblings(workers) if forks else contextlib.nullcontext():
+    """Start processes, one at a time as the next is asked for; those that are forked at one go.
+
+    As these are forked before they are asked for, Ctrl-C waits for the end: what became of each is known then.
+    """
+    if not forks:
         for worker in workers:
             with around():
                 worker.start()
             yield worker
+        return
+    _threads.prepare_fork()
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())  # first: the call that blocks it may raise KeyboardInterrupt
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        with Siblings(workers):
+            for worker in workers:
+                with around():
+                    worker.start()
+                yield worker
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
 
 
 _family_lock = threading.Lock()

@@ -38,8 +38,6 @@ class Siblings:
 
     The first begins at once. Where there are fewer cores than processes, this one included, the others rest for as long
     as two forks take before they begin: in each other's way all would be there late.
-
-    Ctrl-C waits for the end of the `with`: where each is, forked or started, is known there.
     """
 
     def __init__(self, processes: Sequence[Any]) -> None:
@@ -47,27 +45,16 @@ class Siblings:
         self._forked: dict[int, tuple[_engine.Process, int]] | None = None  # what start() is to find
         self._error: OSError | None = None
         self._parent = os.getpid()
-        self._mask: set[int] = set()
 
     def __enter__(self) -> None:
-        # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
-        self._mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        except BaseException:
-            _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            raise
         _thread.siblings = self
 
     def __exit__(self, *details: object) -> None:
-        try:
-            _thread.siblings = None
-            left = list((self._forked or {}).values())
-            _kill([process for process, _ in left])
-            for _, end in left:
-                os.close(end)
-        finally:
-            _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # raises KeyboardInterrupt if one waited
+        _thread.siblings = None
+        left = list((self._forked or {}).values())
+        _kill([process for process, _ in left])
+        for _, end in left:
+            os.close(end)
 
     def take(self, process_obj: Any, mask: set[int]) -> tuple[_engine.Process, int] | None:
         """What was forked for `process_obj`, and the parent's end of its pipe; None: it is none of these."""
@@ -167,7 +154,8 @@ class Popen(popen_fork.Popen):
     def _launch(self, process_obj: Any) -> None:
         # Ctrl-C waits until the child is there, and is this object's: the functions of os.register_at_fork lose it, and
         # may leave logging's lock taken by it. (A thread that one of them starts has it blocked for good.)
-        mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())  # first, as above
+        # Asked for first: the call that blocks it may raise KeyboardInterrupt, and has blocked it then.
+        mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             try:
                 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
