@@ -829,7 +829,7 @@ SHOAL_API int shoal_pool_bury(shoal_pool *pool, uint32_t place, const shoal_exit
 SHOAL_API void shoal_pool_shut(shoal_pool *pool, int how);
 
 typedef struct shoal_worker_numbers {
-    int32_t pid;
+    int32_t pid; /* 0: the pool was not told of it yet, though it may serve */
     uint32_t owner;
     uint64_t tasks, items;
     int64_t busy;  /* nanoseconds in tasks */
