@@ -34,6 +34,9 @@ struct shoal_entry {
 struct stat;
 int file_check_owner(const struct stat *status);
 
+/* Nanoseconds since it was changed, or got or lost a name, by the clock of the day. */
+int64_t file_age(const struct stat *status);
+
 /* Whether files can be made in a folder that is the user's own: 0, or -EACCES. */
 int file_check_writable(int folder, const struct stat *status);
 

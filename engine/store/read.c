@@ -75,13 +75,17 @@ bool file_is_entry_name(const char *name, shoal_key *key)
     return true;
 }
 
-/* What identifies the contents of a file, as one word that is never 0; 0 if the file is too young to tell. */
-static uint64_t fingerprint(const struct stat *status)
+int64_t file_age(const struct stat *status)
 {
     struct timespec now;
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    int64_t age = ((int64_t)now.tv_sec - status->st_ctim.tv_sec) * SHOAL_SECOND + now.tv_nsec - status->st_ctim.tv_nsec;
-    if (age < SETTLED_AFTER)
+    return ((int64_t)now.tv_sec - status->st_ctim.tv_sec) * SHOAL_SECOND + now.tv_nsec - status->st_ctim.tv_nsec;
+}
+
+/* What identifies the contents of a file, as one word that is never 0; 0 if the file is too young to tell. */
+static uint64_t fingerprint(const struct stat *status)
+{
+    if (file_age(status) < SETTLED_AFTER)
         return 0;
     uint64_t words[7] = {(uint64_t)status->st_dev,          (uint64_t)status->st_ino,
                          (uint64_t)status->st_size,         (uint64_t)status->st_mtim.tv_sec,

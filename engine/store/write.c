@@ -185,13 +185,8 @@ void file_sweep_left(int folder, const char *name)
 {
     char passing[PASSING_NAME];
     struct stat status;
-    struct timespec now;
     passing_name(name, PASSING_NEW, passing);
-    if (fstatat(folder, passing, &status, AT_SYMLINK_NOFOLLOW) != 0)
-        return;
-    (void)clock_gettime(CLOCK_REALTIME, &now);
-    if (((int64_t)now.tv_sec - status.st_ctim.tv_sec) * SHOAL_SECOND + now.tv_nsec - status.st_ctim.tv_nsec >
-        LEFT_AFTER)
+    if (fstatat(folder, passing, &status, AT_SYMLINK_NOFOLLOW) == 0 && file_age(&status) > LEFT_AFTER)
         (void)unlinkat(folder, passing, 0);
 }
 
