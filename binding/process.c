@@ -20,6 +20,8 @@
 typedef struct {
     PyObject_HEAD
     shoal_process *process;
+    int kept;     /* a descriptor of the caller's; -1: none */
+    pid_t keeper; /* the process that is to close it: a forked one, in which it may be another's by now, is not */
 } ProcessObject;
 
 static PyObject *wrap(module_state *state, shoal_process *process)
@@ -31,13 +33,23 @@ static PyObject *wrap(module_state *state, shoal_process *process)
         return NULL;
     }
     self->process = process;
+    self->kept = -1;
     return (PyObject *)self;
+}
+
+static void forget(ProcessObject *self)
+{
+    shoal_process_close(self->process);
+    self->process = NULL;
+    if (self->kept >= 0 && self->keeper == getpid())
+        close(self->kept);
+    self->kept = -1;
 }
 
 static void process_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    shoal_process_close(((ProcessObject *)self)->process);
+    forget((ProcessObject *)self);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -112,8 +124,24 @@ static PyObject *process_signal(PyObject *self, PyObject *number)
 
 static PyObject *process_close(PyObject *self, PyObject *unused)
 {
-    shoal_process_close(((ProcessObject *)self)->process);
-    ((ProcessObject *)self)->process = NULL;
+    forget((ProcessObject *)self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *process_keep(PyObject *object, PyObject *descriptor)
+{
+    ProcessObject *self = (ProcessObject *)object;
+    if (process_of(object) == NULL)
+        return NULL;
+    if (self->kept >= 0) {
+        PyErr_SetString(PyExc_ValueError, "process object keeps a descriptor already");
+        return NULL;
+    }
+    int kept = PyObject_AsFileDescriptor(descriptor);
+    if (kept < 0)
+        return NULL;
+    self->kept = kept;
+    self->keeper = getpid();
     Py_RETURN_NONE;
 }
 
@@ -136,7 +164,10 @@ static PyMethodDef process_methods[] = {
      "ChildProcessError: it has ended, and how is not known."},
     {"poll", process_poll, METH_NOARGS, "poll()\n--\n\nThe exit code, or None while it runs."},
     {"signal", process_signal, METH_O, "signal(number)\n--\n\nSend a signal; ProcessLookupError: it has ended."},
-    {"close", process_close, METH_NOARGS, "close()\n--\n\nForget the process, which goes on."},
+    {"keep", process_keep, METH_O,
+     "keep(fd)\n--\n\nOwn a descriptor: it is closed with this object, and not in a process that was forked."},
+    {"close", process_close, METH_NOARGS,
+     "close()\n--\n\nForget the process, which goes on. An object that is collected is closed."},
     {NULL, NULL, 0, NULL},
 };
 

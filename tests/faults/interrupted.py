@@ -245,8 +245,7 @@ def left_after(seconds: float, descriptors: collections.Counter[str]) -> list[st
         ]
         running = [child for child in children() if is_running(child)]
         more = open_descriptors() - descriptors
-        # A process's finalizer is multiprocessing's: interrupted, it leaves a pipe's end.
-        if not threads and not running and more in ({}, {"pipe": 1}):
+        if not threads and not running and not more:
             return []
         if time.monotonic() > deadline:
             return [f"left: threads {threads}, processes {running}, descriptors {dict(more)}"]

@@ -229,6 +229,31 @@ def test_a_process_object_of_the_engine_tells_who_it_is() -> None:
         process.pid  # noqa: B018
 
 
+@pytest.mark.parametrize("end", ["close", "del"])
+def test_what_a_process_keeps_is_closed_with_it_and_not_by_a_child_of_fork(end: str) -> None:
+    reader, writer = os.pipe()
+    process: Any = _engine.fork_process(int)
+    process.keep(writer)
+    with pytest.raises(ValueError, match="keeps a descriptor already"):
+        process.keep(reader)
+    pid = os.fork()
+    if pid == 0:
+        process.close()
+        try:
+            os.write(writer, b"open")  # by now the number might be another file's
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert process.wait() == 0
+    if end == "close":
+        process.close()
+        with pytest.raises(ValueError, match="closed"):
+            process.keep(reader)
+    del process
+    assert [os.read(reader, 100), os.read(reader, 100)] == [b"open", b""]
+    os.close(reader)
+
+
 # -- queues of other kinds --
 
 

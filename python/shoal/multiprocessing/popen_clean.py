@@ -92,7 +92,8 @@ class _Popen(popen_fork.Popen):
                 os.close(fd)
         self.pid = self._process.pid
         self.sentinel = self._process.fd
-        self.finalizer = util.Finalize(self, popen_fork._close, (self._process, parent_end))
+        self._process.keep(parent_end)
+        self.finalizer = self._process.close
 
     def _unknown_end(self) -> int:
         return 255  # as multiprocessing's forkserver has it: the zygote that knew is gone

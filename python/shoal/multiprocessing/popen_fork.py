@@ -42,7 +42,7 @@ class Siblings:
 
     def __init__(self, processes: Sequence[Any]) -> None:
         self._processes = {id(process): process for process in processes if _starts_as_usual(process)}
-        self._forked: dict[int, tuple[_engine.Process, int]] | None = None  # what start() is to find
+        self._forked: dict[int, _engine.Process] | None = None  # what start() is to find
         self._error: OSError | None = None
         self._parent = os.getpid()
 
@@ -51,13 +51,10 @@ class Siblings:
 
     def __exit__(self, *details: object) -> None:
         _thread.siblings = None
-        left = list((self._forked or {}).values())
-        _kill([process for process, _ in left])
-        for _, end in left:
-            os.close(end)
+        _kill((self._forked or {}).values())
 
-    def take(self, process_obj: Any, mask: set[int]) -> tuple[_engine.Process, int] | None:
-        """What was forked for `process_obj`, and the parent's end of its pipe; None: it is none of these."""
+    def take(self, process_obj: Any, mask: set[int]) -> _engine.Process | None:
+        """What was forked for `process_obj`; None: it is none of these."""
         number = id(process_obj)
         if number not in self._processes or os.getpid() != self._parent:  # one of them may start processes itself
             return None
@@ -78,13 +75,13 @@ def _starts_as_usual(process_obj: Any) -> bool:
     return kind.start is BaseProcess.start and kind._Popen is ForkProcess._Popen
 
 
-def _fork(processes: Sequence[Any], mask: set[int]) -> tuple[dict[int, tuple[_engine.Process, int]], OSError | None]:
+def _fork(processes: Sequence[Any], mask: set[int]) -> tuple[dict[int, _engine.Process], OSError | None]:
     """Fork these: what came of each, by id, up to the first that failed, and why that did. Ctrl-C is blocked.
 
     mask: the signals that were blocked before.
     """
     _child.open_null_input()
-    # The parent's end stays open as long as a child's parent_process() is to be found alive.
+    # The parent's end stays open as long as a child's parent_process() is to be found alive: each keeps one.
     parent_sentinel, parent_end = os.pipe()
 
     def runner(process_obj: Any) -> Callable[[], int]:
@@ -105,7 +102,7 @@ def _fork(processes: Sequence[Any], mask: set[int]) -> tuple[dict[int, tuple[_en
     starts_worker = crew is not None and crew.is_starting()
     serving = sys.modules.get("shoal._serving")
     forked: list[_engine.Process] = []
-    found: dict[int, tuple[_engine.Process, int]] = {}
+    found: dict[int, _engine.Process] = {}
     error: OSError | None = None
     try:
         try:
@@ -118,19 +115,20 @@ def _fork(processes: Sequence[Any], mask: set[int]) -> tuple[dict[int, tuple[_en
             forked.extend(itertools.starmap(_engine.fork_process, [(*order, rest) for order in orders[1:]]))
         except OSError as failure:
             error = failure
-        for number, (process_obj, process) in enumerate(zip(processes, forked, strict=False)):
+        finally:
+            os.close(parent_sentinel)
+        for process_obj, process in zip(processes, forked, strict=False):
             try:
-                found[id(process_obj)] = process, parent_end if number == 0 else os.dup(parent_end)
+                process.keep(os.dup(parent_end))
             except OSError as failure:
                 error = failure
                 _kill([process])
+            else:
+                found[id(process_obj)] = process
     except BaseException:
         _kill(forked)
-        for end in {parent_sentinel, parent_end, *(end for _, end in found.values())}:
-            os.close(end)
         raise
-    os.close(parent_sentinel)
-    if not forked:
+    finally:
         os.close(parent_end)
     return found, error
 
@@ -150,6 +148,7 @@ class Popen(popen_fork.Popen):
     """A forked child of multiprocessing's."""
 
     sentinel: Any = None  # until there is a process
+    finalizer: Any
 
     def _launch(self, process_obj: Any) -> None:
         # Ctrl-C waits until the child is there, and is this object's: the functions of os.register_at_fork lose it, and
@@ -175,10 +174,11 @@ class Popen(popen_fork.Popen):
             if error is not None:
                 raise error
             taken = found[id(process_obj)]
-        self._process, parent_end = taken
+        self._process = taken
         self.pid = self._process.pid
         self.sentinel = self._process.fd
-        self.finalizer = util.Finalize(self, _close, (self._process, parent_end))
+        # In C, as is what closes it when this object is collected: Ctrl-C cannot come between its steps.
+        self.finalizer = self._process.close
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self.returncode is None:
@@ -212,8 +212,3 @@ class Popen(popen_fork.Popen):
 
     def kill(self) -> None:
         self._send_signal(signal.SIGKILL)
-
-
-def _close(process: _engine.Process, parent_end: int) -> None:
-    process.close()
-    os.close(parent_end)
