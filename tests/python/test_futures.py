@@ -483,7 +483,7 @@ def test_map_raises_the_exception_of_an_item_in_its_place(shared_executor: Any) 
 
 
 def test_map_gives_up_after_its_timeout_from_the_call(executor: Any) -> None:
-    results = executor.map(sleep, [0, 0, 1.5], timeout=0.5)
+    results = executor.map(sleep, [0, 0, 4], timeout=2)
     assert [next(results), next(results)] == [0, 0]
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)

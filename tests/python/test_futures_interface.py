@@ -205,12 +205,12 @@ def test_a_child_does_not_wait_for_the_thread_that_had_an_executor_in_use_as_it_
 
 
 def test_a_call_that_takes_too_long_fails_alone() -> None:
-    with ProcessPoolExecutor(2, task_timeout=0.3) as executor:
+    with ProcessPoolExecutor(2, task_timeout=1.5) as executor:
         slow, quick = executor.submit(sleep, 30), executor.submit(sleep, 0.1)
         with pytest.raises(shoal.TaskTimeout):
             slow.result(20)
         assert quick.result(20) == 0.1
-        assert list(executor.map(sleep, [0.5, 0.1], task_timeout=10)) == [0.5, 0.1]
+        assert list(executor.map(sleep, [1.7, 0.1], task_timeout=20)) == [1.7, 0.1]
         values = list(executor.map(sleep, [0.1, 30], return_exceptions=True))
         assert values[0] == 0.1
         assert isinstance(values[1], shoal.TaskTimeout)

@@ -303,9 +303,8 @@ def test_shutdown_without_waiting_returns_at_once_and_all_is_done_in_the_end() -
     futures[3].add_done_callback(lambda f: called.set())
     pids = list(executor._processes)
     crew = executor._crew
-    started = time.monotonic()
     executor.shutdown(wait=False)
-    assert time.monotonic() - started < 0.6
+    assert not called.is_set()
     assert called.wait(10)
     assert [future.result(10) for future in futures] == [0.6] * 4
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
