@@ -22,6 +22,8 @@ typedef struct {
     shoal_process *process;
     int kept;     /* a descriptor of the caller's; -1: none */
     pid_t keeper; /* the process that is to close it: a forked one, in which it may be another's by now, is not */
+    uint32_t waiting; /* threads in wait(), without the GIL; the last one closes where that is due */
+    bool close_due;
 } ProcessObject;
 
 static PyObject *wrap(module_state *state, shoal_process *process)
@@ -39,6 +41,9 @@ static PyObject *wrap(module_state *state, shoal_process *process)
 
 static void forget(ProcessObject *self)
 {
+    self->close_due = self->waiting > 0;
+    if (self->close_due)
+        return;
     shoal_process_close(self->process);
     self->process = NULL;
     if (self->kept >= 0 && self->keeper == getpid())
@@ -56,7 +61,7 @@ static void process_dealloc(PyObject *self)
 
 static shoal_process *process_of(PyObject *self)
 {
-    shoal_process *process = ((ProcessObject *)self)->process;
+    shoal_process *process = ((ProcessObject *)self)->close_due ? NULL : ((ProcessObject *)self)->process;
     if (process == NULL)
         PyErr_SetString(PyExc_ValueError, "process object is closed");
     return process;
@@ -67,22 +72,28 @@ PyObject *module_exit_code(const shoal_exit *how)
     return PyLong_FromLong(how->signal != 0 ? -how->signal : how->code);
 }
 
-static PyObject *process_wait(PyObject *self, PyObject *args)
+static PyObject *process_wait(PyObject *object, PyObject *args)
 {
+    ProcessObject *self = (ProcessObject *)object;
     PyObject *seconds = Py_None;
     int64_t timeout;
-    shoal_process *process = process_of(self);
-    if (process == NULL || !PyArg_ParseTuple(args, "|O:wait", &seconds) || module_timeout(seconds, &timeout) != 0)
+    if (!PyArg_ParseTuple(args, "|O:wait", &seconds) || module_timeout(seconds, &timeout) != 0)
         return NULL;
     const int64_t start = shoal_clock_now();
     shoal_exit how;
     for (;;) {
+        shoal_process *process = process_of(object); /* each time: a signal's handler may have closed it */
+        if (process == NULL)
+            return NULL;
         int64_t left = timeout == SHOAL_FOREVER ? SIGNAL_SLICE : timeout - (shoal_clock_now() - start);
         left = left < 0 ? 0 : left > SIGNAL_SLICE ? SIGNAL_SLICE : left;
         int error;
+        self->waiting++;
         Py_BEGIN_ALLOW_THREADS
         error = shoal_process_wait(process, left, &how);
         Py_END_ALLOW_THREADS
+        if (--self->waiting == 0 && self->close_due)
+            forget(self);
         if (error == 0)
             return module_exit_code(&how);
         if (error != -ETIMEDOUT && error != -EINTR)
@@ -110,11 +121,11 @@ static PyObject *process_poll(PyObject *self, PyObject *unused)
 
 static PyObject *process_signal(PyObject *self, PyObject *number)
 {
-    shoal_process *process = process_of(self);
-    if (process == NULL)
-        return NULL;
     long signal_number = PyLong_AsLong(number);
     if (signal_number == -1 && PyErr_Occurred())
+        return NULL;
+    shoal_process *process = process_of(self);
+    if (process == NULL)
         return NULL;
     int error = shoal_process_signal(process, (int)signal_number);
     if (error != 0)
@@ -131,15 +142,13 @@ static PyObject *process_close(PyObject *self, PyObject *unused)
 static PyObject *process_keep(PyObject *object, PyObject *descriptor)
 {
     ProcessObject *self = (ProcessObject *)object;
-    if (process_of(object) == NULL)
+    int kept = PyObject_AsFileDescriptor(descriptor);
+    if (kept < 0 || process_of(object) == NULL)
         return NULL;
     if (self->kept >= 0) {
         PyErr_SetString(PyExc_ValueError, "process object keeps a descriptor already");
         return NULL;
     }
-    int kept = PyObject_AsFileDescriptor(descriptor);
-    if (kept < 0)
-        return NULL;
     self->kept = kept;
     self->keeper = getpid();
     Py_RETURN_NONE;

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,37 @@ def test_what_a_process_keeps_is_closed_with_it_and_not_by_a_child_of_fork(end: 
     del process
     assert [os.read(reader, 100), os.read(reader, 100)] == [b"open", b""]
     os.close(reader)
+
+
+def test_a_process_may_be_closed_while_other_threads_join_it() -> None:
+    wrong: list[BaseException] = []
+
+    def join(process: Any) -> None:
+        try:
+            process.join()
+        except BaseException as error:
+            # It was closed before this thread had asked, as the standard library has it.
+            if str(error) not in ("process object is closed", "can only join a started process"):
+                wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(100):
+            process = mp.get_context("fork").Process(target=time.sleep, args=(0.005,))
+            process.start()
+            threads = [threading.Thread(target=join, args=(process,), daemon=True) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            while process.exitcode is None:
+                pass
+            process.close()
+            for thread in threads:
+                thread.join(20)
+                assert not thread.is_alive(), "it still waits for a process that is gone"
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 # -- queues of other kinds --

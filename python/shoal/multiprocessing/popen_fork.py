@@ -181,19 +181,21 @@ class Popen(popen_fork.Popen):
         self.finalizer = self._process.close
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        if self.returncode is None:
-            try:
-                self.returncode = self._process.poll() if flag == os.WNOHANG else self._process.wait()
-            except ChildProcessError:
-                self.returncode = self._unknown_end()
-        return self.returncode
+        return self._learn(self._process.poll if flag == os.WNOHANG else self._process.wait)
 
     def wait(self, timeout: float | None = None) -> int | None:
+        return self._learn(self._process.wait, timeout)
+
+    def _learn(self, ask: Callable[..., int | None], *arguments: Any) -> int | None:
+        """The exit code if it is known, or `ask` knows it now."""
         if self.returncode is None:
             try:
-                self.returncode = self._process.wait(timeout)
+                self.returncode = ask(*arguments)
             except ChildProcessError:
                 self.returncode = self._unknown_end()
+            except ValueError:  # closed by another thread, which it is only when that knows the end
+                if self.returncode is None:
+                    raise
         return self.returncode
 
     def _unknown_end(self) -> int | None:
