@@ -47,6 +47,9 @@ void interrupt_at(long where, const char *file)
     place = where;
     count = 0;
     (void)strncpy(own_file, file, sizeof own_file - 1);
+    /* CPython 3.12 tells a trace function of instructions if some frame wanted them before it was set. */
+    if (PyObject_SetAttrString((PyObject *)PyEval_GetFrame(), "f_trace_opcodes", Py_True) != 0)
+        PyErr_Clear(); /* then there are no places, and the program says so */
     PyEval_SetTrace(trace, NULL);
 }
 
