@@ -80,7 +80,8 @@ module_state *memo_state(MemoObject *self)
     return module_state_of_type(type);
 }
 
-/* _open(store, folder, loads) */
+/* _open(store, folder, loads). Once: of threads that make the first call at the same time, each finds it not open yet,
+ * and what the first of them opened may be in use by others, without the GIL, when the last one comes here. */
 static PyObject *memo_open(PyObject *object, PyObject *args)
 {
     MemoObject *self = (MemoObject *)object;
@@ -94,10 +95,11 @@ static PyObject *memo_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "_open takes a Store");
         return NULL;
     }
+    if (self->folder != NULL)
+        Py_RETURN_NONE;
     int error = shoal_folder_open(((StoreObject *)store)->store, name, &folder);
     if (error != 0)
         return store_raise(error, name);
-    shoal_folder_close(self->folder);
     self->folder = folder;
     Py_XSETREF(self->store, Py_NewRef(store));
     Py_XSETREF(self->loads, Py_NewRef(loads));
