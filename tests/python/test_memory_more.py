@@ -504,3 +504,42 @@ def test_threads_may_make_the_first_call_of_a_cached_function_at_the_same_time(t
         print("done")
     """
     assert run_with_cache(tmp_path, source) == "done\n"
+
+
+def test_a_function_may_change_while_its_arguments_are_bound(tmp_path):
+    """By what the collector runs, which before CPython 3.12 comes wherever a tuple is made."""
+    parameters = ", ".join(f"p{i}=0" for i in range(25))  # more than a tuple has that is not allocated
+    source = f"""
+        import gc, sys
+        from shoal.joblib import Memory
+
+        class Default:
+            def __init__(self, number):
+                self.number = number
+
+        def f(a, {parameters}, last=Default(0), *, named=Default(0), **others):
+            return a
+
+        cached, changes, within = Memory(sys.argv[1], verbose=0).cache(f), 0, False
+
+        def change(phase, info):
+            global changes, within
+            if phase == "start" and not within:
+                within = True
+                changes += 1
+                f.__defaults__ = (0,) * 25 + (Default(changes),)
+                f.__kwdefaults__ = {{"named": Default(changes)}}
+                assert cached(changes % 3) == changes % 3
+                within = False
+
+        cached(1)
+        gc.callbacks.append(change)
+        for i in range(600):
+            gc.set_threshold(1 + i % 11)
+            assert (cached(1, 2, 3) if i % 2 else cached(1, other=1)) == 1
+        gc.callbacks.clear()
+        assert changes > 0 and not within
+        print("done")
+    """
+    options = {"env": {**os.environ, "PYTHONMALLOC": "debug"}}  # what is freed is overwritten
+    assert run_with_cache(tmp_path, source, **options) == "done\n"
