@@ -303,7 +303,7 @@ static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObje
 {
     MemoObject *self = (MemoObject *)object;
     PyObject *call = NULL;
-    /* As it is now, and held: what bind() allocates may have the collector run code that describes the function anew. */
+    /* As it is now, and held: what bind() allocates may have the collector run code that describes us anew. */
     MemoObject now = *self;
     FOR_EACH_DESCRIBED(&now, Py_XINCREF);
     int result = bind(&now, identity, args, kwargs, &call);

@@ -20,8 +20,8 @@
 typedef struct {
     PyObject_HEAD
     shoal_process *process;
-    int kept;     /* a descriptor of the caller's; -1: none */
-    pid_t keeper; /* the process that is to close it: a forked one, in which it may be another's by now, is not */
+    int kept;         /* a descriptor of the caller's; -1: none */
+    pid_t keeper;     /* the process that is to close it: a forked one, in which it may be another's by now, is not */
     uint32_t waiting; /* threads in wait(), without the GIL; the last one closes where that is due */
     bool close_due;
 } ProcessObject;
