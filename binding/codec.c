@@ -150,6 +150,17 @@ static PyObject *take_buffer(PyObject *self, PyObject *buffer)
 
 static PyMethodDef take_buffer_method = {"take_buffer", take_buffer, METH_O, NULL};
 
+/* Held for itself: a PickleBuffer is the user's, who may release it while the GIL is given up. */
+static int write_buffer(struct codec_writer *writer, PyObject *buffer)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(buffer, &view, PyBUF_ANY_CONTIGUOUS) != 0)
+        return -1;
+    const int result = add_block(writer, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    return result;
+}
+
 static int write_pickle(struct codec_writer *writer, PyObject *buffers, PyObject *pickled)
 {
     Py_buffer bytes;
@@ -176,8 +187,7 @@ static int write_pickle(struct codec_writer *writer, PyObject *buffers, PyObject
     memcpy(at, &length, 8);
     memcpy(at + 8, bytes.buf, (size_t)bytes.len);
     for (Py_ssize_t i = 0; i < count; i++) {
-        const Py_buffer *view = PyPickleBuffer_GetBuffer(PyList_GET_ITEM(buffers, i));
-        if (view == NULL || add_block(writer, view->buf, (size_t)view->len) != 0)
+        if (write_buffer(writer, PyList_GET_ITEM(buffers, i)) != 0)
             goto release;
     }
     result = 0;

@@ -100,6 +100,10 @@ static PyObject *dot_product(PyObject *module, PyObject *args, PyObject *keyword
             Py_XDECREF(made_b);
             return NULL;
         }
+        if (view->len / view->itemsize != count) {
+            PyErr_SetString(PyExc_ValueError, "dot_product() of a vector that gives fewer or more numbers than it has");
+            goto release_b;
+        }
     }
     double sum = 0;
     int error;

@@ -369,9 +369,12 @@ int leave_queue(PoolObject *pool, JobObject *job)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pool->queue); i++) {
         if (PyList_GET_ITEM(pool->queue, i) == (PyObject *)job) {
+            PyObject *source = job->source;
             job->queued = false;
-            Py_CLEAR(job->source);
-            return PyList_SetSlice(pool->queue, i, i + 1, NULL);
+            job->source = NULL;
+            const int error = PyList_SetSlice(pool->queue, i, i + 1, NULL);
+            Py_XDECREF(source); /* last: it may run code of its own, and others change the queue meanwhile */
+            return error;
         }
     }
     return 0;

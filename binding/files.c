@@ -111,14 +111,14 @@ static PyObject *do_work(PyObject *data, const int *fds, size_t files)
 /* The descriptors in a sequence: how many; 0 with an exception. */
 static size_t take_fds(PyObject *object, int fds[FILES_MOST])
 {
-    PyObject *sequence = PySequence_Fast(object, "the files must be a sequence of descriptors");
+    PyObject *sequence = PySequence_Tuple(object); /* ours: a fileno() may change a list */
     if (sequence == NULL)
         return 0;
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    const Py_ssize_t count = PyTuple_GET_SIZE(sequence);
     if (count < 1 || count > FILES_MOST)
         PyErr_Format(PyExc_ValueError, "1 to %d files, not %zd", FILES_MOST, count);
     for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++)
-        fds[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(sequence, i));
+        fds[i] = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(sequence, i));
     Py_DECREF(sequence);
     return PyErr_Occurred() ? 0 : (size_t)count;
 }

@@ -49,13 +49,17 @@ static PyObject *guarded_bind(PyObject *object, PyObject *args)
         Py_DECREF(acquire);
         return NULL;
     }
-    self->own = NULL;
-    Py_XSETREF(self->object, Py_NewRef(guarded));
-    Py_XSETREF(self->lock, Py_NewRef(lock));
-    Py_XSETREF(self->acquire, acquire);
-    Py_XSETREF(self->release, release);
-    if (is_own)
-        self->own = (LockObject *)lock;
+    if (self->lock != NULL) { /* another thread may wait for that, without a reference */
+        Py_DECREF(acquire);
+        Py_DECREF(release);
+        PyErr_SetString(PyExc_ValueError, "the object has its lock");
+        return NULL;
+    }
+    self->object = Py_NewRef(guarded);
+    self->lock = Py_NewRef(lock);
+    self->acquire = acquire;
+    self->release = release;
+    self->own = is_own ? (LockObject *)lock : NULL;
     Py_RETURN_NONE;
 }
 

@@ -22,10 +22,9 @@
 #define SLOTS 32                        /* parameters that need no allocation */
 #define CLAIM_SLICE (SHOAL_SECOND / 10) /* after which a waiter looks for signals */
 
-#define FOR_EACH_MEMBER(self, DO)                                                                                      \
+/* What _describe is told of, or sees. */
+#define FOR_EACH_DESCRIBED(self, DO)                                                                                   \
     do {                                                                                                               \
-        DO((self)->store);                                                                                             \
-        DO((self)->loads);                                                                                             \
         DO((self)->function);                                                                                          \
         DO((self)->code);                                                                                              \
         DO((self)->defaults);                                                                                          \
@@ -41,6 +40,13 @@
         DO((self)->leading);                                                                                           \
         DO((self)->keywords);                                                                                          \
         DO((self)->met);                                                                                               \
+    } while (0)
+
+#define FOR_EACH_MEMBER(self, DO)                                                                                      \
+    do {                                                                                                               \
+        DO((self)->store);                                                                                             \
+        DO((self)->loads);                                                                                             \
+        FOR_EACH_DESCRIBED(self, DO);                                                                                  \
     } while (0)
 
 static int memo_traverse(PyObject *object, visitproc visit, void *arg)
@@ -80,7 +86,8 @@ module_state *memo_state(MemoObject *self)
     return module_state_of_type(type);
 }
 
-/* _open(store, folder, loads) */
+/* _open(store, folder, loads). Once: of threads that make the first call at the same time, each finds it not open yet,
+ * and what the first of them opened may be in use by others, without the GIL, when the last one comes here. */
 static PyObject *memo_open(PyObject *object, PyObject *args)
 {
     MemoObject *self = (MemoObject *)object;
@@ -94,10 +101,11 @@ static PyObject *memo_open(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "_open takes a Store");
         return NULL;
     }
+    if (self->folder != NULL)
+        Py_RETURN_NONE;
     int error = shoal_folder_open(((StoreObject *)store)->store, name, &folder);
     if (error != 0)
         return store_raise(error, name);
-    shoal_folder_close(self->folder);
     self->folder = folder;
     Py_XSETREF(self->store, Py_NewRef(store));
     Py_XSETREF(self->loads, Py_NewRef(loads));
@@ -137,21 +145,23 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
         return NULL;
     }
     bool watched = PyFunction_Check(function);
-    Py_XSETREF(self->met, met);
-    Py_XSETREF(self->function, Py_NewRef(function));
-    Py_XSETREF(self->code, watched ? Py_NewRef(PyFunction_GET_CODE(function)) : NULL);
-    Py_XSETREF(self->defaults, watched ? Py_XNewRef(PyFunction_GET_DEFAULTS(function)) : NULL);
-    Py_XSETREF(self->keyword_defaults, watched ? Py_XNewRef(PyFunction_GET_KW_DEFAULTS(function)) : NULL);
-    Py_XSETREF(self->cells, Py_NewRef(cells));
-    Py_XSETREF(self->contents, contents);
-    Py_XSETREF(self->watch, Py_NewRef(watch));
-    Py_XSETREF(self->identity, Py_NewRef(identity));
-    Py_XSETREF(self->names, Py_NewRef(names));
-    Py_XSETREF(self->default_values, Py_NewRef(default_values));
-    Py_XSETREF(self->nothing, Py_NewRef(nothing));
-    Py_XSETREF(self->ignored, Py_NewRef(ignored));
-    Py_XSETREF(self->leading, Py_NewRef(leading));
-    Py_XSETREF(self->keywords, Py_NewRef(keywords));
+    /* All of it first: what goes may run code of its own, and others make calls meanwhile. */
+    MemoObject before = *self;
+    self->met = met;
+    self->function = Py_NewRef(function);
+    self->code = watched ? Py_NewRef(PyFunction_GET_CODE(function)) : NULL;
+    self->defaults = watched ? Py_XNewRef(PyFunction_GET_DEFAULTS(function)) : NULL;
+    self->keyword_defaults = watched ? Py_XNewRef(PyFunction_GET_KW_DEFAULTS(function)) : NULL;
+    self->cells = Py_NewRef(cells);
+    self->contents = contents;
+    self->watch = Py_NewRef(watch);
+    self->identity = Py_NewRef(identity);
+    self->names = Py_NewRef(names);
+    self->default_values = Py_NewRef(default_values);
+    self->nothing = Py_NewRef(nothing);
+    self->ignored = Py_NewRef(ignored);
+    self->leading = Py_NewRef(leading);
+    self->keywords = Py_NewRef(keywords);
     self->positional_only = positional_only;
     self->positional = positional;
     self->takes_args = takes_args != 0;
@@ -159,6 +169,7 @@ static PyObject *memo_describe(PyObject *object, PyObject *args)
     self->coerce_mmap = coerce_mmap != 0;
     self->fully = fully != 0;
     self->read_only = read_only != 0;
+    FOR_EACH_DESCRIBED(&before, Py_XDECREF);
     Py_RETURN_NONE;
 }
 
@@ -292,7 +303,11 @@ static int make_key(PyObject *object, PyObject *identity, PyObject *args, PyObje
 {
     MemoObject *self = (MemoObject *)object;
     PyObject *call = NULL;
-    int result = bind(self, identity, args, kwargs, &call);
+    /* As it is now, and held: what bind() allocates may have the collector run code that describes us anew. */
+    MemoObject now = *self;
+    FOR_EACH_DESCRIBED(&now, Py_XINCREF);
+    int result = bind(&now, identity, args, kwargs, &call);
+    FOR_EACH_DESCRIBED(&now, Py_XDECREF);
     if (result != 0)
         return result;
     struct memo_meeting meeting = {.memo = self};

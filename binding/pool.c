@@ -276,14 +276,11 @@ static PyObject *pool_pump(PyObject *self, PyObject *unused)
     int result = collect_tasks(pool, &any);
     if (result == 0)
         result = feed_jobs(pool);
-    PyObject *due = NULL;
-    if (result == 0) {
+    PyObject *due = result == 0 ? PyList_New(0) : NULL; /* first: it may have the collector run others' code */
+    if (due != NULL) {
+        PyObject *none = due;
         due = pool->finished;
-        pool->finished = PyList_New(0);
-        if (pool->finished == NULL) {
-            pool->finished = due;
-            due = NULL;
-        }
+        pool->finished = none;
     }
     request_help(pool);
     pool_leave(pool);

@@ -20,8 +20,8 @@
 typedef struct {
     PyObject_HEAD
     shoal_process *process;
-    int kept;     /* a descriptor of the caller's; -1: none */
-    pid_t keeper; /* the process that is to close it: a forked one, in which it may be another's by now, is not */
+    int kept;         /* a descriptor of the caller's; -1: none */
+    pid_t keeper;     /* the process that is to close it: a forked one, in which it may be another's by now, is not */
     uint32_t waiting; /* threads in wait(), without the GIL; the last one closes where that is due */
     bool close_due;
 } ProcessObject;
@@ -377,22 +377,22 @@ static PyObject *zygote_start(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*O|pO:start", &request, &descriptors, &outlives, &wanted))
         return NULL;
     int fds[SHOAL_ZYGOTE_FDS];
-    PyObject *list = PySequence_Fast(descriptors, "descriptors must be a sequence of int");
+    PyObject *list = PySequence_Tuple(descriptors); /* ours: a fileno() may change a list, or close the zygote */
     if (list == NULL)
         goto release;
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
+    Py_ssize_t count = PyTuple_GET_SIZE(list);
     if (count > (Py_ssize_t)SHOAL_ZYGOTE_FDS) {
         PyErr_SetString(PyExc_ValueError, "too many descriptors");
         goto release;
     }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        fds[i] = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(list, i));
+        if (fds[i] < 0)
+            goto release;
+    }
     if (self->zygote == NULL || self->close_due) {
         module_raise(-EPIPE, "the zygote is closed");
         goto release;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        fds[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(list, i));
-        if (fds[i] < 0)
-            goto release;
     }
     shoal_process *process;
     int error;

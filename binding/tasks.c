@@ -114,11 +114,18 @@ static PyObject *tasks_next(PyObject *object)
         Py_CLEAR(self->source);
         return NULL;
     }
-    self->taken++;
-    PyObject *item = make_item(self, task);
-    if (item == NULL && !PyErr_Occurred()) {
+    PyObject *item = NULL;
+    if (self->source != NULL) { /* else it was closed meanwhile: nobody would release an item */
+        self->taken++;
+        item = make_item(self, task);
+    }
+    if (item == NULL && self->source != NULL && !PyErr_Occurred()) {
         item = PyObject_CallOneArg(self->prepare, task);
         self->held = Py_XNewRef(item);
+        if (item != NULL && self->source == NULL) { /* as above */
+            Py_CLEAR(item);
+            (void)release_held(self);
+        }
     }
     Py_DECREF(task);
     return item;

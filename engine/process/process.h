@@ -3,6 +3,7 @@
 #define SHOAL_PROCESS_PROCESS_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "shoal.h"
@@ -10,8 +11,9 @@
 struct shoal_process {
     pid_t pid;
     int pidfd;
+    pid_t owner;          /* that made the handle: in a child of fork the lock may be that of a thread it has not */
     pthread_mutex_t lock; /* of what follows: two threads may wait for one process */
-    bool ended;           /* `exit` or `unknown` is set for good */
+    _Atomic bool ended;   /* `exit` or `unknown` is set for good */
     bool unknown;
     shoal_exit exit;
     shoal_zygote *zygote; /* NULL, or whose child it is: that tells how it ended. Held */

@@ -23,6 +23,7 @@ int process_handle(pid_t pid, int pidfd, shoal_process **out)
         return -ENOMEM;
     process->pid = pid;
     process->pidfd = pidfd;
+    process->owner = getpid();
     pthread_mutex_init(&process->lock, NULL);
     *out = process;
     return 0;
@@ -116,20 +117,27 @@ int shoal_process_wait(shoal_process *process, int64_t timeout, shoal_exit *out)
     int error = wait_end(process->pidfd, timeout < 0 ? 0 : timeout);
     if (error != 0)
         return error;
-    pthread_mutex_lock(&process->lock);
-    if (!process->ended) {
+    /* A child of fork is told what was known before it; who is not its child it cannot learn more of. */
+    const bool own = process->owner == getpid();
+    if (own)
+        pthread_mutex_lock(&process->lock);
+    /* acquire: pairs with the release below, for a child of fork, which does not take the lock */
+    bool ended = atomic_load_explicit(&process->ended, memory_order_acquire);
+    error = -ECHILD;
+    if (own && !ended) {
         error = process->zygote != NULL ? zygote_exit_of(process->zygote, process->pid, SHOAL_SECOND, &process->exit)
                                         : reap(process->pidfd, &process->exit);
-        if (error == 0 || error == -ECHILD) {
-            process->ended = true;
-            process->unknown = error != 0;
-        }
+        ended = error == 0 || error == -ECHILD;
+        process->unknown = ended && error != 0;
+        /* release: as above */
+        atomic_store_explicit(&process->ended, ended, memory_order_release);
     }
-    if (process->ended)
+    if (ended)
         error = process->unknown ? -ECHILD : 0;
     if (error == 0)
         *out = process->exit;
-    pthread_mutex_unlock(&process->lock);
+    if (own)
+        pthread_mutex_unlock(&process->lock);
     return error;
 }
 

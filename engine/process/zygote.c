@@ -91,12 +91,16 @@ void shoal_zygote_close(shoal_zygote *zygote)
 {
     if (zygote == NULL)
         return;
-    pthread_mutex_lock(&zygote->lock);
+    /* In a child of fork the lock may be that of a thread it has not; and nobody else there looks at what it is of. */
+    const bool own = zygote->owner == getpid();
+    if (own)
+        pthread_mutex_lock(&zygote->lock);
     if (zygote->socket >= 0)
         close(zygote->socket);
     zygote->socket = -1;
     zygote->gone = true;
-    pthread_mutex_unlock(&zygote->lock);
+    if (own)
+        pthread_mutex_unlock(&zygote->lock);
     zygote_release(zygote);
 }
 

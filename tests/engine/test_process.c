@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -572,6 +573,103 @@ static void a_zygote_passes_over_what_its_asker_would_not_send(void **state)
     assert_int_equal(status, 0);
 }
 
+/* -- forks beside threads that wait -- */
+
+static void *wait_for_process(void *process)
+{
+    shoal_exit how;
+    (void)shoal_process_wait(process, SHOAL_FOREVER, &how);
+    return NULL;
+}
+
+/* Fork, and have the child do something that must not take long there. */
+static void assert_a_child_may(void (*act)(void *), void *handle)
+{
+    const pid_t pid = fork();
+    if (pid == 0) {
+        alarm(5);
+        act(handle);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+static void look_at_a_parents_process(void *process)
+{
+    shoal_exit how;
+    if (shoal_process_wait(process, 0, &how) != -ECHILD)
+        _exit(1);
+    shoal_process_close(process);
+}
+
+static void a_child_forked_while_a_thread_learns_of_an_end_may_ask_too(void **state)
+{
+    (void)state;
+    shoal_zygote *zygote = start_zygote();
+    shoal_process *process;
+    assert_int_equal(shoal_zygote_start_process(zygote, "s", 1, NULL, 0, 0, &process), 0);
+    kill(zygote_pid, SIGSTOP); /* it tells nobody: who asks it waits for a while */
+    kill(shoal_process_pid(process), SIGKILL);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_process, process), 0);
+    usleep(50000);
+    assert_a_child_may(look_at_a_parents_process, process);
+    pthread_join(thread, NULL);
+    kill(zygote_pid, SIGCONT);
+    shoal_process_close(process);
+    end_zygote(zygote);
+}
+
+static _Atomic int peer_ends;
+
+/* A zygote that answers nothing that it is asked, and never rests. */
+static void *babble(void *socket)
+{
+    while (atomic_load(&peer_ends) == 0)
+        (void)send(*(int *)socket, "?", 1, MSG_NOSIGNAL);
+    return NULL;
+}
+
+static int is_still_wanted(void *context)
+{
+    (void)context;
+    return atomic_load(&peer_ends) == 0;
+}
+
+static void *ask_in_vain(void *zygote)
+{
+    shoal_process *process;
+    (void)shoal_zygote_start_process_while(zygote, "", 0, NULL, 0, 0, is_still_wanted, NULL, &process);
+    return NULL;
+}
+
+static void close_a_parents_zygote(void *zygote)
+{
+    shoal_zygote_close(zygote);
+}
+
+static void a_child_forked_while_a_thread_reads_from_a_zygote_may_close_it(void **state)
+{
+    (void)state;
+    int ends[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    shoal_zygote *zygote;
+    assert_int_equal(shoal_zygote_attach(ends[0], getpid(), &zygote), 0);
+    atomic_store(&peer_ends, 0);
+    pthread_t asker, peer;
+    assert_int_equal(pthread_create(&asker, NULL, ask_in_vain, zygote), 0);
+    assert_int_equal(pthread_create(&peer, NULL, babble, &ends[1]), 0);
+    for (int i = 0; i < 200; i++)
+        assert_a_child_may(close_a_parents_zygote, zygote);
+    atomic_store(&peer_ends, 1);
+    pthread_join(peer, NULL);
+    pthread_join(asker, NULL);
+    shoal_zygote_close(zygote);
+    close(ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -592,6 +690,8 @@ int main(void)
         cmocka_unit_test_setup(a_start_leaves_no_descriptor_behind_on_either_side, start_clock),
         cmocka_unit_test_setup(what_is_too_large_for_a_zygote_is_refused, start_clock),
         cmocka_unit_test_setup(a_zygote_passes_over_what_its_asker_would_not_send, start_clock),
+        cmocka_unit_test_setup(a_child_forked_while_a_thread_learns_of_an_end_may_ask_too, start_clock),
+        cmocka_unit_test_setup(a_child_forked_while_a_thread_reads_from_a_zygote_may_close_it, start_clock),
     };
     return cmocka_run_group_tests_name("process", tests, NULL, NULL);
 }

@@ -64,3 +64,13 @@ def test_what_is_no_vector_is_refused(a: Any, b: Any, error: type[Exception], wo
 def test_the_number_of_threads_must_be_positive() -> None:
     with pytest.raises(ValueError, match="threads"):
         shoal.dot_product([1], [1], threads=0)
+
+
+def test_a_vector_that_gives_fewer_numbers_than_it_has_is_refused() -> None:
+    class Short(np.ndarray):
+        def __iter__(self) -> Any:
+            return iter([1.0])
+
+    single = np.ones(20_000_000, np.float32).view(Short)  # is converted, item by item, for the other's sake
+    with pytest.raises(ValueError, match="fewer or more numbers"):
+        shoal.dot_product(single, np.ones(20_000_000))

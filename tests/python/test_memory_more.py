@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 import pytest
 from cached_calls import add
-from helpers import entries
+from helpers import entries, run_with_cache
 from shoal import _cache_command, _engine
 from shoal.joblib import Memory, register_store_backend
 from shoal.joblib._store_backends import StoreBackendBase, StoreBackendMixin, parse_compress, parse_size
@@ -464,3 +464,82 @@ def test_a_calls_id_is_its_entrys_key(tmp_path):
     assert f(1) == f(1, y=1) == 2 and f(2) == 3
     assert f._get_args_id(1) == f._get_args_id(x=1, y=1) != f._get_args_id(2)
     assert {key.hex() for _, key, *_ in stored(tmp_path)} == {f._get_args_id(1), f._get_args_id(2)}
+
+
+# ---- threads ----
+
+
+def test_threads_may_make_the_first_call_of_a_cached_function_at_the_same_time(tmp_path):
+    """In a program of its own: what the last of them opened replaced what the others were reading from."""
+    source = """
+        import sys, threading
+        from shoal.joblib import Memory
+
+        def f(x):
+            return x
+
+        memory = Memory(sys.argv[1], verbose=0)
+        memory.cache(f)(1)
+        sys.setswitchinterval(1e-5)
+        for _ in range(200):
+            cached = memory.cache(f)
+            begin, store = threading.Barrier(8), cached.store_backend.store
+
+            def open_late():
+                found = store()
+                begin.wait()  # so that each finds that nothing was opened yet
+                return found
+
+            def call():
+                for _ in range(20):
+                    assert cached(1) == 1
+
+            cached.store_backend.store = open_late
+            threads = [threading.Thread(target=call) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            cached.store_backend.store = store
+        print("done")
+    """
+    assert run_with_cache(tmp_path, source) == "done\n"
+
+
+def test_a_function_may_change_while_its_arguments_are_bound(tmp_path):
+    """By what the collector runs, which before CPython 3.12 comes wherever a tuple is made."""
+    parameters = ", ".join(f"p{i}=0" for i in range(25))  # more than a tuple has that is not allocated
+    source = f"""
+        import gc, sys
+        from shoal.joblib import Memory
+
+        class Default:
+            def __init__(self, number):
+                self.number = number
+
+        def f(a, {parameters}, last=Default(0), *, named=Default(0), **others):
+            return a
+
+        cached, changes, within = Memory(sys.argv[1], verbose=0).cache(f), 0, False
+
+        def change(phase, info):
+            global changes, within
+            if phase == "start" and not within:
+                within = True
+                changes += 1
+                f.__defaults__ = (0,) * 25 + (Default(changes),)
+                f.__kwdefaults__ = {{"named": Default(changes)}}
+                assert cached(changes % 3) == changes % 3
+                within = False
+
+        cached(1)
+        gc.callbacks.append(change)
+        for i in range(600):
+            gc.set_threshold(1 + i % 11)
+            assert (cached(1, 2, 3) if i % 2 else cached(1, other=1)) == 1
+        gc.callbacks.clear()
+        assert changes > 0 and not within
+        print("done")
+    """
+    options = {"env": {**os.environ, "PYTHONMALLOC": "debug"}}  # what is freed is overwritten
+    assert run_with_cache(tmp_path, source, **options) == "done\n"

@@ -281,3 +281,14 @@ def test_the_file_of_a_living_array_goes_after_its_time(monkeypatch: pytest.Monk
         time.sleep(0.05)
     assert files() == 0
     assert array[0] == 1  # it is alive
+
+
+def test_a_file_may_change_the_list_of_files_that_it_is_in() -> None:
+    class File:
+        def fileno(self) -> int:
+            files.clear()
+            return os.open(os.devnull, os.O_RDONLY)
+
+    files = [File() for _ in range(40)]
+    with pytest.raises(OSError, match="cannot store an array"):
+        _engine.write_files(b"x", files)

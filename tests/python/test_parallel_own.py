@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shoal
+from shoal import _engine
 from shoal.joblib import Parallel, delayed
 
 
@@ -143,3 +144,24 @@ def test_a_progress_function_that_raises_ends_the_call() -> None:
     with pytest.raises(KeyError, match="shown"):
         Parallel(n_jobs=2, progress=fail)(delayed(wait)(0.01) for _ in range(10))
     assert Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("closed_by", ["the iterable", "prepare"])
+def test_what_is_prepared_of_a_task_is_released_where_the_call_ends_meanwhile(closed_by: str) -> None:
+    prepared: list[Any] = []
+    released: list[Any] = []
+
+    def source() -> Any:
+        if closed_by == "the iterable":
+            tasks.close()
+        yield abs, (object(),), {}
+
+    def prepare(task: Any) -> Any:
+        if closed_by == "prepare":
+            tasks.close()
+        prepared.append(task[1])
+        return task[1]
+
+    tasks = _engine.Tasks(source(), {}, prepare, released.append)
+    assert list(tasks) == []
+    assert released == prepared

@@ -417,3 +417,29 @@ def test_a_range_longer_than_memory_can_be_read_and_given_up(length: int, name: 
     with pytest.raises(shoal.TaskCancelled):  # the pool was terminated
         for _ in left:
             pass
+
+
+def test_an_iterable_that_takes_time_to_end_holds_up_no_other_call(own_pool: Any) -> None:
+    ends, may_end = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:  # while another call, made before this one, is handed out to its end
+            ends.set()
+            may_end.wait(20)
+
+    pauses = [0.0005] * 2000  # too many for all to be handed out at once
+    before = own_pool.map_async(time.sleep, pauses, 1)
+    given_up = own_pool.imap(abs, numbers())
+    after = own_pool.map_async(time.sleep, pauses, 1)
+    assert next(given_up) == 0  # its source was begun
+    thread = threading.Thread(target=given_up.cancel)
+    thread.start()
+    try:
+        assert ends.wait(20)
+        assert before.get(20) == [None] * len(pauses)
+    finally:
+        may_end.set()
+    thread.join(20)
+    assert after.get(20) == [None] * len(pauses)

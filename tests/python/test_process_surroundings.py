@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers import run_program
+from shoal import _engine
 
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -169,3 +171,18 @@ def test_the_main_module_of_a_clean_process_is_the_programs_file_as_it_is_now(mo
     )
     assert done.stdout == f"1{rest}22{rest}1\n", done.stderr
     assert "SyntaxError" in done.stderr and 'program.py", line 1' in done.stderr
+
+
+def test_a_zygote_may_be_closed_while_it_is_handed_descriptors() -> None:
+    class File:
+        def fileno(self) -> int:
+            zygote.close()
+            files.clear()
+            return 0
+
+    ours, theirs = _engine.zygote_sockets()
+    zygote = _engine.Zygote(ours, os.getpid())
+    files = [File(), File()]
+    with pytest.raises(BrokenPipeError, match="closed"):
+        zygote.start(b"", files)
+    os.close(theirs)

@@ -8,10 +8,12 @@ import pickle
 import queue
 import time
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 import pytest
 import shoal.multiprocessing as mp
+from helpers import run_program
 from shoal.multiprocessing import queues
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -339,3 +341,46 @@ def test_insides_that_could_only_pretend_say_what_to_use() -> None:
     assert not hasattr(made, "_notempty")
     with pytest.raises(AttributeError, match=r"cannot be taken: put\(\) and get\(\)"):
         made._sem.acquire()
+
+
+def test_a_buffer_that_is_released_while_it_is_put_stays_as_long_as_it_is_read(tmp_path: Path) -> None:
+    """In a program of its own, which crashed."""
+    source = """
+        import pickle, sys, threading, time
+        from shoal import multiprocessing as mp
+
+        class Large:
+            def __init__(self):
+                self.data = bytearray(16 << 20)
+                self.view = pickle.PickleBuffer(self.data)
+
+            def __reduce_ex__(self, protocol):
+                return len, (self.view,)
+
+        def release(large, put):
+            while not put.is_set():
+                time.sleep(0.001)
+                large.view.release()
+                try:
+                    large.data.clear()
+                except BufferError:  # it is read
+                    pass
+
+        sys.setswitchinterval(1e-5)
+        queue = mp.Queue()
+        for _ in range(60):
+            large, put = Large(), threading.Event()
+            thread = threading.Thread(target=release, args=(large, put))
+            thread.start()
+            try:
+                queue.put(large)
+                assert queue.get() == 16 << 20
+            except ValueError:  # it was released before it was put
+                pass
+            finally:
+                put.set()
+            thread.join()
+        print("done")
+    """
+    result = run_program(tmp_path, source)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr

@@ -498,3 +498,12 @@ def test_install_puts_them_in_multiprocessings_place(tmp_path: Path) -> None:
         "True",
         "True",
     ], done.stderr
+
+
+@pytest.mark.parametrize("name", ["value", "array", "string"])
+def test_a_lock_that_others_may_wait_for_is_not_replaced(name: str) -> None:
+    made = make_all(mp)[name]
+    lock = made.get_lock()
+    with pytest.raises(ValueError, match="has its lock"):
+        made.__init__(made.get_obj())
+    assert made.get_lock() is lock
