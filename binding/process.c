@@ -72,6 +72,19 @@ PyObject *module_exit_code(const shoal_exit *how)
     return PyLong_FromLong(how->signal != 0 ? -how->signal : how->code);
 }
 
+/* shoal_process_wait without the GIL: also with no timeout it may take as long as a zygote is slow to tell. */
+static int wait_for_end(ProcessObject *self, shoal_process *process, int64_t timeout, shoal_exit *how)
+{
+    int error;
+    self->waiting++;
+    Py_BEGIN_ALLOW_THREADS
+    error = shoal_process_wait(process, timeout, how);
+    Py_END_ALLOW_THREADS
+    if (--self->waiting == 0 && self->close_due)
+        forget(self);
+    return error;
+}
+
 static PyObject *process_wait(PyObject *object, PyObject *args)
 {
     ProcessObject *self = (ProcessObject *)object;
@@ -87,13 +100,7 @@ static PyObject *process_wait(PyObject *object, PyObject *args)
             return NULL;
         int64_t left = timeout == SHOAL_FOREVER ? SIGNAL_SLICE : timeout - (shoal_clock_now() - start);
         left = left < 0 ? 0 : left > SIGNAL_SLICE ? SIGNAL_SLICE : left;
-        int error;
-        self->waiting++;
-        Py_BEGIN_ALLOW_THREADS
-        error = shoal_process_wait(process, left, &how);
-        Py_END_ALLOW_THREADS
-        if (--self->waiting == 0 && self->close_due)
-            forget(self);
+        const int error = wait_for_end(self, process, left, &how);
         if (error == 0)
             return module_exit_code(&how);
         if (error != -ETIMEDOUT && error != -EINTR)
@@ -111,7 +118,7 @@ static PyObject *process_poll(PyObject *self, PyObject *unused)
     if (process == NULL)
         return NULL;
     shoal_exit how;
-    int error = shoal_process_wait(process, 0, &how);
+    const int error = wait_for_end((ProcessObject *)self, process, 0, &how);
     if (error == 0)
         return module_exit_code(&how);
     if (error == -ETIMEDOUT || error == -EINTR)
