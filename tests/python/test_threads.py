@@ -58,3 +58,26 @@ def test_the_programs_own_number_of_threads_comes_back_where_two_threads_fork_wo
     assert result.stdout.split() == ["True", "{1}", "True"], result.stdout + result.stderr
 
 
+def test_install_in_two_threads_at_once(tmp_path: Path) -> None:
+    source = """
+        import multiprocessing.pool
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from helpers import Interruption
+        import shoal, shoal._install
+
+        before = multiprocessing.pool.Pool, multiprocessing.pool.ApplyResult
+
+        def install():
+            shoal.install()
+            with multiprocessing.pool.ThreadPool(1) as pool:
+                assert pool.map(abs, [-1]) == [1]
+            shoal.uninstall()
+            assert (multiprocessing.pool.Pool, multiprocessing.pool.ApplyResult) == before
+
+        print(Interruption(shoal.install, "shoal/_install.py", "install").everywhere(install) > 2)
+    """
+    result = run_program(tmp_path, source, str(Path(__file__).parent))
+    assert result.stdout.split() == ["True"], result.stdout + result.stderr
+
+
