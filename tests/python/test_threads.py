@@ -81,3 +81,75 @@ def test_install_in_two_threads_at_once(tmp_path: Path) -> None:
     assert result.stdout.split() == ["True"], result.stdout + result.stderr
 
 
+# ------------------------------------------------------- a pool that the collector ends
+
+
+ENDS_WITHIN = """
+    import threading
+    import time
+    from shoal import _zygote
+    from shoal.multiprocessing import get_context, pool
+
+    def main():
+        made = get_context({method!r}).Pool(1, maxtasksperchild=1)
+        crew = made._crew
+        with {held}:
+            made.apply(abs, (-1,))
+            # Until the supervisor is about to start another worker, with the crew's lock.
+            while not any(process is None for process in crew.processes):
+                time.sleep(0.001)
+            time.sleep(0.2)
+            ending = threading.Thread(target=made.terminate, daemon=True)  # it would be the collector, in this thread
+            ending.start()
+            ending.join(10)
+            print("waits for ever" if ending.is_alive() else "ended", flush=True)
+            if ending.is_alive():
+                import os
+                os._exit(1)
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "held"), [("spawn", "_zygote._lock"), ("fork", "pool._children_allowed()")], ids=["spawn", "fork"]
+)
+def test_a_pool_ends_in_the_midst_of_another_start(tmp_path: Path, method: str, held: str) -> None:
+    """The collector may end a pool as its thread starts a process, and waits for the pool's supervisor: which must not
+    wait for that start."""
+    result = run_program(tmp_path, ENDS_WITHIN.format(method=method, held=held))
+    assert result.stdout == "ended\n", result.stdout + result.stderr
+
+
+def test_a_zygote_is_asked_for_in_the_midst_of_making_one(tmp_path: Path) -> None:
+    source = """
+        import threading
+        from shoal import _zygote
+
+        inner = []
+
+        def make():
+            if not inner:
+                inner.append(None)
+                inner[0] = _zygote.get("own", make).start("time:sleep", b"", [])  # a handler's, or the collector's
+            return _zygote.Zygote()
+
+        def run():
+            process = _zygote.get("own", make).start("shoal._descriptors:__name__", b"", [])
+            process.wait()
+            print(inner[0].poll() is not None or "lives on")
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(10)
+        print(not thread.is_alive(), flush=True)
+        import os
+        os._exit(0)
+    """
+    source = source.replace('"time:sleep", b""', '"nested:wait", b""')
+    (tmp_path / "nested.py").write_text("import time\ndef wait(payload, fds):\n    time.sleep(60)\n")
+    result = run_program(tmp_path, source)
+    assert result.stdout.split("\n") == ["lives on", "True", ""], result.stdout + result.stderr
+
+
