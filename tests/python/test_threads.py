@@ -34,6 +34,22 @@ def returns(call: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
+def test_supervisors_of_several_pools_keep_last_words_at_once() -> None:
+    words = _serving._LastWords()
+    numbers = iter(range(1, 1_000_000))
+
+    def keep() -> None:
+        while len(words._texts) < 256:  # all that are kept
+            words._texts[next(numbers)] = "Segmentation fault"
+        words.keep(next(numbers), "Segmentation fault")
+        assert len(words._texts) <= 256
+
+    def keep_too() -> None:
+        words.keep(next(numbers), "Segmentation fault")
+
+    assert Interruption(keep_too, "shoal/_serving.py", opcodes=True).everywhere(keep) > 4
+
+
 def test_the_programs_own_number_of_threads_comes_back_where_two_threads_fork_workers(tmp_path: Path) -> None:
     pytest.importorskip("threadpoolctl")
     source = """
