@@ -34,6 +34,26 @@ def returns(call: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
+# ------------------------------------------------------------------------ what all rest on
+
+
+def test_each_thread_pickles_with_the_reducers_that_it_asked_for() -> None:
+    class Kind:
+        pass
+
+    tables = [{**_pickling._reducers(), Kind: reducer} for reducer in (id, len)]
+
+    def ask() -> None:
+        made = _pickling._by_value_pickler(tables[0])
+        assert made.dispatch_table[Kind] is id
+        assert _pickling._by_value_pickler(tables[0]).dispatch_table[Kind] is id
+
+    def ask_otherwise() -> None:
+        _pickling._by_value_pickler(tables[1])
+
+    assert Interruption(ask_otherwise, "shoal/_pickling.py").everywhere(ask) > 4
+
+
 def test_supervisors_of_several_pools_keep_last_words_at_once() -> None:
     words = _serving._LastWords()
     numbers = iter(range(1, 1_000_000))
