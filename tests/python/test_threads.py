@@ -189,3 +189,26 @@ def test_a_zygote_is_asked_for_in_the_midst_of_making_one(tmp_path: Path) -> Non
     assert result.stdout.split("\n") == ["lives on", "True", ""], result.stdout + result.stderr
 
 
+# ------------------------------------------------------------------------------- Parallel
+
+
+def test_threads_hand_the_same_function_to_workers_at_once() -> None:
+    class Held:  # by cloudpickle
+        pass
+
+    held = Held()
+
+    def function(number: int) -> tuple[int, str]:
+        return number, type(held).__name__
+
+    wanted = [(number, "Held") for number in range(3)]
+    results: list[Any] = []
+
+    def call() -> None:
+        results.append(shoal.joblib.Parallel(n_jobs=2)(shoal.joblib.delayed(function)(n) for n in range(3)))
+
+    count = Interruption(call, "shoal/joblib/_tasks.py", "_share_by_value").everywhere(call)
+    assert count > 4
+    assert results == [wanted] * (2 * count + 1)
+
+

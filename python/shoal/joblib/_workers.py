@@ -531,6 +531,15 @@ class ItemPickler:
             ) from error
 
 
+class FunctionPickler(ItemPickler):
+    """What stands for a function that is shared by value: pickled, it is that function."""
+
+    __slots__ = ()
+
+    def __call__(self, item: Any, buffer_callback: Any, foreign_main: bool) -> bytes:
+        return super().__call__(self._function, buffer_callback, foreign_main)
+
+
 def make_timeout() -> Exception:
     """What a wait that took too long raises: the standard library's error, by both of its names."""
     made: Exception = _timeout_class()()
