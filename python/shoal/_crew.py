@@ -118,7 +118,7 @@ def _found_by_name(function: Any) -> bool:
     )
 
 
-class _Bell:
+class Bell:
     """What one thread waits for and others ring. A lock alone: an Event's methods are Python's, and a signal handler
     that raises in one (Ctrl-C) would leave its lock taken, at which the other thread then waits for ever."""
 
@@ -132,8 +132,8 @@ class _Bell:
         except RuntimeError:  # it was rung already
             pass
 
-    def wait(self) -> None:
-        self._silence.acquire()
+    def wait(self, seconds: float = -1) -> None:
+        self._silence.acquire(timeout=seconds)
 
 
 _crews: WeakSet[Crew] = WeakSet()
@@ -195,7 +195,7 @@ class Crew:
         self._helper: threading.Thread | None = None
         self._mask: set[int] = set()
         _crews.add(self)
-        self._help_wanted = _Bell()
+        self._help_wanted = Bell()
         self._user: object = None  # a weak reference, kept for its callback
         self._told = False  # the workers were told to end at once
         self._over = False  # the supervisor has ended

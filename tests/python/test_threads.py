@@ -212,3 +212,143 @@ def test_threads_hand_the_same_function_to_workers_at_once() -> None:
     assert results == [wanted] * (2 * count + 1)
 
 
+def test_a_call_keeps_its_workers_whatever_other_threads_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of workers that no call has in use some only are kept."""
+
+    def call(name: str) -> list[int]:
+        with shoal.joblib.parallel_config("loky", env={"NAME": name}):
+            result: list[int] = shoal.joblib.Parallel(n_jobs=2)(shoal.joblib.delayed(abs)(n) for n in range(3))
+        return result
+
+    looked: list[float] = []
+
+    def look_after(seconds: float) -> None:
+        looked.append(seconds)
+        if len(looked) == 1:  # the first call has its workers, and has not handed out anything
+            for name in ("1", "2", "3", "4"):
+                thread = threading.Thread(target=call, args=(name,))
+                thread.start()
+                thread.join()
+
+    monkeypatch.setattr(_workers, "look_after", look_after)
+    assert call("0") == [0, 1, 2]
+
+
+def test_one_thread_looks_after_idle_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workers, "_reaper", None)
+    started: list[threading.Thread] = []
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            started.append(self)
+            super().start()
+
+    class Threading:
+        def __getattr__(self, name: str) -> Any:
+            return Thread if name == "Thread" else getattr(threading, name)
+
+    monkeypatch.setattr(_workers, "threading", Threading())
+
+    def look() -> None:
+        _workers._reaper = None
+        started.clear()
+        _workers.look_after(300.0)
+
+    def look_too() -> None:
+        _workers.look_after(300.0)
+        assert len(started) <= 1
+
+    assert Interruption(look_too, "shoal/joblib/_workers.py", "look_after").everywhere(look) > 4
+    assert len(started) == 1
+
+
+def test_what_a_call_handed_out_is_ended_as_more_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Future:
+        ends = 0
+
+        def __init__(self, *arguments: Any) -> None:
+            pass
+
+        def abort(self) -> None:
+            self.ends += 1
+
+    monkeypatch.setattr(_workers, "Future", Future)
+    handle = _workers.Handle(None)  # type: ignore[arg-type]
+    first = [handle.submit(abs, None, None) for _ in range(3)]
+    later: list[Any] = []
+    count = sum(
+        Interruption(lambda: later.append(handle.submit(abs, None, None)), file).everywhere(handle.abort, 20)
+        for file in ("shoal/joblib/_workers.py", "_weakrefset.py")
+    )
+    assert count > 4
+    ends: list[int] = [future.ends for future in first]  # type: ignore[attr-defined]
+    assert ends == [ends[0]] * 3
+    assert ends[0] >= count
+
+
+def test_the_collector_ends_a_call_while_workers_are_started_or_looked_after() -> None:
+    """It may do so in any thread: in that which has the lock, and in another, for which that one waits."""
+    use = _workers.get_crew(2, 0)
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with _workers._lock:
+            held.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    try:
+        assert returns(use.end)
+    finally:
+        over.set()
+        thread.join()
+
+    def take_another() -> None:
+        with _workers._lock:
+            assert shoal.joblib.Parallel(n_jobs=2)(shoal.joblib.delayed(abs)(n) for n in range(2)) == [0, 1]
+
+    assert returns(take_another)
+
+
+def test_the_collector_ends_a_call_while_its_arrays_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(1000)
+    sharing = _arrays.Sharing(10, "r")
+    sharing._reduce(array)
+
+    class Segment:
+        @property
+        def until(self) -> float:
+            sharing.end()
+            return 0.0
+
+        def close(self) -> None:
+            pass
+
+    kept: dict[int, Any] = {1: Segment()}
+    monkeypatch.setattr(_arrays, "_kept", kept)
+    assert returns(lambda: _arrays.expire(1.0))
+    assert list(kept) == [id(array)]
+
+
+def test_arrays_of_tasks_that_are_pickled_as_their_call_ends() -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays: list[Any] = []
+
+    def call() -> None:
+        sharing.append(_arrays.Sharing(10, "r+"))
+        arrays.extend(numpy.arange(1000) for _ in range(2))
+        sharing[-1]._reduce(arrays[-1])
+        sharing[-1]._reduce(arrays[-2])
+        sharing[-1].end()
+
+    def pickle() -> None:
+        arrays.append(numpy.arange(1000))
+        sharing[-1]._reduce(arrays[-1])
+
+    sharing: list[Any] = []
+    assert Interruption(pickle, "shoal/joblib/_arrays.py", "end").everywhere(call) > 4
+
+
