@@ -352,3 +352,14 @@ def test_arrays_of_tasks_that_are_pickled_as_their_call_ends() -> None:
     assert Interruption(pickle, "shoal/joblib/_arrays.py", "end").everywhere(call) > 4
 
 
+def test_the_timeline_is_looked_at_as_its_call_ends() -> None:
+    recorders: list[_trace.Recorder] = []
+
+    def look() -> None:
+        recorders.append(_trace.Recorder("call"))
+        list(recorders[-1].tasks([(abs, (1,), {})], None))
+        assert [event.name for event in recorders[-1].trace().events] == ["abs"]
+
+    assert Interruption(lambda: recorders[-1].end(), "shoal/joblib/_trace.py", "trace", "_read").everywhere(look) > 4
+
+
