@@ -363,3 +363,49 @@ def test_the_timeline_is_looked_at_as_its_call_ends() -> None:
     assert Interruption(lambda: recorders[-1].end(), "shoal/joblib/_trace.py", "trace", "_read").everywhere(look) > 4
 
 
+# ------------------------------------------------------------------------------ the cache
+
+
+def test_a_place_of_results_is_found_as_others_are_forgotten(tmp_path: Path) -> None:
+    place = (str(tmp_path / "shoal"), (0, 0, 0, 0), "function", b"1" * 16)
+    _resume._open_place(*place)
+    try:
+        assert Interruption(_resume._places.clear, "shoal/joblib/_resume.py", opcodes=True).everywhere(
+            lambda: (_resume._open_place(*place), _resume._open_place(*place))
+        )
+    finally:
+        _resume._places.clear()
+
+
+def test_a_class_registers_a_function_as_its_functions_are_looked_through() -> None:
+    registry = {len, int, str}
+    depends = _depends.Depends(abs, _depends.Project(abs, False), object())
+
+    def look() -> None:
+        depends._count_registered(registry)
+
+    def register() -> None:
+        registry.add(type("Another", (), {}))
+
+    # As many lines as there are in it: the registry grows.
+    assert Interruption(register, "shoal/joblib/_depends.py", "_count_registered").everywhere(look, 5) == 5
+
+
+def test_a_compressor_is_registered_as_a_file_is_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "value.z")
+    names: list[str] = []
+
+    def register() -> None:
+        names.append(f"own {len(names)}")
+        shoal.joblib.register_compressor(names[-1], compressor.CompressorWrapper(io.BytesIO, b"own", ".own"))
+
+    def use() -> None:
+        shoal.joblib.dump(1, path)
+        assert shoal.joblib.load(path) == 1
+
+    try:
+        functions = "_choose", "_kind_of", "<genexpr>"
+        assert Interruption(register, "shoal/joblib/numpy_pickle.py", *functions).everywhere(use, 60) > 20
+    finally:
+        for name in names:
+            del compressor.COMPRESSORS[name]
