@@ -363,6 +363,14 @@ def test_the_timeline_is_looked_at_as_its_call_ends() -> None:
     assert Interruption(lambda: recorders[-1].end(), "shoal/joblib/_trace.py", "trace", "_read").everywhere(look) > 4
 
 
+def test_the_executor_of_loky_is_asked_for_in_the_midst_of_asking() -> None:
+    def ask() -> None:
+        with loky._lock:
+            loky.get_reusable_executor(1).shutdown()
+
+    assert returns(ask)
+
+
 # ------------------------------------------------------------------------------ the cache
 
 
