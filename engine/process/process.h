@@ -10,6 +10,7 @@
 struct shoal_process {
     pid_t pid;
     int pidfd;
+    pid_t owner;          /* the process that made this handle: in a child of it the lock may be held by nobody there */
     pthread_mutex_t lock; /* of what follows: two threads may wait for one process */
     bool ended;           /* `exit` or `unknown` is set for good */
     bool unknown;

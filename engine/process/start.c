@@ -23,6 +23,7 @@ int process_handle(pid_t pid, int pidfd, shoal_process **out)
         return -ENOMEM;
     process->pid = pid;
     process->pidfd = pidfd;
+    process->owner = getpid();
     pthread_mutex_init(&process->lock, NULL);
     *out = process;
     return 0;
@@ -116,7 +117,10 @@ int shoal_process_wait(shoal_process *process, int64_t timeout, shoal_exit *out)
     int error = wait_end(process->pidfd, timeout < 0 ? 0 : timeout);
     if (error != 0)
         return error;
-    pthread_mutex_lock(&process->lock);
+    if (process->owner == getpid())
+        pthread_mutex_lock(&process->lock);
+    else if (pthread_mutex_trylock(&process->lock) != 0)
+        return -ECHILD; /* forked as a thread had it that is not here: and what it tells of is no child of ours */
     if (!process->ended) {
         error = process->zygote != NULL ? zygote_exit_of(process->zygote, process->pid, SHOAL_SECOND, &process->exit)
                                         : reap(process->pidfd, &process->exit);

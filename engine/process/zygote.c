@@ -91,12 +91,16 @@ void shoal_zygote_close(shoal_zygote *zygote)
 {
     if (zygote == NULL)
         return;
-    pthread_mutex_lock(&zygote->lock);
+    /* In a child of fork the lock may be held by a thread that is not here; nobody there uses what it guards. */
+    const bool ours = zygote->owner == getpid();
+    if (ours)
+        pthread_mutex_lock(&zygote->lock);
     if (zygote->socket >= 0)
         close(zygote->socket);
     zygote->socket = -1;
     zygote->gone = true;
-    pthread_mutex_unlock(&zygote->lock);
+    if (ours)
+        pthread_mutex_unlock(&zygote->lock);
     zygote_release(zygote);
 }
 

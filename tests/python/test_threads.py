@@ -417,3 +417,39 @@ def test_a_compressor_is_registered_as_a_file_is_read(tmp_path: Path) -> None:
     finally:
         for name in names:
             del compressor.COMPRESSORS[name]
+
+
+# -------------------------------------------------------------------- a child of os.fork()
+
+
+def test_a_child_that_is_forked_as_a_thread_learns_of_an_end(tmp_path: Path) -> None:
+    """The lock of what tells of the end is then held by a thread that the child does not have."""
+    source = """
+        import os
+        import signal
+        import threading
+        import time
+        from shoal import _zygote
+        from shoal.multiprocessing import active_children, get_context
+
+        if __name__ == "__main__":
+            process = get_context("spawn").Process(target=time.sleep, args=(60,))
+            process.start()
+            zygote = _zygote._zygotes["spawn"].pid
+            os.kill(zygote, signal.SIGSTOP)  # who is asked how it ended, and takes its time
+            process.kill()
+            joining = threading.Thread(target=process.join)
+            joining.start()
+            time.sleep(0.1)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)
+                active_children()
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            os.kill(zygote, signal.SIGCONT)
+            joining.join()
+            print(os.waitstatus_to_exitcode(status))
+    """
+    result = run_program(tmp_path, source)
+    assert result.stdout == "0\n", result.stdout + result.stderr
