@@ -638,6 +638,10 @@ class Crew:
         if os.getpid() != self._owner:
             return
         self._ending = True
+        if threading.current_thread() is self._thread and _crew_to_start_for() is self:
+            # A finalizer, in the midst of a worker's start, which still needs all of it: the supervisor does it then.
+            self.engine.forsake(None)
+            return
         with self._lock:
             self.state = TERMINATE
             if self._closed:

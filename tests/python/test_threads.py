@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import threading
 from collections.abc import Callable
@@ -453,3 +454,39 @@ def test_a_child_that_is_forked_as_a_thread_learns_of_an_end(tmp_path: Path) -> 
     """
     result = run_program(tmp_path, source)
     assert result.stdout == "0\n", result.stdout + result.stderr
+
+
+# ------------------------------------------------------------ what the collector comes upon
+
+
+def test_a_supervisor_collects_its_own_pool_as_it_starts_a_worker(tmp_path: Path) -> None:
+    source = """
+        import gc
+        import threading
+        from shoal.multiprocessing import get_context, pool
+
+        dropped, collected = threading.Event(), threading.Event()
+
+        class Pool(pool.Pool):
+            @staticmethod
+            def Process(ctx, *args, **keywords):
+                if threading.current_thread().name == "shoal-supervisor":
+                    dropped.wait(10)
+                    gc.collect()
+                    collected.set()
+                return ctx.Process(*args, **keywords)
+
+        gc.disable()
+        made = Pool(1, maxtasksperchild=1, context=get_context("fork"))
+        crew = made._crew
+        made.apply(abs, (-1,))
+        made.me = made
+        del made
+        dropped.set()
+        collected.wait(10)
+        crew._thread.join(10)
+        print(collected.is_set(), crew._thread.is_alive(), crew._closed, crew.processes)
+    """
+    result = run_program(tmp_path, source)
+    assert result.stdout == "True False True [None]\n", result.stdout + result.stderr
+    assert result.stderr == ""
