@@ -490,3 +490,25 @@ def test_a_supervisor_collects_its_own_pool_as_it_starts_a_worker(tmp_path: Path
     result = run_program(tmp_path, source)
     assert result.stdout == "True False True [None]\n", result.stdout + result.stderr
     assert result.stderr == ""
+
+
+def test_a_cached_coroutine_that_is_closed_in_another_context(tmp_path: Path) -> None:
+    memory = shoal.joblib.Memory(tmp_path, verbose=0)
+
+    class Later:
+        def __await__(self) -> Any:
+            yield
+
+    @memory.cache  # type: ignore[untyped-decorator, unused-ignore]
+    async def wait(number: int) -> int:
+        await Later()
+        return number
+
+    call = wait(1)
+    contextvars.copy_context().run(call.send, None)
+    call.close()
+    with pytest.raises(StopIteration) as end:  # nobody has it in hand any more
+        again = wait(1)
+        again.send(None)
+        again.send(None)
+    assert end.value.value == 1
