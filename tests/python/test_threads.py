@@ -130,10 +130,11 @@ ENDS_WITHIN = """
     def main():
         made = get_context({method!r}).Pool(1, maxtasksperchild=1)
         crew = made._crew
+        first = crew.processes[0].pid
         with {held}:
             made.apply(abs, (-1,))
-            # Until the supervisor is about to start another worker, with the crew's lock.
-            while not any(process is None for process in crew.processes):
+            # Until the supervisor is about to start another worker, with the crew's lock, or has done so.
+            while getattr(crew.processes[0], "pid", None) == first:
                 time.sleep(0.001)
             time.sleep(0.2)
             ending = threading.Thread(target=made.terminate, daemon=True)  # it would be the collector, in this thread
