@@ -600,9 +600,14 @@ class Crew:
                 return
             self.state = CLOSE
         try:
-            self.engine.hurry()
-        finally:
-            self.engine.call_supervisor()
+            try:
+                self.engine.hurry()
+            finally:
+                self.engine.call_supervisor()
+        except ValueError:
+            with self._lock:
+                if not self._closed:  # by the supervisor, as all was done, or by another thread's terminate()
+                    raise
 
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import shoal.joblib
+import shoal.multiprocessing
 from helpers import Interruption, run_program
 from shoal import _pickling, _serving
 from shoal.joblib import _arrays, _depends, _resume, _trace, _workers, compressor
@@ -158,6 +159,17 @@ def test_a_pool_ends_in_the_midst_of_another_start(tmp_path: Path, method: str, 
     wait for that start."""
     result = run_program(tmp_path, ENDS_WITHIN.format(method=method, held=held))
     assert result.stdout == "ended\n", result.stdout + result.stderr
+
+
+def test_a_pool_is_closed_as_another_thread_ends_it() -> None:
+    pools: list[Any] = []
+
+    def close() -> None:
+        pools.append(shoal.multiprocessing.Pool(1))
+        pools[-1].close()
+        pools[-1].join()
+
+    assert Interruption(lambda: pools[-1].terminate(), "shoal/_crew.py", "close").everywhere(close) > 4
 
 
 def test_a_zygote_is_asked_for_in_the_midst_of_making_one(tmp_path: Path) -> None:
