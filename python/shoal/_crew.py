@@ -118,7 +118,7 @@ def _found_by_name(function: Any) -> bool:
     )
 
 
-class _Bell:
+class Bell:
     """What one thread waits for and others ring. A lock alone: an Event's methods are Python's, and a signal handler
     that raises in one (Ctrl-C) would leave its lock taken, at which the other thread then waits for ever."""
 
@@ -132,8 +132,8 @@ class _Bell:
         except RuntimeError:  # it was rung already
             pass
 
-    def wait(self) -> None:
-        self._silence.acquire()
+    def wait(self, seconds: float = -1) -> None:
+        self._silence.acquire(timeout=seconds)
 
 
 _crews: WeakSet[Crew] = WeakSet()
@@ -195,7 +195,7 @@ class Crew:
         self._helper: threading.Thread | None = None
         self._mask: set[int] = set()
         _crews.add(self)
-        self._help_wanted = _Bell()
+        self._help_wanted = Bell()
         self._user: object = None  # a weak reference, kept for its callback
         self._told = False  # the workers were told to end at once
         self._over = False  # the supervisor has ended
@@ -600,9 +600,14 @@ class Crew:
                 return
             self.state = CLOSE
         try:
-            self.engine.hurry()
-        finally:
-            self.engine.call_supervisor()
+            try:
+                self.engine.hurry()
+            finally:
+                self.engine.call_supervisor()
+        except ValueError:
+            with self._lock:
+                if not self._closed:  # by the supervisor, as all was done, or by another thread's terminate()
+                    raise
 
     def join(self) -> None:
         """Wait until the workers have ended; close() or terminate() came before."""
@@ -638,6 +643,10 @@ class Crew:
         if os.getpid() != self._owner:
             return
         self._ending = True
+        if threading.current_thread() is self._thread and _crew_to_start_for() is self:
+            # A finalizer, in the midst of a worker's start, which still needs all of it: the supervisor does it then.
+            self.engine.forsake(None)
+            return
         with self._lock:
             self.state = TERMINATE
             if self._closed:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.util
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from types import FunctionType, ModuleType
@@ -21,6 +23,15 @@ from typing import Any
 
 _undo: list[tuple[Any, str, Any]] = []
 _MISSING = object()
+_lock = threading.RLock()  # of install() and uninstall(), each of which is one step to other threads
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _set(holder: Any, name: str, value: Any) -> None:
@@ -31,11 +42,12 @@ def _set(holder: Any, name: str, value: Any) -> None:
 
 def install() -> None:
     """See shoal.install()."""
-    if _undo:
-        return
-    _install_multiprocessing()
-    _install_futures()
-    _install_joblib()
+    with _lock:
+        if _undo:
+            return
+        _install_multiprocessing()
+        _install_futures()
+        _install_joblib()
 
 
 def is_installed() -> bool:
@@ -45,21 +57,25 @@ def is_installed() -> bool:
 
 def uninstall() -> None:
     """See shoal.uninstall()."""
-    while _undo:
-        holder, name, value = _undo.pop()
-        if holder is sys.modules:
-            if value is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = value
-        elif holder is sys.meta_path:
-            sys.meta_path.remove(value)
-        elif holder is _preloads():
-            holder.remove(value)
-        elif value is _MISSING:
-            delattr(holder, name)
+    with _lock:
+        while _undo:
+            _put_back(*_undo.pop())
+
+
+def _put_back(holder: Any, name: str, value: Any) -> None:
+    if holder is sys.modules:
+        if value is None:
+            sys.modules.pop(name, None)
         else:
-            setattr(holder, name, value)
+            sys.modules[name] = value
+    elif holder is sys.meta_path:
+        sys.meta_path.remove(value)
+    elif holder is _preloads():
+        holder.remove(value)
+    elif value is _MISSING:
+        delattr(holder, name)
+    else:
+        setattr(holder, name, value)
 
 
 # ---------------------------------------------------------------------- multiprocessing

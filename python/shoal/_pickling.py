@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
     BufferCallback = Callable[[_pickle.PickleBuffer], bool]
 
-_table: dict[type, Any] = {}
-_table_sizes = (-1, -1)
+# The sizes of those that it was made of, and the table. One object: threads read and change it in one step.
+_table: tuple[tuple[int, int], dict[type, Any]] = ((-1, -1), {})
 
 
 def _reducers() -> dict[type, Any]:
     """copyreg's and ForkingPickler's reducers in one plain dict: looking each type up in a ChainMap costs more than
     pickling."""
-    global _table, _table_sizes
+    global _table
     reduction = sys.modules.get("multiprocessing.reduction")
     extra: dict[type, Any] = getattr(reduction.ForkingPickler, "_extra_reducers", {}) if reduction is not None else {}
     sizes = (len(copyreg.dispatch_table), len(extra))
-    if sizes != _table_sizes:
-        _table = {**copyreg.dispatch_table, **extra}
-        _table_sizes = sizes
-    return _table
+    known = _table
+    if known[0] != sizes:
+        known = _table = sizes, {**copyreg.dispatch_table, **extra}
+    return known[1]
 
 
 BY_VALUE = "by value"  # the habit of what has to go so
@@ -82,23 +82,22 @@ def _dumps_by_value(
     return file.getvalue()  # the buffer's own bytes, not a copy
 
 
-_pickler_class: Any = None
-_pickler_table: dict[type, Any] | None = None
+_pickler: tuple[dict[type, Any] | None, Any] = (None, None)  # the table, and the class with it; one object, as above
 
 
 def _by_value_pickler(own_table: dict[type, Any] | None = None) -> Any:
     """cloudpickle's pickler with the reducers that count here."""
-    global _pickler_class, _pickler_table
+    global _pickler
     table = _reducers() if own_table is None else own_table
-    if _pickler_class is None or _pickler_table is not table:
+    made = _pickler
+    if made[0] is not table:
         import cloudpickle
 
         # A table of the class: cloudpickle's own is one, and hides what is set on an instance. It would send a copy of
         # an open file's text: not what a file handed to another process means.
         known = {**cloudpickle.Pickler.dispatch_table, io.TextIOWrapper: _refuse, **table}
-        _pickler_class = type("_ByValuePickler", (cloudpickle.Pickler,), {"dispatch_table": known})
-        _pickler_table = table
-    return _pickler_class
+        made = _pickler = table, type("_ByValuePickler", (cloudpickle.Pickler,), {"dispatch_table": known})
+    return made[1]
 
 
 def dumps(obj: Any, buffer_callback: BufferCallback | None) -> bytes:

@@ -189,8 +189,8 @@ class _LastWords:
         self._texts.pop(pid, None)  # of an earlier process with this pid
         if text:
             self._texts[pid] = text
-            while len(self._texts) > 256:
-                self._texts.pop(next(iter(self._texts)), None)
+            for oldest in list(self._texts)[:-256]:  # a copy: several pools' supervisors are at it
+                self._texts.pop(oldest, None)
 
     def of(self, pid: int) -> str:
         return self._texts.get(pid, "")

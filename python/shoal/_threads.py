@@ -14,6 +14,7 @@ the workers begin. So it is not told: `_openblas.py` sets the number itself, whi
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 
@@ -118,19 +119,41 @@ def forking(threads: int | None) -> Any:
     return _nothing if threads is None or _controller is None else _Forking(threads)
 
 
+_forkings = 0  # how many threads fork workers now
+_undoings: list[Callable[[], None]] = []  # what brings back the number that was there before the first of them
+_lock = _thread.RLock()
+
+
+def _after_fork() -> None:
+    # In a child: only the thread that forked it is here, and it has the number that it is to have.
+    global _forkings, _lock
+    _forkings = 0
+    _undoings.clear()
+    _lock = _thread.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Forking:
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def __enter__(self) -> None:
-        global _forked_with
-        self._undo = _controller.limit(self._threads)
-        _forked_with = self._threads
+        global _forked_with, _forkings
+        with _lock:
+            _undoings.append(_controller.limit(self._threads))
+            _forkings += 1
+            _forked_with = self._threads
 
     def __exit__(self, *details: object) -> None:
-        global _forked_with
-        _forked_with = None
-        self._undo()
+        global _forked_with, _forkings
+        with _lock:
+            _forkings -= 1
+            if _forkings == 0:
+                _forked_with = None
+                while _undoings:
+                    _undoings.pop()()
 
 
 class _Nothing:

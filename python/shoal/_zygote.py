@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
-_lock = threading.Lock()
+_lock = threading.RLock()  # the collector, or a signal's handler, may start a process as one is being started
+_PATIENCE = 0.05  # seconds at the lock, after which a crew's start asks whether it is still wanted
+_ECANCELED = 125
 _ASIDE_MOST = 4  # zygotes set aside that may be of use again, beside those that have processes
 _FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
 _HINTS = {11: "; the user's limit of processes and threads is reached", 12: "; there is too little memory"}  # by errno
@@ -203,6 +205,23 @@ def _interpreter_flags() -> list[str]:
     return flags
 
 
+class _Held:
+    """The lock, in a `with`. OSError (ECANCELED): the crew that a worker is started for does not want it any more.
+
+    Whoever has the lock may have been interrupted by the collector as that ended a pool, which waits for this crew.
+    """
+
+    def __enter__(self) -> None:
+        self._lock = _lock
+        crew = sys.modules.get("shoal._crew")
+        while not self._lock.acquire(timeout=_PATIENCE):
+            if crew is not None and not crew.is_start_wanted():
+                raise OSError(_ECANCELED, os.strerror(_ECANCELED))
+
+    def __exit__(self, *details: object) -> None:
+        self._lock.release()
+
+
 class _Restarting:
     """A zygote of one warmth, that is made again when it turns out to have died."""
 
@@ -228,7 +247,7 @@ class _Restarting:
         standing = _standing()
         ended: list[Zygote] = []
         try:
-            with _lock:
+            with _Held():
                 zygote = _zygotes.get(self._warmth)
                 if zygote is not None and zygote.owner == os.getpid():
                     if zygote.standing == standing:
@@ -236,6 +255,9 @@ class _Restarting:
                     _aside[self._warmth, zygote.standing] = _zygotes.pop(self._warmth)
                     ended = _take_useless()
                 zygote = _aside.pop((self._warmth, standing), None) or self._make()
+                other = _zygotes.get(self._warmth)
+                if other is not None:  # of what this thread was interrupted by; processes may rest on it
+                    _aside[self._warmth, (other.pid,)] = other
                 _zygotes[self._warmth] = zygote
                 return zygote
         finally:
@@ -281,7 +303,7 @@ def _drop() -> None:
 def _after_fork() -> None:
     # The zygotes are the parent's; their sockets must not be kept open by a child that lives longer.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _zygotes.clear()
     _aside.clear()
 

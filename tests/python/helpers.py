@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,55 @@ def entries(tmp_path: Path) -> list[Path]:
     """The files in which the entries of a Memory at `tmp_path` lie: a larger one's own, and the small ones' shelves."""
     found = [path for path in (tmp_path / "shoal").rglob("*") if path.is_file()]
     return [path for path in found if len(path.name) == 32 or path.name == "shelf"]
+
+
+class Interruption:
+    """What is done in the midst of a call, as another thread may: `other` is run before the line of a number of its
+    choice, of those that the call comes to in a file (`functions`: of that name only; `opcodes`: instructions instead
+    of lines)."""
+
+    def __init__(self, other: Callable[[], object], file: str, *functions: str, opcodes: bool = False) -> None:
+        self._other = other
+        self._file = file
+        self._functions = functions
+        self._kind = "opcode" if opcodes else "line"
+        self._left = 0
+        self._threads: list[threading.Thread] = []
+
+    def everywhere(self, call: Callable[[], object], most: int = 1000) -> int:
+        """Run `call` again and again, each time with `other` before the next line, to the last; how often that was."""
+        number = 0
+        while number < most and self._run(call, number):
+            number += 1
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive(), "it waits for ever"
+        return number
+
+    def _run(self, call: Callable[[], object], number: int) -> bool:
+        self._left = number
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+        return self._left < 0
+
+    def _enter(self, frame: Any, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith(self._file) or (self._functions and code.co_name not in self._functions):
+            return None
+        if self._kind == "opcode":
+            frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame: Any, event: str, argument: Any) -> Any:
+        if event == self._kind:
+            self._left -= 1
+            if self._left == -1:
+                thread = threading.Thread(target=self._other, daemon=True)
+                thread.start()
+                thread.join(0.1)  # where it needs a lock that the call has, it goes on afterwards
+                self._threads.append(thread)
+        return self._step

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 import time
 import weakref
 
@@ -28,8 +27,9 @@ _BESIDE = 1 << 16  # bytes from which buffers travel beside the pickle
 _PART = 1 << 25  # bytes from which a part of an array is worth a file and a thread of its own
 _PARTS = 8
 
-_lock = threading.Lock()
-_kept: dict[int, _Segment] = {}  # by id of the array, which is alive: files of calls that have ended
+# By id of the array, which is alive: files of calls that have ended. Without a lock, as the collector may end a call at
+# any moment, in any thread: whoever takes a segment out has it for itself.
+_kept: dict[int, _Segment] = {}
 
 
 class _Segment:
@@ -124,8 +124,7 @@ class Sharing:
         segment = self._segments.get(number)
         if segment is not None and segment.array() is array:
             return segment
-        with _lock:
-            segment = _kept.pop(number, None)
+        segment = _kept.pop(number, None)
         if segment is not None and not (segment.array() is array and self._reuses and segment.holds(array)):
             segment.close()
             segment = None
@@ -161,27 +160,26 @@ class Sharing:
         """The call is over: no task will be decoded any more."""
         self.received(self.made)
         until = time.monotonic() + KEPT
-        for number, segment in self._segments.items():
+        segments, self._segments = self._segments, {}  # another thread may be pickling a task of it in vain
+        for number, segment in segments.items():
             array = segment.array()
             if array is None or not self._reuses:
                 segment.close()
                 continue
             segment.array = weakref.ref(array, functools.partial(_forget, number))
             segment.until = until
-            with _lock:
-                old = _kept.pop(number, None)
-                _kept[number] = segment
+            old = _kept.pop(number, None)
+            _kept[number] = segment
             if old is not None and old is not segment:
                 old.close()
-        if self._segments:
+        if segments:
             from shoal.joblib import _workers
 
             _workers.look_after(KEPT)
-        self._segments.clear()
 
 
 def _forget(number: int, dead: object) -> None:
-    # Called by the collector, maybe in a thread that holds the lock: one step, and no lock.
+    # Called by the collector.
     segment = _kept.pop(number, None)
     if segment is not None:
         segment.close()
@@ -190,20 +188,16 @@ def _forget(number: int, dead: object) -> None:
 def expire(now: float) -> float | None:
     """Close the files that were kept long enough; seconds until the next one is due."""
     wait = None
-    with _lock:
-        for number, segment in list(_kept.items()):
-            if segment.until <= now:
-                _kept.pop(number, None)
-                segment.close()
-            else:
-                wait = min(wait, segment.until - now) if wait is not None else segment.until - now
+    for number, segment in list(_kept.items()):
+        if segment.until > now:
+            wait = min(wait, segment.until - now) if wait is not None else segment.until - now
+        elif (taken := _kept.pop(number, None)) is not None:
+            taken.close()
     return wait
 
 
 def _forget_all() -> None:
     # In a child of fork: the numbers are its own, but not what its parent told its workers.
-    global _lock
-    _lock = threading.Lock()
     _kept.clear()
 
 

@@ -532,16 +532,14 @@ class LokyBackend(_CrewBackend):
         options = self._take_options(executor_kwargs)
         if idle_worker_timeout is None:
             idle_worker_timeout = options.get("idle_worker_timeout")
-        self._workers = _workers.Use(
-            _workers.get_crew(
-                n_jobs,
-                self.nesting_level or 0,
-                threads=self.inner_max_num_threads,
-                initializer=options.get("initializer"),
-                initargs=tuple(options.get("initargs") or ()),
-                environment=options.get("env"),
-                idle=_workers.IDLE if idle_worker_timeout is None else idle_worker_timeout,
-            )
+        self._workers = _workers.get_crew(
+            n_jobs,
+            self.nesting_level or 0,
+            threads=self.inner_max_num_threads,
+            initializer=options.get("initializer"),
+            initargs=tuple(options.get("initargs") or ()),
+            environment=options.get("env"),
+            idle=_workers.IDLE if idle_worker_timeout is None else idle_worker_timeout,
         )
         self.parallel = parallel
         return n_jobs

@@ -467,7 +467,7 @@ class Depends:
     def _count_registered(self, value: Any) -> None:
         """The functions and classes in a dict or list of a class whose code changes it: it may be a registry."""
         held = list(value.values()) if isinstance(value, dict) else value
-        for item in held if isinstance(held, (list, set)) else ():
+        for item in list(held) if isinstance(held, (list, set)) else ():  # another thread may be adding to it
             if isinstance(item, (types.FunctionType, type)):
                 self._count(item)
 

@@ -134,7 +134,7 @@ def run(
         from shoal.joblib._arrays import Sharing
 
         sharing = Sharing(_ARRAYS, "r")
-    use = _workers.Use(_workers.get_crew(jobs, nesting_level, threads=threads))
+    use = _workers.get_crew(jobs, nesting_level, threads=threads)
     with _lock:
         _uses.setdefault(call, set()).add(use)
     try:

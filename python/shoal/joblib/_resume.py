@@ -34,8 +34,9 @@ _places: dict[Any, Any] = {}
 def _open_place(path: str, options: tuple[int, ...], folder: str, identity: bytes) -> Any:
     """The engine's half of a cached function: enough of it to keep values. None: nothing can be kept there."""
     key = (path, options, folder, identity, os.getpid())
-    if key in _places:
-        return _places[key]
+    known = _places.get(key, _places)  # in one step: with threads as workers another may be clearing it
+    if known is not _places:
+        return known
     from shoal import _engine
     from shoal.joblib._store_backends import Location
 

@@ -148,11 +148,13 @@ class CrewTasks:
                 if is_full and (self._has_kept or not _workers.forget_functions(crew)):
                     description = None
         habits = {_pickling.BY_VALUE} if foreign and _found_by_name(function) else None
-        _pickling.particular[id(function)] = _workers.ItemPickler(self._sharing, function, habits)
+        # By an object of this call's own: other threads may be sharing the same function, with arrays of theirs.
+        stand_in = _workers.FunctionPickler(self._sharing, function, habits)
+        _pickling.particular[id(stand_in)] = stand_in
         try:
-            number = crew.engine.share(function, foreign)
+            number = crew.engine.share(stand_in, foreign)
         finally:
-            del _pickling.particular[id(function)]
+            del _pickling.particular[id(stand_in)]
         if description is None or crew.by_value.setdefault(function.__code__, (number, description))[0] != number:
             return number, True  # another thread's call was quicker
         self._has_kept = True

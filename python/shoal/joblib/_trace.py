@@ -133,6 +133,7 @@ class Recorder:
         self._submitted: list[int] = []
         self._failed: dict[int, int] = {}  # number of a task -> when it was learnt that its worker was gone
         self._records = b""
+        self._lock = threading.RLock()  # of the file: another thread may be looking as the call ends
         self.begun = time.monotonic_ns()
         self.ended = 0
 
@@ -160,11 +161,12 @@ class Recorder:
             self._failed.setdefault(item, time.monotonic_ns())
 
     def end(self) -> None:
-        if self._fd >= 0:
-            self.ended = time.monotonic_ns()
-            self._records = self._read()
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        with self._lock:
+            if self._fd >= 0:
+                self.ended = time.monotonic_ns()
+                self._records = self._read()
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
     __del__ = end
 
@@ -182,7 +184,8 @@ class Recorder:
         """The timeline so far."""
         from shoal.joblib._timeline import Event, Trace
 
-        content, start = self._read(), self.begun
+        with self._lock:
+            content, start = self._read(), self.begun
         now = self.ended or time.monotonic_ns()
         events = []
         for number, (name, position, submitted) in enumerate(

@@ -30,9 +30,12 @@ IDLE = 300.0  # seconds after which workers without work end, as loky's do
 _CREWS_KEPT = 3  # for calls that differ (n_jobs, initializer …); the one that was used longest ago goes
 
 _crews: dict[tuple[Any, ...], Crew] = {}
-_lock = threading.Lock()
+# While it is held processes start, and the collector may run a generator's end, which may want a crew. What an end
+# itself does takes no lock: another thread may hold it, and wait for what the thread has that collects.
+_lock = threading.RLock()
 _reaper: threading.Thread | None = None
-_reaper_wakes = threading.Event()
+_reaper_starts = threading.Lock()  # never waited for
+_reaper_wakes = _crew.Bell()
 _ANY_TIME = float("inf")
 _reaper_looks = _ANY_TIME  # when it looks again by itself
 
@@ -142,7 +145,7 @@ def get_crew(
     initargs: tuple[Any, ...] = (),
     environment: dict[str, str] | None = None,
     idle: float = IDLE,
-) -> Crew:
+) -> Use:
     """Clean workers for such calls: those of an earlier call if there are any.
 
     threads: of the numerical libraries in each; None: the cpus shared out.
@@ -180,7 +183,7 @@ def get_crew(
             start = _Start(shared or 0, unsaid, of_numba, nesting_level, begin)
             crew = Crew(n_jobs, start, foreign_main=True)
             crew.engine.unreadable = _unreadable
-            crew.calls = 0  # type: ignore[attr-defined]
+            crew.calls = set()  # type: ignore[attr-defined]  # the ids of its `Use`s
             # By code: the number of a function that workers keep from call to call, and what it is.
             crew.by_value = {}  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
@@ -194,19 +197,20 @@ def get_crew(
                 crew.terminate()  # Ctrl-C may have come just before, or after, it started
                 _crews.pop(key, None)
             raise
+        use = Use(crew)  # from here on it is busy: other threads look for what is idle
         for other_key, other in list(_crews.items())[:-_CREWS_KEPT]:
-            if not is_busy(other):
-                surplus.append(_crews.pop(other_key))
+            if not is_busy(other) and _crews.pop(other_key, None) is not None:
+                surplus.append(other)
     for other in surplus:
         other.terminate()
     look_after(idle)
-    return crew
+    return use
 
 
 def forget_functions(crew: Any) -> bool:
     """Have the workers keep none of the functions that they keep. False: another call may be at it with one of them."""
     with _lock:
-        if crew.calls > 1:
+        if len(crew.calls) > 1:
             return False
         kept, crew.by_value = crew.by_value, {}
     for number, _ in kept.values():
@@ -222,7 +226,7 @@ def _unreadable(error: BaseException) -> BaseException:
 
 def is_busy(crew: Any) -> bool:
     try:
-        return crew.calls > 0 or not crew.engine.idle
+        return bool(crew.calls) or not crew.engine.idle
     except ValueError:  # closed
         return False
 
@@ -232,7 +236,7 @@ class Handle:
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
-        self._futures: weakref.WeakSet[Future] | None = None
+        self._futures: weakref.WeakValueDictionary[int, Future] = weakref.WeakValueDictionary()  # by id
 
     def submit(
         self,
@@ -245,15 +249,15 @@ class Handle:
     ) -> Future:
         """Have `function()` called by a worker, and `callback` here with the future. sharing: of the call's arrays."""
         future = Future(self.crew, function, callback, sharing, task_timeout, retries)
-        if self._futures is None:
-            self._futures = weakref.WeakSet()
-        self._futures.add(future)
+        self._futures[id(future)] = future
         return future
 
     def abort(self) -> None:
         """What was submitted and is not done has no use any more."""
-        for future in list(self._futures or ()):
-            future.abort()
+        for reference in self._futures.valuerefs():  # all in one step: another thread may be handing out
+            future = reference()
+            if future is not None:
+                future.abort()
         self.end()
 
     def end(self) -> None:
@@ -261,20 +265,18 @@ class Handle:
 
 
 class Use(Handle):
-    """Of a crew that stays: while this lives its workers do not end for want of work."""
+    """Of a crew that stays: while this lives its workers do not end for want of work. Made by `get_crew`."""
 
     def __init__(self, crew: Any) -> None:
         super().__init__(crew)
         self._ended = False
-        with _lock:
-            crew.calls += 1
+        crew.calls.add(id(self))
 
     def end(self) -> None:
         if not self._ended:
             self._ended = True
-            with _lock:
-                self.crew.calls -= 1  # type: ignore[attr-defined]
-                self.crew.used = time.monotonic()  # type: ignore[attr-defined]
+            self.crew.used = time.monotonic()  # type: ignore[attr-defined]
+            self.crew.calls.discard(id(self))  # type: ignore[attr-defined]
 
     __del__ = end
 
@@ -354,19 +356,27 @@ def drop_crew(crew: Crew) -> None:
 def look_after(seconds: float) -> None:
     """Have somebody end what nobody needs any more, some of it in so many seconds."""
     global _reaper
-    if _reaper is None or not _reaper.is_alive():
-        _reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
-        if not start_thread(_reaper):  # at exit, when everything ends anyway
-            _reaper = None
+    reaper = _reaper
+    if reaper is None or not reaper.is_alive():
+        if not _reaper_starts.acquire(blocking=False):
+            _reaper_wakes.ring()  # another thread starts it at this moment
             return
-    elif time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
-        _reaper_wakes.set()
+        try:
+            if _reaper is reaper:
+                reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
+                if start_thread(reaper):  # not at exit, when everything ends anyway
+                    _reaper = reaper
+                return
+        finally:
+            _reaper_starts.release()
+    if time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
+        _reaper_wakes.ring()
 
 
 def _reap() -> None:
     global _reaper_looks
     while True:
-        _reaper_wakes.clear()
+        _reaper_wakes.wait(0)  # what it was rung for is looked at now
         _reaper_looks = _ANY_TIME  # whoever comes from here on has it look once more
         now = time.monotonic()
         over = []
@@ -375,7 +385,8 @@ def _reap() -> None:
             for key, crew in list(_crews.items()):
                 left: float = crew.idle if is_busy(crew) else crew.used + crew.idle - now  # type: ignore[attr-defined]
                 if left <= 0:
-                    over.append(_crews.pop(key))
+                    if _crews.pop(key, None) is not None:
+                        over.append(crew)
                 else:
                     wait = left if wait is None else min(wait, left)
         for crew in over:
@@ -403,17 +414,18 @@ def end_crews() -> None:
 def end_idle_crews() -> None:
     """End the workers that no call, and no `with` block, has in use."""
     with _lock:
-        idle = [_crews.pop(key) for key, crew in list(_crews.items()) if not is_busy(crew)]
+        idle = [crew for key, crew in list(_crews.items()) if not is_busy(crew) and _crews.pop(key, None) is not None]
     for crew in idle:
         crew.terminate()
 
 
 def _forget_crews() -> None:
     # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
-    global _lock, _reaper, _reaper_looks, _reaper_wakes
-    _lock = threading.Lock()
+    global _lock, _reaper, _reaper_looks, _reaper_starts, _reaper_wakes
+    _lock = threading.RLock()
     _reaper = None
-    _reaper_wakes = threading.Event()
+    _reaper_starts = threading.Lock()
+    _reaper_wakes = _crew.Bell()
     _reaper_looks = _ANY_TIME
     _crews.clear()
 
@@ -529,6 +541,15 @@ class ItemPickler:
             raise pickle.PicklingError(
                 f"Could not pickle the task to send to the workers: a call of {name}: {type(why).__name__}: {why}"
             ) from error
+
+
+class FunctionPickler(ItemPickler):
+    """What stands for a function that is shared by value: pickled, it is that function."""
+
+    __slots__ = ()
+
+    def __call__(self, item: Any, buffer_callback: Any, foreign_main: bool) -> bytes:
+        return super().__call__(self._function, buffer_callback, foreign_main)
 
 
 def make_timeout() -> Exception:

@@ -215,6 +215,7 @@ class _Lzma(CompressorWrapper):
         return lzma.LZMAFile(fileobj, "rb")
 
 
+# Looked through by way of a copy: another thread may be registering one.
 COMPRESSORS: dict[str, Any] = {
     "zlib": CompressorWrapper(_zlib_file(ZLIB), b"\x78", ".z"),
     "gzip": CompressorWrapper(_zlib_file(GZIP), b"\x1f\x8b", ".gz"),

@@ -14,6 +14,7 @@ on disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import datetime
 import functools
@@ -497,7 +498,10 @@ class AsyncMemorizedFunc(MemorizedFunc):
         try:
             value = await self.func(*args, **kwargs)
         finally:
-            _computing.reset(outside)
+            with contextlib.suppress(
+                ValueError
+            ):  # closed in another context, by the collector perhaps: its own is gone
+                _computing.reset(outside)
         return self._after_call(args, kwargs, key, value, started, time.perf_counter_ns() - begun)
 
 

@@ -157,7 +157,7 @@ def _choose(filename: Any, compress: Any) -> tuple[str | None, int | None]:
     if name is not None and name not in COMPRESSORS:
         raise ValueError(f'Non valid compression method given: "{name}". Possible values are {list(COMPRESSORS)}.')
     if isinstance(filename, str) and not isinstance(compress, (tuple, str)):
-        for known, compressor in COMPRESSORS.items():
+        for known, compressor in list(COMPRESSORS.items()):
             if compressor.extension and filename.endswith(compressor.extension):
                 name = known
                 level = level if level not in (0, None) else (3 if known not in ("lz4", "zstd") else None)
@@ -377,7 +377,7 @@ def _read_old_file(file: Any) -> bytes:
 
 def _kind_of(file: Any) -> str | None:
     """Which compressor wrote a file: its name, "old", or None."""
-    most = max(max(len(compressor.prefix) for compressor in COMPRESSORS.values()), len(_OLD_COMPRESSED))
+    most = max(max(len(compressor.prefix) for compressor in list(COMPRESSORS.values())), len(_OLD_COMPRESSED))
     if hasattr(file, "peek"):
         start = file.peek(most)
     else:
@@ -388,7 +388,9 @@ def _kind_of(file: Any) -> str | None:
             file.seek(0)
     if start.startswith(_OLD_COMPRESSED):
         return "old"
-    return next((name for name, kind in COMPRESSORS.items() if kind.prefix and start.startswith(kind.prefix)), None)
+    return next(
+        (name for name, kind in list(COMPRESSORS.items()) if kind.prefix and start.startswith(kind.prefix)), None
+    )
 
 
 def _has_heads(file: Any) -> bool:

@@ -582,13 +582,14 @@ class Parallel(OnCrew, Dispatching):
 
         RuntimeError: nothing was recorded.
         """
-        if self._recorder is None:
+        recorder = self._recorder  # the next call may be beginning
+        if recorder is None:
             raise RuntimeError(
                 "there was no call yet whose timeline could be shown"
                 if self._traced
                 else "no timeline is recorded: make it with Parallel(..., trace=True)"
             )
-        return self._recorder.trace()
+        return recorder.trace()
 
 
 # Whoever changes one of these wants to see batches.

@@ -566,30 +566,46 @@ def start_each(
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)  # raises KeyboardInterrupt if one waited
 
 
-_family_lock = threading.Lock()
+_family_lock = threading.RLock()  # for moments only: while a worker starts, the collector may end another pool
+_starters = 0  # how many threads are in _children_allowed()
+_daemonic: Any = None  # what the first of them found
 
 
-def _new_family_lock() -> None:
-    # A child is forked while the lock is held.
-    global _family_lock
-    _family_lock = threading.Lock()
+def _after_fork() -> None:
+    # A child is forked while a thread is in there.
+    global _family_lock, _starters
+    _family_lock = threading.RLock()
+    if _starters > 0:
+        _starters = 0
+        _mark_daemonic()
 
 
-os.register_at_fork(after_in_child=_new_family_lock)
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _mark_daemonic() -> None:
+    current: Any = process.current_process()
+    if _daemonic is not None:
+        current._config["daemon"] = _daemonic
 
 
 @contextlib.contextmanager
 def _children_allowed() -> Iterator[None]:
     """A worker of a pool is daemonic, so multiprocessing lets it have no children, lest they stay behind when it is
     killed. Workers of a pool of its own do not: they end with it."""
+    global _daemonic, _starters
     current: Any = process.current_process()
     with _family_lock:
-        daemonic = current._config.pop("daemon", None)
-        try:
-            yield
-        finally:
-            if daemonic is not None:
-                current._config["daemon"] = daemonic
+        if _starters == 0:
+            _daemonic = current._config.pop("daemon", None)
+        _starters += 1
+    try:
+        yield
+    finally:
+        with _family_lock:
+            _starters -= 1
+            if _starters == 0:
+                _mark_daemonic()
 
 
 def _callback(

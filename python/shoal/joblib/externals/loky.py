@@ -45,7 +45,7 @@ __all__ = [
     "wrap_non_picklable_objects",
 ]
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # as loky's: a signal's handler, or the collector, may come back here
 _executor: _Reusable | None = None
 
 
