@@ -10,12 +10,12 @@ before sees ours too. Interpreters that multiprocessing starts (spawn, forkserve
 
 from __future__ import annotations
 
+import _thread
 import functools
 import importlib.machinery
 import importlib.util
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from types import FunctionType, ModuleType
@@ -23,12 +23,12 @@ from typing import Any
 
 _undo: list[tuple[Any, str, Any]] = []
 _MISSING = object()
-_lock = threading.RLock()  # of install() and uninstall(), each of which is one step to other threads
+_lock = _thread.RLock()  # of install() and uninstall(), each of which is one step to other threads
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.RLock()
+    _lock = _thread.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

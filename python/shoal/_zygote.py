@@ -19,7 +19,6 @@ from __future__ import annotations
 import marshal
 import os
 import sys
-import threading
 
 from shoal import _engine
 
@@ -30,11 +29,18 @@ if TYPE_CHECKING:
 
     _Standing = tuple[Any, ...]
 
+
+def _is_start_wanted() -> bool:
+    crew = sys.modules.get("shoal._crew")
+    return crew is None or crew.is_start_wanted()
+
+
 _zygotes: dict[str, Zygote] = {}  # by warmth: those in use
 _aside: dict[tuple[str, _Standing], Zygote] = {}  # those that were started while we stood otherwise
-_lock = threading.RLock()  # the collector, or a signal's handler, may start a process as one is being started
-_PATIENCE = 0.05  # seconds at the lock, after which a crew's start asks whether it is still wanted
-_ECANCELED = 125
+# Reentrant: the collector, or a signal's handler, may start a process as one is being started. Who waits for it asks
+# whether its worker is still wanted: who has it may have been interrupted by the collector as that ended a pool, and
+# that waits for the pool's supervisor.
+_lock = _engine.WantedLock(_is_start_wanted)
 _ASIDE_MOST = 4  # zygotes set aside that may be of use again, beside those that have processes
 _FDS_MOST = 200  # a request's; the engine takes 240, the kernel 253. More go another way
 _HINTS = {11: "; the user's limit of processes and threads is reached", 12: "; there is too little memory"}  # by errno
@@ -99,13 +105,12 @@ class Zygote:
                 crew is not None and crew.is_starting(),
             )
         )
-        wanted = crew.is_start_wanted if crew else None
         if not further:
-            return self._engine.start(request, fds, outlives, wanted)
+            return self._engine.start(request, fds, outlives, _is_start_wanted)
         from shoal import _descriptors
 
         with _descriptors.queue(further) as channel:
-            return self._engine.start(request, [*fds[:_FDS_MOST], channel.fileno()], outlives, wanted)
+            return self._engine.start(request, [*fds[:_FDS_MOST], channel.fileno()], outlives, _is_start_wanted)
 
     def has_processes(self) -> bool:
         """Whether something that it forked is still there, as far as can be told."""
@@ -205,23 +210,6 @@ def _interpreter_flags() -> list[str]:
     return flags
 
 
-class _Held:
-    """The lock, in a `with`. OSError (ECANCELED): the crew that a worker is started for does not want it any more.
-
-    Whoever has the lock may have been interrupted by the collector as that ended a pool, which waits for this crew.
-    """
-
-    def __enter__(self) -> None:
-        self._lock = _lock
-        crew = sys.modules.get("shoal._crew")
-        while not self._lock.acquire(timeout=_PATIENCE):
-            if crew is not None and not crew.is_start_wanted():
-                raise OSError(_ECANCELED, os.strerror(_ECANCELED))
-
-    def __exit__(self, *details: object) -> None:
-        self._lock.release()
-
-
 class _Restarting:
     """A zygote of one warmth, that is made again when it turns out to have died."""
 
@@ -247,7 +235,7 @@ class _Restarting:
         standing = _standing()
         ended: list[Zygote] = []
         try:
-            with _Held():
+            with _lock:
                 zygote = _zygotes.get(self._warmth)
                 if zygote is not None and zygote.owner == os.getpid():
                     if zygote.standing == standing:
@@ -303,7 +291,7 @@ def _drop() -> None:
 def _after_fork() -> None:
     # The zygotes are the parent's; their sockets must not be kept open by a child that lives longer.
     global _lock
-    _lock = threading.RLock()
+    _lock = _engine.WantedLock(_is_start_wanted)
     _zygotes.clear()
     _aside.clear()
 

@@ -169,9 +169,10 @@ class Sharing:
             segment.array = weakref.ref(array, functools.partial(_forget, number))
             segment.until = until
             old = _kept.pop(number, None)
-            _kept[number] = segment
             if old is not None and old is not segment:
                 old.close()
+            if _kept.setdefault(number, segment) is not segment:  # another call of the same array was quicker
+                segment.close()
         if segments:
             from shoal.joblib import _workers
 

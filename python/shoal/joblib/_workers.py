@@ -34,7 +34,6 @@ _crews: dict[tuple[Any, ...], Crew] = {}
 # itself does takes no lock: another thread may hold it, and wait for what the thread has that collects.
 _lock = threading.RLock()
 _reaper: threading.Thread | None = None
-_reaper_starts = threading.Lock()  # never waited for
 _reaper_wakes = _crew.Bell()
 _ANY_TIME = float("inf")
 _reaper_looks = _ANY_TIME  # when it looks again by itself
@@ -356,26 +355,18 @@ def drop_crew(crew: Crew) -> None:
 def look_after(seconds: float) -> None:
     """Have somebody end what nobody needs any more, some of it in so many seconds."""
     global _reaper
-    reaper = _reaper
-    if reaper is None or not reaper.is_alive():
-        if not _reaper_starts.acquire(blocking=False):
-            _reaper_wakes.ring()  # another thread starts it at this moment
-            return
-        try:
-            if _reaper is reaper:
-                reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
-                if start_thread(reaper):  # not at exit, when everything ends anyway
-                    _reaper = reaper
-                return
-        finally:
-            _reaper_starts.release()
-    if time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
+    if _reaper is None or not _reaper.is_alive():
+        # Without a lock, which Ctrl-C could leave taken: of two threads that come here at once one replaces what the
+        # other has made, and that ends as soon as it sees so.
+        _reaper = reaper = threading.Thread(target=_reap, name="shoal-idle-workers", daemon=True)
+        start_thread(reaper)  # not at exit, when everything ends anyway
+    elif time.monotonic() + seconds < _reaper_looks:  # to wake it costs a call as much as its tasks do
         _reaper_wakes.ring()
 
 
 def _reap() -> None:
     global _reaper_looks
-    while True:
+    while _reaper is threading.current_thread():
         _reaper_wakes.wait(0)  # what it was rung for is looked at now
         _reaper_looks = _ANY_TIME  # whoever comes from here on has it look once more
         now = time.monotonic()
@@ -402,6 +393,7 @@ def _reap() -> None:
         wait = max(wait, 0.05)
         _reaper_looks = now + wait
         _reaper_wakes.wait(wait)
+    _reaper_wakes.ring()  # another one has its place, and this one may have taken what that was rung for
 
 
 @atexit.register
@@ -421,10 +413,9 @@ def end_idle_crews() -> None:
 
 def _forget_crews() -> None:
     # In a child of fork: the crews are the parent's, and a lock may be held by a thread that is not here.
-    global _lock, _reaper, _reaper_looks, _reaper_starts, _reaper_wakes
+    global _lock, _reaper, _reaper_looks, _reaper_wakes
     _lock = threading.RLock()
     _reaper = None
-    _reaper_starts = threading.Lock()
     _reaper_wakes = _crew.Bell()
     _reaper_looks = _ANY_TIME
     _crews.clear()
