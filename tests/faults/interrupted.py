@@ -289,7 +289,9 @@ def main() -> None:
     library.interrupt_at.argtypes = [ctypes.c_long, ctypes.c_char_p]
     library.interrupt_end.restype = ctypes.c_long
     if scenario != "parallel":  # whose workers stay
+        library.interrupt_at(-1, __file__.encode())  # CPython 3.13 tells of all instructions the second time only
         SCENARIOS[scenario]()  # what is opened or made once is there then
+        library.interrupt_end()
         left_after(GONE, open_descriptors())
     count = int(try_in_a_process(library, scenario, -1))
     stride = max(1, count // places)
