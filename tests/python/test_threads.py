@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import io
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -319,6 +322,58 @@ def test_the_collector_ends_a_call_while_workers_are_started_or_looked_after() -
     assert returns(take_another)
 
 
+def test_workers_that_the_collector_has_started_meanwhile_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run a call of the same kind as a call's workers are made."""
+    uses: list[Any] = []
+    make = _workers.Crew
+
+    def make_late(*arguments: Any, **options: Any) -> Any:
+        if not uses:
+            uses.append(None)
+            uses[0] = _workers.get_crew(2, 0)
+        return make(*arguments, **options)
+
+    _workers.end_idle_crews()
+    monkeypatch.setattr(_workers, "Crew", make_late)
+    uses.append(_workers.get_crew(2, 0))
+    crews = [use.crew for use in uses]
+    assert crews[0] is not crews[1]
+    _workers.end_idle_crews()
+    assert [crew._closed for crew in crews] == [False, False]  # in use
+    for use in uses:
+        use.end()
+    _workers.end_idle_crews()
+    assert [crew._closed for crew in crews] == [True, True]
+
+
+def test_workers_are_not_in_use_for_good_where_the_end_of_their_use_is_interrupted() -> None:
+    use = _workers.get_crew(2, 0)
+    crew = use.crew
+    lines = iter(range(100))
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and next(lines) == place:
+            raise KeyboardInterrupt
+        return interrupt
+
+    place = 0
+    while True:
+        lines, before = iter(range(100)), sys.gettrace()
+        sys.settrace(lambda frame, *_: interrupt if frame.f_code.co_name == "end" else None)
+        try:
+            use.end()
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        del use  # as who was to end it
+        assert not crew.calls, place
+        use, place = _workers.get_crew(2, 0), place + 1
+        assert use.crew is crew
+    assert place > 2
+
+
 def test_the_collector_ends_a_call_while_its_arrays_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(1000)
@@ -460,6 +515,33 @@ def test_a_child_that_is_forked_as_a_thread_learns_of_an_end(tmp_path: Path) -> 
     """
     result = run_program(tmp_path, source)
     assert result.stdout == "0\n", result.stdout + result.stderr
+
+
+def test_a_child_that_is_forked_as_a_timeline_is_looked_at() -> None:
+    """Its file's lock is then held by a thread that the child does not have, in which it ends as the call is dropped."""
+    recorder = _trace.Recorder("call")
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with recorder._lock:
+            held.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        status = 1
+        try:
+            recorder.end()
+            status = 0
+        finally:
+            os._exit(status)
+    over.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # ------------------------------------------------------------ what the collector comes upon
