@@ -414,6 +414,33 @@ def test_arrays_of_tasks_that_are_pickled_as_their_call_ends() -> None:
     assert Interruption(pickle, "shoal/joblib/_arrays.py", "end").everywhere(call) > 4
 
 
+def test_results_are_received_as_their_call_ends() -> None:
+    numpy = pytest.importorskip("numpy")
+    sharing: list[Any] = []
+
+    def call() -> None:
+        sharing.append(_arrays.Sharing(10, "r"))
+        for array in [numpy.arange(1000) for _ in range(3)]:
+            sharing[-1]._reduce(array)
+        del array  # none is alive
+        sharing[-1].received(1)
+
+    file = "shoal/joblib/_arrays.py"
+    assert Interruption(lambda: sharing[-1].end(), file, "received").everywhere(call) > 10
+
+
+def test_a_timeline_without_a_file_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(24, "too many open files")
+
+    wrong: list[Any] = []
+    monkeypatch.setattr(_trace, "_make_file", fail)
+    monkeypatch.setattr(sys, "unraisablehook", wrong.append)
+    with pytest.raises(OSError, match="too many open files"):
+        _trace.Recorder("call")
+    assert not wrong
+
+
 def test_the_timeline_is_looked_at_as_its_call_ends() -> None:
     recorders: list[_trace.Recorder] = []
 
@@ -518,7 +545,7 @@ def test_a_child_that_is_forked_as_a_thread_learns_of_an_end(tmp_path: Path) -> 
 
 
 def test_a_child_that_is_forked_as_a_timeline_is_looked_at() -> None:
-    """Its file's lock is then held by a thread that the child does not have, in which it ends as the call is dropped."""
+    """Its file's lock is then held by a thread that the child does not have, in which the call is dropped."""
     recorder = _trace.Recorder("call")
     held, over = threading.Event(), threading.Event()
 

@@ -134,6 +134,8 @@ os.register_at_fork(after_in_child=_free_locks)
 class Recorder:
     """The recording of one call; `trace` can be made from it at any time."""
 
+    _fd = -1
+
     def __init__(self, label: str) -> None:
         self._label = label
         # Of the file: another thread may be looking as the call ends.
@@ -176,6 +178,8 @@ class Recorder:
             self._failed.setdefault(item, time.monotonic_ns())
 
     def end(self) -> None:
+        if self._fd < 0:  # perhaps it was never made
+            return
         with self._lock:
             if self._fd >= 0:
                 self.ended = time.monotonic_ns()

@@ -189,7 +189,8 @@ def get_crew(
         crew.used = time.monotonic()  # type: ignore[attr-defined]
         other = _crews.pop(key, None)
         if other is not None:  # of what this thread was interrupted by; perhaps it is still in use
-            _crews[(*key, id(other))] = other
+            own_key = (*key, id(other))
+            _crews[own_key] = other
         try:
             _crews[key] = crew  # the last one: the first is the one used longest ago
             if is_new:
