@@ -17,7 +17,7 @@ import pytest
 import shoal.joblib
 import shoal.multiprocessing
 from helpers import Interruption, run_program
-from shoal import _pickling, _serving
+from shoal import _pickling, _serving, _threads
 from shoal.joblib import _arrays, _depends, _resume, _trace, _workers, compressor
 from shoal.joblib.externals import loky
 
@@ -98,6 +98,50 @@ def test_the_programs_own_number_of_threads_comes_back_where_two_threads_fork_wo
     """
     result = run_program(tmp_path, source)
     assert result.stdout.split() == ["True", "{1}", "True"], result.stdout + result.stderr
+
+
+def test_the_programs_own_number_of_threads_comes_back_wherever_ctrl_c_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libraries:
+        number = 8
+
+        def limit(self, threads: int) -> Callable[[], None]:
+            before, self.number = self.number, threads
+
+            def undo() -> None:
+                self.number = before
+
+            return undo
+
+    libraries = Libraries()
+    monkeypatch.setattr(_threads, "prepare_fork", lambda: None)
+    monkeypatch.setattr(_threads, "_controller", libraries)
+    place, left = -1, -1
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+        return interrupt
+
+    def enter(frame: Any, event: str, argument: Any) -> Any:
+        return interrupt if frame.f_code.co_name in ("__enter__", "__exit__") else None
+
+    while left == -1:  # until there is no such place any more
+        place = left = place + 1
+        before = sys.gettrace()
+        sys.settrace(enter)
+        try:
+            with _threads.forking(1):
+                assert libraries.number == 1
+        except KeyboardInterrupt:
+            left = -1
+        finally:
+            sys.settrace(before)
+        assert libraries.number == 8, place
+        assert _threads._forked_with is None
+    assert place > 8
 
 
 def test_install_in_two_threads_at_once(tmp_path: Path) -> None:
