@@ -93,8 +93,8 @@ static inline uint8_t *extend(struct codec_writer *writer, size_t more)
     return at;
 }
 
-/* Copy `size` bytes into a fresh block that the message takes along. */
-static int add_block(struct codec_writer *writer, const void *data, size_t size)
+/* Copy `size` bytes into a fresh block that the message takes along. held: they stay also without the GIL. */
+static int add_block(struct codec_writer *writer, const void *data, size_t size, bool held)
 {
     if (writer->block_count == writer->block_capacity) {
         uint32_t capacity = writer->block_capacity * 2;
@@ -113,7 +113,7 @@ static int add_block(struct codec_writer *writer, const void *data, size_t size)
     int error = shoal_heap_allocate(writer->heap, size, writer->owner, &block);
     if (error == 0) {
         /* A copy of megabytes is longer than what letting other threads go on costs. */
-        if (size >= (1u << 20)) {
+        if (held && size >= (1u << 20)) {
             Py_BEGIN_ALLOW_THREADS
             error = shoal_heap_write(writer->heap, block, 0, data, size);
             Py_END_ALLOW_THREADS
@@ -154,9 +154,15 @@ static PyMethodDef take_buffer_method = {"take_buffer", take_buffer, METH_O, NUL
 static int write_buffer(struct codec_writer *writer, PyObject *buffer)
 {
     Py_buffer view;
-    if (PyObject_GetBuffer(buffer, &view, PyBUF_ANY_CONTIGUOUS) != 0)
-        return -1;
-    const int result = add_block(writer, view.buf, (size_t)view.len);
+    if (PyObject_GetBuffer(buffer, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
+        /* One of a class's own __buffer__ (CPython 3.12) cannot be asked for again, other than one released. */
+        if (!PyErr_ExceptionMatches(PyExc_TypeError))
+            return -1;
+        PyErr_Clear();
+        const Py_buffer *first = PyPickleBuffer_GetBuffer(buffer);
+        return first == NULL ? -1 : add_block(writer, first->buf, (size_t)first->len, false);
+    }
+    const int result = add_block(writer, view.buf, (size_t)view.len, true);
     PyBuffer_Release(&view);
     return result;
 }
@@ -293,7 +299,7 @@ static inline int encode_plain(struct codec_writer *writer, PyObject *object, bo
         uint64_t size64 = size;
         if (put_word(writer, 'B', &size64) != 0)
             return -1;
-        return add_block(writer, PyBytes_AS_STRING(object), size);
+        return add_block(writer, PyBytes_AS_STRING(object), size, true);
     }
     return NOT_PLAIN;
 }

@@ -119,15 +119,15 @@ def forking(threads: int | None) -> Any:
     return _nothing if threads is None or _controller is None else _Forking(threads)
 
 
-_forkings = 0  # how many threads fork workers now
+_forkings: set[int] = set()  # the ids of the `_Forking`s that are entered: each of a thread that forks workers now
 _undoings: list[Callable[[], None]] = []  # what brings back the number that was there before the first of them
 _lock = _thread.RLock()
 
 
 def _after_fork() -> None:
     # In a child: only the thread that forked it is here, and it has the number that it is to have.
-    global _forkings, _lock
-    _forkings = 0
+    global _lock
+    _forkings.clear()
     _undoings.clear()
     _lock = _thread.RLock()
 
@@ -140,20 +140,25 @@ class _Forking:
         self._threads = threads
 
     def __enter__(self) -> None:
-        global _forked_with, _forkings
+        global _forked_with
         with _lock:
-            _undoings.append(_controller.limit(self._threads))
-            _forkings += 1
+            _forkings.add(id(self))
+            _undoings.extend(map(_controller.limit, (self._threads,)))  # in one step: Ctrl-C in between would lose it
             _forked_with = self._threads
 
     def __exit__(self, *details: object) -> None:
-        global _forked_with, _forkings
+        global _forked_with
         with _lock:
-            _forkings -= 1
-            if _forkings == 0:
+            _forkings.discard(id(self))
+            if not _forkings:
                 _forked_with = None
                 while _undoings:
-                    _undoings.pop()()
+                    _undoings[-1]()
+                    _undoings.pop()
+
+    def __del__(self) -> None:  # where Ctrl-C came as it was entered, or left
+        if _forkings or _undoings:
+            self.__exit__()
 
 
 class _Nothing:

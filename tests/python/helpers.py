@@ -70,6 +70,8 @@ class Interruption:
     def _run(self, call: Callable[[], object], number: int) -> bool:
         self._left = number
         before = sys.gettrace()
+        # CPython 3.12 tells of instructions if some frame wanted them before the function was set.
+        sys._getframe().f_trace_opcodes = self._kind == "opcode"
         sys.settrace(self._enter)
         try:
             call()
@@ -82,6 +84,7 @@ class Interruption:
         if not code.co_filename.endswith(self._file) or (self._functions and code.co_name not in self._functions):
             return None
         if self._kind == "opcode":
+            frame.f_trace = self._step  # first: else CPython 3.13 does not see that they are wanted
             frame.f_trace_opcodes = True
         return self._step
 

@@ -6,6 +6,7 @@ import abc
 import os
 import pickle
 import queue
+import sys
 import time
 from multiprocessing import connection
 from pathlib import Path
@@ -341,6 +342,26 @@ def test_insides_that_could_only_pretend_say_what_to_use() -> None:
     assert not hasattr(made, "_notempty")
     with pytest.raises(AttributeError, match=r"cannot be taken: put\(\) and get\(\)"):
         made._sem.acquire()
+
+
+class Shown:
+    """Shows memory, from CPython 3.12 on by a method of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = bytearray(size)
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return memoryview(self.memory)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return len, (pickle.PickleBuffer(self if sys.version_info >= (3, 12) else self.memory),)  # type: ignore[arg-type, unused-ignore]
+
+
+@pytest.mark.parametrize("size", [100_000, 2 << 20])
+def test_a_buffer_of_a_class_of_python(size: int) -> None:
+    made = mp.Queue()
+    made.put(Shown(size))
+    assert made.get() == size
 
 
 def test_a_buffer_that_is_released_while_it_is_put_stays_as_long_as_it_is_read(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import io
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +17,7 @@ import pytest
 import shoal.joblib
 import shoal.multiprocessing
 from helpers import Interruption, run_program
-from shoal import _pickling, _serving
+from shoal import _pickling, _serving, _threads
 from shoal.joblib import _arrays, _depends, _resume, _trace, _workers, compressor
 from shoal.joblib.externals import loky
 
@@ -95,6 +98,50 @@ def test_the_programs_own_number_of_threads_comes_back_where_two_threads_fork_wo
     """
     result = run_program(tmp_path, source)
     assert result.stdout.split() == ["True", "{1}", "True"], result.stdout + result.stderr
+
+
+def test_the_programs_own_number_of_threads_comes_back_wherever_ctrl_c_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libraries:
+        number = 8
+
+        def limit(self, threads: int) -> Callable[[], None]:
+            before, self.number = self.number, threads
+
+            def undo() -> None:
+                self.number = before
+
+            return undo
+
+    libraries = Libraries()
+    monkeypatch.setattr(_threads, "prepare_fork", lambda: None)
+    monkeypatch.setattr(_threads, "_controller", libraries)
+    place, left = -1, -1
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+        return interrupt
+
+    def enter(frame: Any, event: str, argument: Any) -> Any:
+        return interrupt if frame.f_code.co_name in ("__enter__", "__exit__") else None
+
+    while left == -1:  # until there is no such place any more
+        place = left = place + 1
+        before = sys.gettrace()
+        sys.settrace(enter)
+        try:
+            with _threads.forking(1):
+                assert libraries.number == 1
+        except KeyboardInterrupt:
+            left = -1
+        finally:
+            sys.settrace(before)
+        assert libraries.number == 8, place
+        assert _threads._forked_with is None
+    assert place > 8
 
 
 def test_install_in_two_threads_at_once(tmp_path: Path) -> None:
@@ -319,6 +366,58 @@ def test_the_collector_ends_a_call_while_workers_are_started_or_looked_after() -
     assert returns(take_another)
 
 
+def test_workers_that_the_collector_has_started_meanwhile_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run a call of the same kind as a call's workers are made."""
+    uses: list[Any] = []
+    make = _workers.Crew
+
+    def make_late(*arguments: Any, **options: Any) -> Any:
+        if not uses:
+            uses.append(None)
+            uses[0] = _workers.get_crew(2, 0)
+        return make(*arguments, **options)
+
+    _workers.end_idle_crews()
+    monkeypatch.setattr(_workers, "Crew", make_late)
+    uses.append(_workers.get_crew(2, 0))
+    crews = [use.crew for use in uses]
+    assert crews[0] is not crews[1]
+    _workers.end_idle_crews()
+    assert [crew._closed for crew in crews] == [False, False]  # in use
+    for use in uses:
+        use.end()
+    _workers.end_idle_crews()
+    assert [crew._closed for crew in crews] == [True, True]
+
+
+def test_workers_are_not_in_use_for_good_where_the_end_of_their_use_is_interrupted() -> None:
+    use = _workers.get_crew(2, 0)
+    crew = use.crew
+    lines = iter(range(100))
+
+    def interrupt(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and next(lines) == place:
+            raise KeyboardInterrupt
+        return interrupt
+
+    place = 0
+    while True:
+        lines, before = iter(range(100)), sys.gettrace()
+        sys.settrace(lambda frame, *_: interrupt if frame.f_code.co_name == "end" else None)
+        try:
+            use.end()
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        del use  # as who was to end it
+        assert not crew.calls, place
+        use, place = _workers.get_crew(2, 0), place + 1
+        assert use.crew is crew
+    assert place > 2
+
+
 def test_the_collector_ends_a_call_while_its_arrays_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(1000)
@@ -357,6 +456,33 @@ def test_arrays_of_tasks_that_are_pickled_as_their_call_ends() -> None:
 
     sharing: list[Any] = []
     assert Interruption(pickle, "shoal/joblib/_arrays.py", "end").everywhere(call) > 4
+
+
+def test_results_are_received_as_their_call_ends() -> None:
+    numpy = pytest.importorskip("numpy")
+    sharing: list[Any] = []
+
+    def call() -> None:
+        sharing.append(_arrays.Sharing(10, "r"))
+        for array in [numpy.arange(1000) for _ in range(3)]:
+            sharing[-1]._reduce(array)
+        del array  # none is alive
+        sharing[-1].received(1)
+
+    file = "shoal/joblib/_arrays.py"
+    assert Interruption(lambda: sharing[-1].end(), file, "received").everywhere(call) > 10
+
+
+def test_a_timeline_without_a_file_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(24, "too many open files")
+
+    wrong: list[Any] = []
+    monkeypatch.setattr(_trace, "_make_file", fail)
+    monkeypatch.setattr(sys, "unraisablehook", wrong.append)
+    with pytest.raises(OSError, match="too many open files"):
+        _trace.Recorder("call")
+    assert not wrong
 
 
 def test_the_timeline_is_looked_at_as_its_call_ends() -> None:
@@ -460,6 +586,33 @@ def test_a_child_that_is_forked_as_a_thread_learns_of_an_end(tmp_path: Path) -> 
     """
     result = run_program(tmp_path, source)
     assert result.stdout == "0\n", result.stdout + result.stderr
+
+
+def test_a_child_that_is_forked_as_a_timeline_is_looked_at() -> None:
+    """Its file's lock is then held by a thread that the child does not have, in which the call is dropped."""
+    recorder = _trace.Recorder("call")
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with recorder._lock:
+            held.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        status = 1
+        try:
+            recorder.end()
+            status = 0
+        finally:
+            os._exit(status)
+    over.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # ------------------------------------------------------------ what the collector comes upon

@@ -140,14 +140,13 @@ class Sharing:
 
     def received(self, results: int) -> None:
         """So many results are there, of the first tasks: files of dead arrays that no other task has can go."""
-        while self._deaths:
-            segment = self._deaths.pop()
+        while (segment := _take_last(self._deaths)) is not None:
             for number, known in list(self._segments.items()):
                 if known is segment:
-                    del self._segments[number]
+                    self._segments.pop(number, None)
             self._loose.append((self.made, segment))
         if self._loose:
-            for made, segment in self._loose:
+            for made, segment in list(self._loose):
                 if made <= results:
                     segment.close()
             self._loose = [entry for entry in self._loose if entry[0] > results]
@@ -177,6 +176,13 @@ class Sharing:
             from shoal.joblib import _workers
 
             _workers.look_after(KEPT)
+
+
+def _take_last(segments: list[_Segment]) -> _Segment | None:
+    try:
+        return segments.pop()
+    except IndexError:  # another thread, or the collector, was quicker
+        return None
 
 
 def _forget(number: int, dead: object) -> None:

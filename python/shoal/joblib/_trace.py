@@ -16,6 +16,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 
 from shoal.joblib import _around
 
@@ -118,11 +119,27 @@ def _make_file() -> int:
     return fd
 
 
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _free_locks() -> None:
+    # In a child of fork: the lock of a recording of the parent's may have been held by a thread that is not here.
+    for recorder in _recorders:
+        recorder._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_locks)
+
+
 class Recorder:
     """The recording of one call; `trace` can be made from it at any time."""
 
+    _fd = -1
+
     def __init__(self, label: str) -> None:
         self._label = label
+        # Of the file: another thread may be looking as the call ends.
+        self._lock: Any = threading.RLock()
         token = os.urandom(16)
         self._fd = _make_file()
         os.pwrite(self._fd, token, 0)
@@ -133,9 +150,9 @@ class Recorder:
         self._submitted: list[int] = []
         self._failed: dict[int, int] = {}  # number of a task -> when it was learnt that its worker was gone
         self._records = b""
-        self._lock = threading.RLock()  # of the file: another thread may be looking as the call ends
         self.begun = time.monotonic_ns()
         self.ended = 0
+        _recorders.add(self)
 
     def tasks(self, iterable: Iterable[Task], resume: Any) -> Iterator[Task]:
         """The tasks with the writing around them. resume: of a call with `memory`, or None."""
@@ -161,6 +178,8 @@ class Recorder:
             self._failed.setdefault(item, time.monotonic_ns())
 
     def end(self) -> None:
+        if self._fd < 0:  # perhaps it was never made
+            return
         with self._lock:
             if self._fd >= 0:
                 self.ended = time.monotonic_ns()

@@ -187,6 +187,10 @@ def get_crew(
             crew.by_value = {}  # type: ignore[attr-defined]
         crew.idle = idle  # type: ignore[attr-defined]
         crew.used = time.monotonic()  # type: ignore[attr-defined]
+        other = _crews.pop(key, None)
+        if other is not None:  # of what this thread was interrupted by; perhaps it is still in use
+            own_key = (*key, id(other))
+            _crews[own_key] = other
         try:
             _crews[key] = crew  # the last one: the first is the one used longest ago
             if is_new:
@@ -197,11 +201,11 @@ def get_crew(
                 _crews.pop(key, None)
             raise
         use = Use(crew)  # from here on it is busy: other threads look for what is idle
-        for other_key, other in list(_crews.items())[:-_CREWS_KEPT]:
-            if not is_busy(other) and _crews.pop(other_key, None) is not None:
-                surplus.append(other)
-    for other in surplus:
-        other.terminate()
+        for known_key, known in list(_crews.items())[:-_CREWS_KEPT]:
+            if not is_busy(known) and _crews.pop(known_key, None) is not None:
+                surplus.append(known)
+    for known in surplus:
+        known.terminate()
     look_after(idle)
     return use
 
@@ -273,9 +277,9 @@ class Use(Handle):
 
     def end(self) -> None:
         if not self._ended:
-            self._ended = True
             self.crew.used = time.monotonic()  # type: ignore[attr-defined]
             self.crew.calls.discard(id(self))  # type: ignore[attr-defined]
+            self._ended = True  # last: where Ctrl-C comes before, it is done once more when this is collected
 
     __del__ = end
 
@@ -348,7 +352,7 @@ def drop_crew(crew: Crew) -> None:
     with _lock:
         for key, known in list(_crews.items()):
             if known is crew:
-                del _crews[key]
+                _crews.pop(key, None)
     crew.terminate()
 
 
