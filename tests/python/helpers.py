@@ -58,8 +58,6 @@ class Interruption:
     def everywhere(self, call: Callable[[], object], most: int = 1000) -> int:
         """Run `call` again and again, each time with `other` before the next line, to the last; how often that was."""
         number = 0
-        if self._kind == "opcode":
-            self._run(call, sys.maxsize)  # CPython 3.12 and 3.13 tell of a code's instructions from the second time on
         while number < most and self._run(call, number):
             number += 1
         for thread in self._threads:
