@@ -201,9 +201,7 @@ def get_crew(
                 _crews.pop(key, None)
             raise
         use = Use(crew)  # from here on it is busy: other threads look for what is idle
-        for known_key, known in list(_crews.items())[:-_CREWS_KEPT]:
-            if not is_busy(known) and _crews.pop(known_key, None) is not None:
-                surplus.append(known)
+        surplus += _take_idle(list(_crews.items())[:-_CREWS_KEPT])
     for known in surplus:
         known.terminate()
     look_after(idle)
@@ -232,6 +230,12 @@ def is_busy(crew: Any) -> bool:
         return bool(crew.calls) or not crew.engine.idle
     except ValueError:  # closed
         return False
+
+
+def _take_idle(entries: list[tuple[tuple[Any, ...], Crew]]) -> list[Crew]:
+    """Those of these crews that no call has in use, out of the table now. Locked; yet what the collector runs in this
+    thread may take one out, too: then it is not ours."""
+    return [crew for key, crew in entries if not is_busy(crew) and _crews.pop(key, None) is not None]
 
 
 class Handle:
@@ -410,7 +414,7 @@ def end_crews() -> None:
 def end_idle_crews() -> None:
     """End the workers that no call, and no `with` block, has in use."""
     with _lock:
-        idle = [crew for key, crew in list(_crews.items()) if not is_busy(crew) and _crews.pop(key, None) is not None]
+        idle = _take_idle(list(_crews.items()))
     for crew in idle:
         crew.terminate()
 

@@ -498,9 +498,8 @@ class AsyncMemorizedFunc(MemorizedFunc):
         try:
             value = await self.func(*args, **kwargs)
         finally:
-            with contextlib.suppress(
-                ValueError
-            ):  # closed in another context, by the collector perhaps: its own is gone
+            # ValueError: closed in another context, by the collector perhaps: its own is gone.
+            with contextlib.suppress(ValueError):
                 _computing.reset(outside)
         return self._after_call(args, kwargs, key, value, started, time.perf_counter_ns() - begun)
 
